@@ -1,0 +1,52 @@
+"""The stream's settings: frozen, checked when built, printable."""
+
+from dataclasses import asdict, dataclass, field
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.images import ImageLimits, ResizeRule
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Everything that decides what a prompt stream delivers and how it is read.
+
+    Only ``seed``, ``num_lanes`` and ``block_shards`` (with the data) decide the order; the rest
+    changes speed and memory alone.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+
+    num_lanes: int
+    """Prompts per generation batch over all ranks; the world size must divide it."""
+    seed: int = 0
+    """Seed of the order."""
+    block_shards: int = 4
+    """Samples are mixed inside blocks of this many consecutive (permuted) shards."""
+    num_threads: int = 2
+    """Threads per rank that read, decode and resize; 0 does it in the caller's thread."""
+    prefetch_batches: int = 2
+    """Generation batches that are made ahead of the one in use."""
+    max_bad_samples: int = 100
+    """Samples of one rank and run that may fail before the run stops."""
+    resize: ResizeRule | None = field(default_factory=ResizeRule)
+    """Size that the model's processor would choose; None delivers images as stored."""
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    """What an image may be at most."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_lanes", 1),
+            ("seed", 0),
+            ("block_shards", 1),
+            ("num_threads", 0),
+            ("prefetch_batches", 1),
+            ("max_bad_samples", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(name, value, f"must be a whole number of at least {least}")
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain values, for printing and saving."""
+        return asdict(self)

@@ -1,0 +1,69 @@
+"""Every error that this project raises on purpose.
+
+A message names what was found, what was expected and what to do. Model output is data, never an
+error: see ``grpo_stream.grounding.answers``.
+"""
+
+
+class GrpoStreamError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class GrpoStreamWarning(UserWarning):
+    """Something was put right or left out, and the user should know."""
+
+
+class ConfigError(GrpoStreamError, ValueError):
+    """A setting cannot work; raised before anything is loaded.
+
+    Args:
+        field: Name of the setting as the user writes it.
+        value: The value that was found.
+        expected: What would work, in words, with at least one value that does.
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{field}={value!r}: {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class _CausedError(GrpoStreamError):
+    """An error with a short fixed word (``cause``) for counting and a sentence for people."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["_CausedError"], tuple[str, str]]:
+        return type(self), (self.cause, self.detail)
+
+
+class ImageError(_CausedError):
+    """Bytes that are no usable image."""
+
+
+class RecordError(_CausedError):
+    """A raw record that cannot become a sample."""
+
+
+class StoreError(_CausedError):
+    """A folder, file or object that cannot be read or written."""
+
+
+class ManifestError(GrpoStreamError):
+    """A data set whose manifest is missing, of another version or inconsistent."""
+
+
+class ShardFormatError(_CausedError):
+    """A shard or index whose bytes are not what the format says."""
+
+
+class CursorError(GrpoStreamError):
+    """A saved position that does not belong to this data set or these settings."""
+
+
+class BadSamplesError(GrpoStreamError):
+    """More samples failed than the stated tolerance."""

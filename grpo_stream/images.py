@@ -1,0 +1,221 @@
+"""Bytes to upright RGB pixels, within limits, and the one resize of the project.
+
+Building, training, rollout and evaluation all resize here, so that an image is resized at most
+once between its file and the model.
+"""
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from grpo_stream.boxes import Size
+from grpo_stream.errors import ConfigError, ImageError
+
+try:  # the fast JPEG decoder is an extra; its pixels equal Pillow's (tested)
+    import simplejpeg
+except ImportError:  # pragma: no cover
+    simplejpeg = None
+
+Pixels = NDArray[np.uint8]
+"""An image in memory: uint8, shape (height, width, 3), RGB, upright."""
+
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+"""Pillow's format name -> member suffix, for the formats that are stored as they are."""
+
+_FORMATS = (*SUFFIXES, "GIF", "BMP", "TIFF")
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_MAX_ASPECT_RATIO = 200  # transformers 5.23, qwen2_vl.smart_resize
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may be at most, checked on its header before anything is decoded."""
+
+    max_pixels: int = 100_000_000
+    """Largest width x height in pixels; guards against decompression bombs."""
+    min_side: int = 2
+    """Smallest width and height in pixels."""
+    max_aspect_ratio: float = _MAX_ASPECT_RATIO
+    """Largest ratio of the longer to the shorter side."""
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an image's header says."""
+
+    format: str
+    """Pillow's name: JPEG, PNG, WEBP, ..."""
+    size: Size
+    """Upright size, EXIF orientation applied, in pixels."""
+    is_plain: bool
+    """The stored pixels are the upright RGB pixels: no rotation, alpha, palette or frames."""
+    num_frames: int
+    """More than 1 for an animation; only the first frame is used."""
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def probe(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
+    """Reads an image's header and checks it against ``limits``; decodes nothing.
+
+    Raises:
+        ImageError: causes ``image_empty``, ``image_unreadable``, ``image_too_large``,
+            ``image_too_small``, ``image_aspect_ratio``.
+    """
+    with _open(data, limits) as image:
+        return _info(image)
+
+
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+    """Decodes an image to upright RGB.
+
+    EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled to
+    8 bits, CMYK, palette and grey become RGB, and of an animation the first frame is taken.
+
+    Returns:
+        uint8 array of shape (height, width, 3).
+
+    Raises:
+        ImageError: as :func:`probe`, and ``image_truncated`` for damaged pixel data.
+    """
+    with _open(data, limits) as image:
+        info = _info(image)
+        if simplejpeg is not None and info.format == "JPEG" and info.is_plain:
+            try:
+                return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+            except ValueError:
+                pass  # damaged or unusual: Pillow decides, with its own message
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ImageError("image_truncated", f"{info.format} pixel data: {error}") from error
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+@dataclass(frozen=True)
+class ResizeRule:
+    """The target size that a Qwen-VL image processor would choose.
+
+    Source: ``smart_resize`` of transformers 5.23 (models/qwen2_vl), restated so that data at rest
+    and in motion need no transformers; a test compares the two.
+    """
+
+    multiple: int = 28
+    """Both sides become multiples of this: patch_size x merge_size (28: Qwen2.5-VL, 32: Qwen3)."""
+    min_pixels: int = 56 * 56
+    """Smallest area in pixels after resizing."""
+    max_pixels: int = 28 * 28 * 1280
+    """Largest area in pixels after resizing; one visual token covers multiple x multiple."""
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise ConfigError("multiple", self.multiple, "must be at least 1, for example 28")
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ConfigError(
+                "max_pixels",
+                self.max_pixels,
+                f"must be at least min_pixels={self.min_pixels}, for example {28 * 28 * 1280}",
+            )
+
+    def target(self, size: Size) -> Size:
+        """The size that an image of ``size`` is resized to.
+
+        Raises:
+            ImageError: the aspect ratio is beyond 200, as the processor itself refuses it.
+        """
+        width, height = size
+        if max(size) / min(size) > _MAX_ASPECT_RATIO:
+            raise ImageError("image_aspect_ratio", f"{width}x{height}: beyond 200 to 1")
+        step = self.multiple
+        new_height = round(height / step) * step
+        new_width = round(width / step) * step
+        if new_height * new_width > self.max_pixels:
+            beta = math.sqrt((height * width) / self.max_pixels)
+            new_height = max(step, math.floor(height / beta / step) * step)
+            new_width = max(step, math.floor(width / beta / step) * step)
+        elif new_height * new_width < self.min_pixels:
+            beta = math.sqrt(self.min_pixels / (height * width))
+            new_height = math.ceil(height * beta / step) * step
+            new_width = math.ceil(width * beta / step) * step
+        return Size(new_width, new_height)
+
+
+def resize(pixels: Pixels, size: Size) -> Pixels:
+    """The project's one resize: bicubic with antialiasing, as Qwen's processors do it in Pillow.
+
+    Args:
+        pixels: uint8, shape (height, width, 3).
+        size: Target size; the same array is returned when nothing is to be done.
+    """
+    if (pixels.shape[1], pixels.shape[0]) == tuple(size):
+        return pixels
+    image = Image.fromarray(pixels).resize(tuple(size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """``pixels`` as PNG bytes, the same bytes every time."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    if not data:
+        raise ImageError("image_empty", "0 bytes")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own bomb limit is replaced by ours, which is checked just below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_large", str(error)) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError("image_unreadable", "not an image that Pillow knows") from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        detail = f"{width}x{height} is more than max_pixels={limits.max_pixels}"
+        raise ImageError("image_too_large", detail)
+    if min(width, height) < limits.min_side:
+        raise ImageError("image_too_small", f"{width}x{height}: a side below {limits.min_side}")
+    if max(width, height) > limits.max_aspect_ratio * min(width, height):
+        detail = f"{width}x{height}: beyond {limits.max_aspect_ratio:g} to 1"
+        raise ImageError("image_aspect_ratio", detail)
+    return image
+
+
+def _info(image: Image.Image) -> ImageInfo:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (SyntaxError, ValueError, OSError, KeyError, TypeError):
+        orientation = 1  # damaged EXIF says nothing; the pixels stand as they are
+    width, height = image.size
+    num_frames = int(getattr(image, "n_frames", 1))
+    if orientation in _TRANSPOSED:
+        width, height = height, width
+    is_plain = (
+        image.mode in ("RGB", "L")
+        and orientation in (0, 1)
+        and num_frames == 1
+        and "transparency" not in image.info
+    )
+    return ImageInfo(str(image.format), Size(width, height), is_plain, num_frames)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips to white instead of scaling.
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
