@@ -1,0 +1,142 @@
+"""The list of a data set's shards. Written last: no manifest, no data set."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from grpo_stream.errors import ManifestError
+from grpo_stream.shards.store import Store
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of one shard."""
+
+    name: str
+    """File name beside the manifest."""
+    num_samples: int
+    num_bytes: int
+    """Size of the tar in bytes."""
+    sha256: str
+    """Hex digest of the whole tar."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set: its shards in order, and how it came about."""
+
+    version: int
+    """:data:`MANIFEST_VERSION` at the time of writing."""
+    shards: tuple[ShardInfo, ...]
+    """In the order that the stream's arithmetic uses."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Build settings that decided the content; no machine paths."""
+    builder_version: str = ""
+    totals: dict[str, int] = field(default_factory=dict)
+    """Counts over the set, for people: ``num_samples``, ``num_bytes``, ``num_warnings``, ..."""
+    rejects: dict[str, int] = field(default_factory=dict)
+    """Rejected records by cause."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 over version and, in order, each shard's name, num_samples and sha256.
+
+        Two copies of a data set have the same digest wherever they lie and however they were
+        built; any change of content or order changes it.
+        """
+        digest = hashlib.sha256(f"manifest {self.version}\n".encode())
+        for shard in self.shards:
+            line = json.dumps([shard.name, shard.num_samples, shard.sha256])
+            digest.update(f"{line}\n".encode())
+        return digest.hexdigest()
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON, one shard a line, the same bytes for the same values."""
+        rest = {
+            "version": self.version,
+            "digest": self.digest,
+            "builder_version": self.builder_version,
+            "totals": self.totals,
+            "rejects": self.rejects,
+            "settings": self.settings,
+        }
+        lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)},\n" for k, v in rest.items()]
+        shards = ",\n".join(f"  {json.dumps(asdict(shard))}" for shard in self.shards)
+        return ("{\n" + "".join(lines) + f' "shards": [\n{shards}\n ]\n}}\n').encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Manifest":
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            ManifestError: not JSON, of another version, with missing or wrong fields, with two
+                shards of one name, or with a digest that does not fit the shards.
+        """
+        try:
+            raw = json.loads(data)
+            version = raw["version"]
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            raise ManifestError(f"{MANIFEST_NAME} is no manifest: {error!r}") from error
+        if version != MANIFEST_VERSION:
+            raise ManifestError(
+                f"{MANIFEST_NAME} has version {version!r}, this program reads version "
+                f"{MANIFEST_VERSION}: rebuild the data set or use the program that built it"
+            )
+        try:
+            manifest = cls(
+                version=version,
+                shards=tuple(_shard_info(shard) for shard in raw["shards"]),
+                settings=dict(raw["settings"]),
+                builder_version=str(raw["builder_version"]),
+                totals=dict(raw["totals"]),
+                rejects=dict(raw["rejects"]),
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise ManifestError(f"{MANIFEST_NAME}: missing or wrong field: {error!r}") from error
+        if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+            raise ManifestError(f"{MANIFEST_NAME} names a shard twice")
+        if raw.get("digest", manifest.digest) != manifest.digest:
+            raise ManifestError(f"{MANIFEST_NAME}: its digest does not fit its shards")
+        return manifest
+
+    @classmethod
+    def load(cls, store: Store) -> "Manifest":
+        """Reads the manifest of the data set in ``store``.
+
+        Raises:
+            ManifestError: there is none, or :meth:`from_json` refuses it.
+            StoreError: the store cannot be read.
+        """
+        if not store.exists(MANIFEST_NAME):
+            raise ManifestError(
+                f"{store.url}: no manifest, no data set: run shard-builder build or index "
+                f"and give the folder that holds {MANIFEST_NAME}"
+            )
+        return cls.from_json(store.read(MANIFEST_NAME))
+
+    def save(self, store: Store) -> None:
+        """Writes the manifest; the last act of a build, after every shard and index."""
+        store.write(MANIFEST_NAME, self.to_json())
+
+
+def _shard_info(raw: dict[str, Any]) -> ShardInfo:
+    info = ShardInfo(raw["name"], raw["num_samples"], raw["num_bytes"], raw["sha256"])
+    for name in ("num_samples", "num_bytes"):
+        value = getattr(info, name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name}={value!r}")
+    for name in ("name", "sha256"):
+        value = getattr(info, name)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{name}={value!r}")
+    return info

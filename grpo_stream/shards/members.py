@@ -1,0 +1,140 @@
+"""Tar members in bytes: the plain ustar headers that we write, and the dialects that we read."""
+
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from grpo_stream.errors import ShardFormatError
+
+BLOCK = 512
+"""Tar headers and contents are padded to this many bytes."""
+
+END = bytes(2 * BLOCK)
+"""What ends an archive."""
+
+_MAX_MEMBER_BYTES = 2**31  # no image or JSON is larger; a damaged header may say anything
+_FILE, _FOLDER, _PAX, _PAX_GLOBAL, _LONG_NAME = (b"0", b"\0"), b"5", b"x", b"g", b"L"
+
+
+class Member(NamedTuple):
+    """One file in a tar."""
+
+    name: str
+    data: bytes
+    offset: int
+    """First byte of its header, extension headers included."""
+
+
+def make_member(name: str, data: bytes) -> bytes:
+    """Header, content and padding of a file; no time, owner or user gets in.
+
+    Args:
+        name: At most 100 bytes in UTF-8.
+        data: The content.
+    """
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return header + data + bytes(-len(data) % BLOCK)
+
+
+def iter_members(
+    fileobj: BinaryIO, shard: str, base: int = 0, *, is_whole: bool
+) -> Iterator[Member]:
+    """The files of a tar, or of a run of its members, in order.
+
+    ustar, pax and GNU long names are understood; folders are passed over.
+
+    Args:
+        fileobj: Read forwards only.
+        shard: The shard's name, for error messages.
+        base: Where in the shard ``fileobj`` starts, for error messages and offsets.
+        is_whole: The bytes are a whole archive, which must end with its end mark.
+
+    Raises:
+        ShardFormatError: causes ``bad_header``, ``bad_member`` (links, devices, ...) and
+            ``truncated``.
+    """
+    position = base
+    start: int | None = None  # where the extension headers of the coming file start
+    overrides: dict[str, str] = {}
+    while True:
+        header = fileobj.read(BLOCK)
+        if not header and not is_whole and start is None:
+            return
+        if len(header) < BLOCK:
+            detail = f"{shard} ends at byte {position + len(header)}, in or before a tar header"
+            raise ShardFormatError("truncated", detail)
+        if header.count(0) == BLOCK:
+            return
+        where = f"{shard} at byte {position}"
+        kind, name, num_bytes = _parse_header(header, where)
+        if kind in _FILE:
+            name = overrides.get("path", name)
+            num_bytes = _number(overrides.get("size", str(num_bytes)), where)
+        padded = num_bytes + -num_bytes % BLOCK
+        data = fileobj.read(padded)
+        if len(data) < padded:
+            detail = f"{shard} ends at byte {position + BLOCK + len(data)}, inside {name!r}"
+            raise ShardFormatError("truncated", detail)
+        data = data[:num_bytes]
+        if kind in _FILE:
+            yield Member(name, data, position if start is None else start)
+            start, overrides = None, {}
+        elif kind in (_PAX, _LONG_NAME):
+            start = position if start is None else start
+            overrides |= _parse_pax(data, where) if kind == _PAX else {"path": _text(data)}
+        elif kind == _FOLDER:
+            start, overrides = None, {}
+        elif kind != _PAX_GLOBAL:
+            detail = f"{where}: {name!r} is of tar type {kind!r}, only files are expected"
+            raise ShardFormatError("bad_member", detail)
+        position += BLOCK + padded
+
+
+def _parse_header(header: bytes, where: str) -> tuple[bytes, str, int]:
+    field = header[148:156].strip(b" \0")
+    checksum = sum(header) - sum(header[148:156]) + 8 * 32
+    try:
+        is_sound = int(field, 8) == checksum
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise ShardFormatError("bad_header", f"{where}: no tar header (its checksum is wrong)")
+    name = _text(header[:100])
+    if header[257:263] == b"ustar\0" and header[345]:
+        name = f"{_text(header[345:500])}/{name}"
+    if header[124] & 0x80:  # GNU: a size of 8 GiB and more, in base 256
+        size = int.from_bytes(header[125:136], "big")
+    else:
+        octal = header[124:136].strip(b" \0") or b"0"
+        if not octal.isdigit():
+            raise ShardFormatError("bad_header", f"{where}: member size {octal!r} is no number")
+        size = int(octal, 8)
+    if size > _MAX_MEMBER_BYTES:
+        raise ShardFormatError("bad_header", f"{where}: {name!r} is said to have {size} bytes")
+    return header[156:157], name, size
+
+
+def _parse_pax(data: bytes, where: str) -> dict[str, str]:
+    records: dict[str, str] = {}
+    while data:
+        length, _, rest = data.partition(b" ")
+        num_bytes = _number(_text(length), where)
+        if not len(length) + 1 < num_bytes <= len(data):
+            raise ShardFormatError("bad_header", f"{where}: damaged pax header")
+        key, _, value = rest[: num_bytes - len(length) - 2].partition(b"=")
+        records[_text(key)] = _text(value)
+        data = data[num_bytes:]
+    return records
+
+
+def _number(text: str, where: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > _MAX_MEMBER_BYTES:
+        raise ShardFormatError("bad_header", f"{where}: {text[:40]!r} is no size in bytes")
+    return int(text)
+
+
+def _text(data: bytes) -> str:
+    return data.split(b"\0", 1)[0].decode("utf-8", "replace")
