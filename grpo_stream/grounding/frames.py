@@ -1,0 +1,79 @@
+"""Which frame a model answers in, and the arithmetic to ``original`` and back."""
+
+from typing import TypeVar
+
+from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size
+from grpo_stream.errors import ConfigError
+
+ANSWER_FRAMES: dict[str, Frame] = {
+    "qwen2_5_vl": "model",
+    "qwen2_vl": "per_mille",
+    "qwen3_vl": "per_mille",
+    "qwen3_vl_moe": "per_mille",
+}
+"""transformers' ``config.model_type`` -> the frame that the family was trained to answer in."""
+
+_PER_MILLE = Size(1000, 1000)
+
+Shape = TypeVar("Shape", Point, Box)
+
+
+def answer_frame_for(model_type: str, override: str | None = None) -> Frame:
+    """The frame that a model's answers are in.
+
+    Args:
+        model_type: ``config.model_type`` of transformers, for example ``qwen2_5_vl``.
+        override: A frame's name to use instead, for a model that was trained otherwise.
+
+    Raises:
+        ConfigError: ``override`` is no frame, or the family is unknown and nothing overrides it.
+    """
+    if override is not None:
+        for frame in FRAMES:
+            if override == frame:
+                return frame
+        raise ConfigError("answer_frame", override, f"must be one of {', '.join(FRAMES)}")
+    if model_type not in ANSWER_FRAMES:
+        known = ", ".join(sorted(ANSWER_FRAMES))
+        raise ConfigError(
+            "answer_frame",
+            None,
+            f"is not known for model_type {model_type!r} (known: {known}); "
+            'set it, for example answer_frame="model"',
+        )
+    return ANSWER_FRAMES[model_type]
+
+
+def frame_size(frame: Frame, *, model_size: Size, original_size: Size) -> Size:
+    """Width and height that span the whole image in ``frame``."""
+    if frame == "original":
+        return Size(*original_size)
+    return Size(*model_size) if frame == "model" else _PER_MILLE
+
+
+def to_original(shape: Shape, *, model_size: Size, original_size: Size) -> Shape:
+    """A point or box of any frame as one in ``original`` pixels.
+
+    Args:
+        shape: The point or box; its ``frame`` says where it comes from.
+        model_size: The resized image in pixels; used for frame ``model`` alone.
+        original_size: The upright original image in pixels.
+    """
+    if shape.frame == "original":
+        return shape
+    size = frame_size(shape.frame, model_size=model_size, original_size=original_size)
+    return shape.scaled(size, Size(*original_size), "original")
+
+
+def from_original(shape: Shape, frame: Frame, *, model_size: Size, original_size: Size) -> Shape:
+    """A point or box of ``original`` pixels as one in ``frame``; undoes :func:`to_original`.
+
+    Raises:
+        ValueError: ``shape`` is not in frame ``original``.
+    """
+    if shape.frame != "original":
+        raise ValueError(f"the shape is in frame {shape.frame!r}, not 'original'")
+    if frame == "original":
+        return shape
+    size = frame_size(frame, model_size=model_size, original_size=original_size)
+    return shape.scaled(Size(*original_size), size, frame)
