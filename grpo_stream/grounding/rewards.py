@@ -175,7 +175,7 @@ def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         GrpoStreamError: when called, for any exception that ``function`` raises.
     """
-    name = getattr(function, "__name__", None) or getattr(function, "func", function).__name__
+    name = _name_of(function)
 
     if inspect.iscoroutinefunction(function):
 
@@ -200,6 +200,13 @@ def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.wraps(function)(call)
     call.__name__ = name
     return call
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Also of what has no ``__name__``: a functools.partial, an object with ``__call__``."""
+    inner = getattr(function, "func", function)
+    name = getattr(function, "__name__", None) or getattr(inner, "__name__", None)
+    return str(name or type(inner).__name__)
 
 
 def _failing_keys(function: Callable[..., Any], columns: dict[str, Any]) -> Sequence[Any] | None:
