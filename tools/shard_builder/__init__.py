@@ -1,0 +1,1 @@
+"""Raw JSON records and images to shards with a manifest. Needs numpy, Pillow and tqdm, no torch."""
