@@ -1,0 +1,78 @@
+# Installation, quickstart and the gate. `make` alone lists the commands.
+#
+#   PYTHON=...          the Python (3.11 or newer) that .venv is made from; found if not given
+#   TORCH_PIP_ARGS=...  how pip gets torch, e.g. "--index-url <index of the build for your driver>"
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint format clean
+
+PYTHON ?=
+TORCH_PIP_ARGS ?=
+STAMP := .venv/.installed
+LOCKS := requirements-torch.lock requirements.lock
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# DeepSpeed compiles its operators at first use. Here they live in the venv, so `make setup` can
+# build them ahead of the first run and `make clean` takes them away.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
+# Neither the quickstart nor a test needs the hub: a forgotten access fails at once, not by time-out.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+help:  ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## Make .venv with the pinned versions; does nothing when it is up to date
+
+quickstart: setup  ## Shards, ZeRO-3 GRPO of a tiny policy and a report, in out/quickstart
+	@.venv/bin/python launch/quickstart.py
+
+test: setup lint  ## Everything that CI runs: lint and pytest
+	.venv/bin/pytest
+
+lint: setup  ## ruff, mypy --strict and the floors (import-linter)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: setup  ## Format the code and apply ruff's safe fixes
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+# Other runs' checkpoints may lie in out/ too: only what the quickstart made is removed.
+clean:  ## Remove .venv, out/quickstart and every cache
+	rm -rf .venv out/quickstart build dist *.egg-info .coverage
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	if [ -d out ]; then rmdir --ignore-fail-on-non-empty out; fi
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp holds the folder that .venv was made in: a venv does not survive being moved.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): $(LOCKS) pyproject.toml
+	@python="$$(tools/find_python $(PYTHON))"
+	if [ "$$(cat $@ 2>/dev/null)" != "$(CURDIR)" ] || ! .venv/bin/python -c '' 2>/dev/null; then
+		echo "setup 1/4: .venv with $$("$$python" --version) ($$python)"
+		"$$python" -m venv --clear .venv
+	fi
+	rm -f $@
+	echo "setup 2/4: torch (several GB where the default build is the one for CUDA)"
+	.venv/bin/pip install $(if $(MAKE_TERMOUT),,--quiet) $(TORCH_PIP_ARGS) -r requirements-torch.lock
+	echo "setup 3/4: $$(grep -c == requirements.lock) pinned packages and this project"
+	.venv/bin/pip install --quiet -r requirements.lock -r requirements-torch.lock
+	.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	echo "setup 4/4: DeepSpeed's operator for communication on CPU (about a minute, once)"
+	.venv/bin/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' \
+		> .venv/operator.log 2>&1 || { cat .venv/operator.log >&2; exit 1; }
+	echo "$(CURDIR)" > $@
+	echo "setup: done in $$SECONDS s; to use it outside of make: . .venv/bin/activate"
+
+# A recipe is one script.
+.ONESHELL:
