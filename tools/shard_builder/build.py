@@ -39,6 +39,9 @@ class BuildSettings:
     images_root: Path
     out: Path
     rules: Rules = field(default_factory=Rules)
+    where: tuple[tuple[str, str], ...] = ()
+    """Only records whose fields have these values, as in ``(("split", "train"),)``; others are
+    passed over without a word."""
     limits: ShardLimits = field(default_factory=ShardLimits)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     shuffle_seed: int | None = None
@@ -85,7 +88,7 @@ def build(settings: BuildSettings) -> BuildResult:
             there is no manifest then.
     """
     _check(settings)
-    num_records = sum(1 for path in settings.inputs for _ in read_records(path))
+    num_records = sum(1 for _ in _in_order(settings))
     if not settings.dry_run:
         _make_room(settings.out)
     with ExitStack() as stack:
@@ -235,19 +238,27 @@ def _verdicts(settings: BuildSettings, ledger: _Ledger) -> Iterator[Verdict | No
 
 
 def _records(settings: BuildSettings) -> Iterator[tuple[_Place, Any]]:
-    def in_order() -> Iterator[tuple[_Place, Any]]:
-        position = 0
-        for path in settings.inputs:
-            for index, record in enumerate(read_records(path)):
-                yield _Place(position, path, index), record
-                position += 1
-
     if settings.shuffle_seed is None:
-        yield from in_order()
+        yield from _in_order(settings)
         return
-    records = list(in_order())
+    records = list(_in_order(settings))
     random.Random(settings.shuffle_seed).shuffle(records)  # noqa: S311 - no secret
     yield from records
+
+
+def _in_order(settings: BuildSettings) -> Iterator[tuple[_Place, Any]]:
+    position = 0
+    for path in settings.inputs:
+        for index, record in enumerate(read_records(path)):
+            if _is_wanted(record, settings.where):
+                yield _Place(position, path, index), record
+            position += 1
+
+
+def _is_wanted(record: Any, where: tuple[tuple[str, str], ...]) -> bool:
+    if not isinstance(record, dict):
+        return True  # a bad record is for the judge
+    return all(name in record and str(record[name]) == value for name, value in where)
 
 
 def _hash(*parts: bytes) -> int:
@@ -263,6 +274,7 @@ def _portable(settings: BuildSettings) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "inputs": [path.name for path in settings.inputs],
+        "where": [list(pair) for pair in settings.where],
         "rules": asdict(settings.rules),
         "shard_limits": asdict(settings.limits),
         "image_limits": asdict(settings.image_limits),

@@ -93,6 +93,14 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="pixels of the upright image, 0-1, or 0-1000 over its sides (%(default)s)",
     )
     add(
+        "--where",
+        action="append",
+        type=_field_value,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="only records with this value, as in split=train; may be repeated",
+    )
+    add(
         "--samples-per-shard",
         type=int,
         default=limits.max_samples,
@@ -133,6 +141,7 @@ def _build(args: argparse.Namespace) -> int:
         rules=Rules(
             args.image_key, args.prompt_key, args.solution_key, args.box_format, args.coords
         ),
+        where=tuple(args.where),
         limits=ShardLimits(args.samples_per_shard, args.max_shard_bytes),
         shuffle_seed=args.shuffle_seed,
         max_rejects=0 if args.on_error == "fail" else args.max_rejects,
@@ -178,6 +187,13 @@ def _stats(args: argparse.Namespace) -> int:
     store = open_store(args.url)
     print(stats_table(store, Manifest.load(store), quiet=args.quiet))
     return 0
+
+
+def _field_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}: write FIELD=VALUE, as in split=train")
+    return name, value
 
 
 def _num_bytes(text: str) -> int:
