@@ -1,16 +1,13 @@
 """The build: every record judged, samples packed, rejects and warnings listed, manifest last."""
 
-import hashlib
-import json
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,12 +18,10 @@ from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifes
 from grpo_stream.shards.sample import SCHEMA_VERSION
 from grpo_stream.shards.store import LocalStore
 from tools.shard_builder.judge import Rules, Verdict, judge
+from tools.shard_builder.ledger import REJECTS_NAME, WARNINGS_NAME, Ledger, Place
 from tools.shard_builder.pack import Packer, ShardLimits
 from tools.shard_builder.pictures import Picture, find_image, load_picture
 from tools.shard_builder.records import read_records
-
-REJECTS_NAME = "rejects.jsonl"
-WARNINGS_NAME = "warnings.jsonl"
 
 _OURS = ("shard-*.tar", "shard-*.tar.idx", ".shard-*.tmp", REJECTS_NAME, WARNINGS_NAME)
 
@@ -72,10 +67,6 @@ class BuildResult:
     """None after a dry run."""
 
 
-class TooManyRejectsError(RecordError):
-    """The build stopped at the rejects it may have; there is no manifest."""
-
-
 def build(settings: BuildSettings) -> BuildResult:
     """Builds a data set; equal inputs and settings give equal files.
 
@@ -92,7 +83,9 @@ def build(settings: BuildSettings) -> BuildResult:
     if not settings.dry_run:
         _make_room(settings.out)
     with ExitStack() as stack:
-        ledger = _Ledger(settings, stack)
+        ledger = Ledger(settings.rules.image_key, settings.max_rejects)
+        if not settings.dry_run:
+            ledger.write_to(settings.out, stack)
         packer = None if settings.dry_run else Packer(settings.out, settings.limits)
         if packer is not None:
             stack.callback(packer.discard)
@@ -143,81 +136,7 @@ def make_key(position: int, image_path: str) -> str:
     return f"{position:09d}_{stem}" if stem else f"{position:09d}"
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a record stands."""
-
-    position: int
-    """Over all inputs, from 0."""
-    input: Path
-    index: int
-    """In its input, from 0."""
-
-
-class _Ledger:
-    """Counts and lists what was rejected and warned of, and knows records that came before."""
-
-    def __init__(self, settings: BuildSettings, stack: ExitStack) -> None:
-        self.num_samples = 0
-        self.rejects: Counter[str] = Counter()
-        self.warnings: Counter[str] = Counter()
-        self.first_rejects: list[str] = []
-        self._max_rejects = settings.max_rejects
-        self._image_key = settings.rules.image_key
-        self._seen: dict[int, tuple[int, int]] = {}
-        self._files: dict[str, TextIO] = {}
-        if not settings.dry_run:
-            for name in (REJECTS_NAME, WARNINGS_NAME):
-                file = (settings.out / name).open("w", encoding="utf-8")
-                self._files[name] = stack.enter_context(file)
-
-    def take(self, place: _Place, record: Any, verdict: Verdict) -> None:
-        self.num_samples += 1
-        for cause, detail in [*verdict.warnings, *self._repeated(place, verdict)]:
-            self.warnings[cause] += 1
-            self._write(WARNINGS_NAME, place, record, cause, detail)
-
-    def reject(self, place: _Place, record: Any, error: RecordError | ImageError) -> None:
-        self.rejects[error.cause] += 1
-        self._write(REJECTS_NAME, place, record, error.cause, error.detail)
-        if len(self.first_rejects) < 5:
-            self.first_rejects.append(f"{place.input} record {place.index}: {error}")
-        if self._max_rejects is not None and self.rejects.total() > self._max_rejects:
-            detail = f"{self.rejects.total()} rejects, at most {self._max_rejects} are allowed"
-            raise TooManyRejectsError("too_many_rejects", f"{detail}{self.hint()}")
-
-    def hint(self) -> str:
-        return "".join(f"\n  {line}" for line in self.first_rejects)
-
-    def postfix(self) -> dict[str, int]:
-        return {"samples": self.num_samples, "rejects": self.rejects.total()}
-
-    def _repeated(self, place: _Place, verdict: Verdict) -> Iterator[tuple[str, str]]:
-        sample = verdict.sample
-        question = _hash(sample.image, sample.prompt.encode())
-        answer = _hash(repr(sample.solution).encode())
-        position, before = self._seen.setdefault(question, (place.position, answer))
-        if position != place.position:
-            if before == answer:
-                yield "duplicate", f"same image, prompt and solution as record {position} overall"
-            else:
-                yield "conflict", f"same image and prompt, other solution than record {position}"
-
-    def _write(self, name: str, place: _Place, record: Any, cause: str, detail: str) -> None:
-        if name in self._files:
-            image = record.get(self._image_key) if isinstance(record, dict) else None
-            line = {
-                "input": str(place.input),
-                "index": place.index,
-                "image": image[:500] if isinstance(image, str) else None,
-                "cause": cause,
-                "detail": detail,
-            }
-            # ASCII: a path may hold letters that UTF-8 cannot.
-            self._files[name].write(json.dumps(line) + "\n")
-
-
-def _verdicts(settings: BuildSettings, ledger: _Ledger) -> Iterator[Verdict | None]:
+def _verdicts(settings: BuildSettings, ledger: Ledger) -> Iterator[Verdict | None]:
     @lru_cache(maxsize=8)  # records of one image often follow each other
     def load(path: str) -> Picture:
         return load_picture(find_image(path, settings.images_root), settings.image_limits)
@@ -237,7 +156,7 @@ def _verdicts(settings: BuildSettings, ledger: _Ledger) -> Iterator[Verdict | No
             yield verdict
 
 
-def _records(settings: BuildSettings) -> Iterator[tuple[_Place, Any]]:
+def _records(settings: BuildSettings) -> Iterator[tuple[Place, Any]]:
     if settings.shuffle_seed is None:
         yield from _in_order(settings)
         return
@@ -246,12 +165,12 @@ def _records(settings: BuildSettings) -> Iterator[tuple[_Place, Any]]:
     yield from records
 
 
-def _in_order(settings: BuildSettings) -> Iterator[tuple[_Place, Any]]:
+def _in_order(settings: BuildSettings) -> Iterator[tuple[Place, Any]]:
     position = 0
     for path in settings.inputs:
         for index, record in enumerate(read_records(path)):
             if _is_wanted(record, settings.where):
-                yield _Place(position, path, index), record
+                yield Place(position, path, index), record
             position += 1
 
 
@@ -259,14 +178,6 @@ def _is_wanted(record: Any, where: tuple[tuple[str, str], ...]) -> bool:
     if not isinstance(record, dict):
         return True  # a bad record is for the judge
     return all(name in record and str(record[name]) == value for name, value in where)
-
-
-def _hash(*parts: bytes) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _portable(settings: BuildSettings) -> dict[str, Any]:
@@ -286,6 +197,9 @@ def _check(settings: BuildSettings) -> None:
     for path in settings.inputs:
         if not path.is_file():
             raise ConfigError("INPUT", str(path), "must be a JSON or JSON Lines file that exists")
+        is_in_out = settings.out.is_dir() and path.resolve().parent == settings.out.resolve()
+        if is_in_out and any(path.match(pattern) for pattern in _OURS):
+            raise ConfigError("INPUT", str(path), "is replaced by the build: give a copy elsewhere")
     if not settings.images_root.is_dir():
         root = str(settings.images_root)
         raise ConfigError("--images-root", root, "must be the folder that image paths start from")

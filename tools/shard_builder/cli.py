@@ -12,8 +12,9 @@ from tqdm import tqdm
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import open_store
-from tools.shard_builder.build import REJECTS_NAME, BuildResult, BuildSettings, build
+from tools.shard_builder.build import BuildResult, BuildSettings, build
 from tools.shard_builder.judge import BoxFormat, Coords, Rules
+from tools.shard_builder.ledger import REJECTS_NAME
 from tools.shard_builder.pack import ShardLimits
 from tools.shard_builder.stats import stats_table
 from tools.shard_builder.verify import verify

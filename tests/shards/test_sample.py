@@ -1,0 +1,94 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_stream.boxes import Size
+from grpo_stream.errors import ShardFormatError
+from grpo_stream.shards.sample import check_key, encode_meta, make_meta, parse_meta
+from tests.shards.support import make_sample
+
+SIZE = Size(10, 20)
+
+
+def test_properties_read_the_meta():
+    sample = make_sample(role="button")
+    assert sample.prompt == "Click on the red circle"
+    assert sample.solution == (1, 2, 8, 6)
+    assert sample.size == sample.original_size == Size(8, 6)
+    assert sample.extra == {"role": "button"}
+
+
+def test_meta_bytes_do_not_depend_on_the_order_of_fields():
+    one = make_meta("Öffne", (1.0, 2.5), SIZE, SIZE, {"a": 1, "b": {"y": 1, "x": 2}})
+    two = make_meta("Öffne", (1, 2.5), SIZE, SIZE, {"b": {"x": 2, "y": 1}, "a": 1})
+    assert encode_meta(one) == encode_meta(two)
+    assert '"solution":[1,2.5]' in encode_meta(one).decode()
+    assert "Öffne".encode() in encode_meta(one)
+
+
+def test_reserved_names_in_extra_do_not_win():
+    meta = make_meta("p", (1, 2), SIZE, SIZE, {"width": 99, "prompt": "other", "own": 1})
+    assert (meta["width"], meta["prompt"], meta["own"]) == (10, "p", 1)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text("xyz", min_size=1), json_values, max_size=3))
+def test_what_is_encoded_is_parsed_again(extra):
+    meta = make_meta("p", (1, 2, 3, 4), SIZE, SIZE, extra)
+    assert parse_meta(encode_meta(meta), "here") == meta
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"prompt": " \n"},
+        {"prompt": 3},
+        {"solution": [1, 2, 3]},
+        {"solution": "1,2"},
+        {"solution": [1, True]},
+        {"solution": [1, math.inf]},
+        {"solution": [1, 10**400]},
+        {"width": 0},
+        {"width": True},
+        {"height": 2.5},
+        {"original_width": None},
+    ],
+)
+def test_wrong_fields_are_named(bad):
+    good = make_meta("p", (1, 2), SIZE, SIZE, {})
+    with pytest.raises(ShardFormatError, match="bad_meta: key='k'") as caught:
+        parse_meta(json.dumps(good | bad).encode(), "key='k'")
+    assert next(iter(bad)) in caught.value.detail
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000])
+def test_no_json_object(data):
+    with pytest.raises(ShardFormatError, match="bad_json: here"):
+        parse_meta(data, "here")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "half \ud800", {1, 2}])
+def test_values_that_json_cannot_hold(value):
+    with pytest.raises(ShardFormatError, match="bad_meta"):
+        encode_meta(make_meta("p", (1, 2), SIZE, SIZE, {"extra": value}))
+
+
+@pytest.mark.parametrize("key", ["a", "000042_page", "A-b_9", "x" * 90])
+def test_good_keys(key):
+    check_key(key)
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "__meta__", "-a", "ä", "a b", "x" * 91, "a\n"])
+def test_bad_keys(key):
+    with pytest.raises(ShardFormatError, match="bad_key"):
+        check_key(key)

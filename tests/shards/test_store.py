@@ -1,0 +1,143 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.shards.store import LocalStore, ObjectStore, open_store
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(params=["local", "memory", "obstore-local"])
+def store(request, tmp_path):
+    if request.param == "local":
+        return LocalStore(tmp_path)
+    backends = pytest.importorskip("obstore.store")
+    memory = request.param == "memory"
+    client = backends.MemoryStore() if memory else backends.LocalStore(tmp_path)
+    return ObjectStore("s3://bucket/set", client)
+
+
+def test_read_back(store):
+    store.write("a.tar", DATA)
+    assert store.read("a.tar") == DATA
+    assert type(store.read("a.tar")) is bytes
+    assert store.size("a.tar") == len(DATA)
+    assert store.exists("a.tar")
+    assert not store.exists("b.tar")
+
+
+def test_ranges_are_exact(store):
+    store.write("a", DATA)
+    for offset, num_bytes in [(0, 1), (100, 300), (len(DATA) - 5, 5), (0, len(DATA)), (7, 0)]:
+        assert store.read_range("a", offset, num_bytes) == DATA[offset : offset + num_bytes]
+    for offset, num_bytes in [(len(DATA) - 5, 6), (len(DATA) + 10, 5)]:
+        with pytest.raises(StoreError):
+            store.read_range("a", offset, num_bytes)
+
+
+def test_a_short_read_says_so(tmp_path):
+    store = LocalStore(tmp_path)
+    store.write("a", b"12345")
+    with pytest.raises(StoreError, match="short_read: .*: a: 2 of 10 bytes at offset 3"):
+        store.read_range("a", 3, 10)
+
+
+def test_writes_replace_and_names_are_sorted(store):
+    for name in ("b", "a", "c.json"):
+        store.write(name, b"old")
+    store.write("a", b"new")
+    assert store.read("a") == b"new"
+    assert store.list_names() == ["a", "b", "c.json"]
+
+
+def test_missing_blobs(store):
+    for action in (store.read, store.size, lambda name: store.read_range(name, 0, 1)):
+        with pytest.raises(StoreError, match="not_found") as caught:
+            action("absent.tar")
+        assert "absent.tar" in caught.value.detail
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", "", "a\0b"])
+def test_names_stay_inside(store, name):
+    for action in (store.read, store.exists, lambda name: store.write(name, b"")):
+        with pytest.raises(StoreError, match="bad_name"):
+            action(name)
+
+
+def test_many_threads(store):
+    store.write("a", DATA)
+    with ThreadPoolExecutor(8) as pool:
+        parts = pool.map(lambda i: store.read_range("a", i, 50), range(200))
+        assert list(parts) == [DATA[i : i + 50] for i in range(200)]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
+    store = LocalStore(tmp_path)
+    store.write("a", b"old")
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(StoreError, match="unwritable: .*No space left"):
+        store.write("a", b"new")
+    assert store.read("a") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_missing_folder(tmp_path):
+    store = LocalStore(tmp_path / "absent")
+    assert not store.exists("a")
+    with pytest.raises(StoreError, match="not_found"):
+        store.list_names()
+
+
+def test_open_local(tmp_path):
+    (tmp_path / "with space").mkdir()
+    for url in (tmp_path / "with space", f"file://{tmp_path}/with%20space"):
+        store = open_store(url)
+        assert isinstance(store, LocalStore)
+        assert store.url == str(tmp_path / "with space")
+    assert open_store("./a:b/c").url == "a:b/c"
+
+
+def test_open_buckets():
+    pytest.importorskip("obstore")
+    store = open_store("s3://bucket/train/")
+    assert isinstance(store, ObjectStore)
+    assert store.url == "s3://bucket/train/"
+
+
+@pytest.mark.parametrize("url", ["pipe:cat a.tar", "pipe://x", "ftp://host/a", "s3:bucket", ""])
+def test_other_schemes(url):
+    with pytest.raises(ConfigError, match="for example"):
+        open_store(url)
+
+
+def test_without_obstore_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+    with pytest.raises(ConfigError, match=r"grpo_stream\[cloud\]"):
+        open_store("s3://bucket/train")
+
+
+def test_a_fork_raises_instead_of_hanging():
+    backends = pytest.importorskip("obstore.store")
+    store = ObjectStore("s3://bucket/set", backends.MemoryStore())
+    store.write("a", b"1")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - in the child
+        causes = []
+        for action in (lambda: store.read("a"), lambda: ObjectStore("s3://bucket/other")):
+            try:
+                action()
+            except StoreError as error:
+                causes.append(error.cause)
+        os.write(writer, ",".join(causes).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        assert file.read() == "forked,forked"

@@ -1,0 +1,241 @@
+import io
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_stream.errors import ShardFormatError
+from grpo_stream.shards.index import ShardIndex
+from grpo_stream.shards.manifest import ShardInfo
+from grpo_stream.shards.store import LocalStore
+from grpo_stream.shards.tar import ShardWriter, iter_samples, parse_sample, read_sample, split_name
+from tests.shards.support import image_bytes, make_sample, write_shard
+
+SAMPLES = [make_sample(f"{i:06d}", f"Click {i}", (8 + i, 6)) for i in range(5)]
+META = (
+    b'{"prompt":"p","solution":[1,2],"width":8,"height":6,"original_width":8,"original_height":6}'
+)
+
+
+@pytest.fixture
+def shard(tmp_path):
+    info = write_shard(tmp_path / "s.tar", SAMPLES)
+    return tmp_path / "s.tar", info
+
+
+def tar_bytes(members, fmt=tarfile.PAX_FORMAT):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=fmt) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read_all(data):
+    return list(iter_samples(io.BytesIO(data), "s.tar"))
+
+
+def test_whole_shard_round_trip(shard):
+    assert read_all(shard[0].read_bytes()) == SAMPLES
+
+
+def test_every_sample_by_its_range(shard):
+    path, info = shard
+    store = LocalStore(path.parent)
+    index = ShardIndex.load(store, info)
+    assert [read_sample(store, info.name, index[i]) for i in range(5)] == SAMPLES
+    assert [index[i].size for i in range(5)] == [sample.size for sample in SAMPLES]
+
+
+def test_tarfile_reads_it_and_sees_nothing_of_the_machine(shard):
+    with tarfile.open(shard[0]) as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members[:4]] == [
+        "000000.png", "000000.json", "000001.png", "000001.json",
+    ]  # fmt: skip
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {
+        (0, 0, 0, "", "", 0o644)
+    }
+
+
+def test_stock_webdataset_reads_it(shard):
+    script = (
+        "import sys, webdataset as wds\n"
+        "for s in wds.WebDataset(sys.argv[1], shardshuffle=False).decode('pil'):\n"
+        "    print(s['__key__'], s['png'].size[0], s['json']['prompt'])\n"
+    )
+    command = [sys.executable, "-c", script, str(shard[0])]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines == [f"{s.key} {s.size.width} {s.prompt}" for s in SAMPLES]
+
+
+def test_equal_samples_give_equal_files(tmp_path):
+    infos = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        infos.append(write_shard(tmp_path / name / "s.tar", SAMPLES))
+    assert infos[0] == infos[1]
+    for name in ("s.tar", "s.tar.idx"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    def write_and_fail():
+        with ShardWriter(tmp_path / "s.tar") as writer:
+            writer.add(SAMPLES[0])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_under_the_final_name_before_close(tmp_path):
+    writer = ShardWriter(tmp_path / "s.tar")
+    writer.add(SAMPLES[0])
+    assert not (tmp_path / "s.tar").exists()
+    info = writer.close()
+    assert isinstance(info, ShardInfo)
+    assert info is writer.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"s.tar", "s.tar.idx"}
+    assert info.num_bytes == (tmp_path / "s.tar").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"key": "000000"}, "duplicate_key"),
+        ({"key": "a.b"}, "bad_key"),
+        ({"image_suffix": "gif"}, "bad_suffix"),
+        ({"meta": {"prompt": "p"}}, "bad_meta"),
+    ],
+)
+def test_writer_refuses(tmp_path, change, cause):
+    with ShardWriter(tmp_path / "s.tar") as writer:
+        writer.add(SAMPLES[0])
+        with pytest.raises(ShardFormatError, match=cause):
+            writer.add(replace(SAMPLES[1], **change))
+        assert writer.num_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "suffix"),
+    [
+        ("a.jpg", "a", "jpg"),
+        ("a.B.JPG", "a", "b.jpg"),
+        ("d.x/a.json", "d.x/a", "json"),
+        ("a", "a", ""),
+    ],
+)
+def test_split_name_as_webdataset(name, key, suffix):
+    assert split_name(name) == (key, suffix)
+
+
+@pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_foreign_tars(fmt):
+    key = f"{'folder' * 10}/{'long' * 15}"  # past the 100 bytes of a plain header's name
+    data = tar_bytes(
+        [(f"{key}.JPEG", b"image"), (f"{key}.txt", b"aside"), (f"{key}.json", META)], fmt
+    )
+    (sample,) = read_all(data)
+    assert (sample.key, sample.image_suffix, sample.image) == (key, "jpg", b"image")
+
+
+@pytest.mark.parametrize(
+    ("members", "cause"),
+    [
+        ([("a.png", b"x")], "missing_member"),
+        ([("a.json", META)], "missing_member"),
+        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.json", META)], "duplicate_member"),
+        ([("a.png", b"x"), ("a.json", b"{}")], "bad_meta"),
+        ([("a.png", b"x"), ("a.json", b"x")], "bad_json"),
+        ([("a.png", b"x"), ("b.json", META)], "missing_member"),
+        (
+            [("a.png", b"x"), ("a.json", META), ("b.png", b"x"), ("b.json", META)]
+            + [("a.png", b"x"), ("a.json", META)],
+            "duplicate_key",
+        ),
+    ],
+)
+def test_faulty_members_are_named(members, cause):
+    with pytest.raises(ShardFormatError, match=rf"{cause}: s\.tar.*key='a'"):
+        read_all(tar_bytes(members))
+
+
+def test_links_are_refused():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(ShardFormatError, match="bad_member: s.tar at byte 0"):
+        read_all(buffer.getvalue())
+
+
+def test_every_cut_of_a_shard_is_noticed(shard):
+    data = shard[0].read_bytes()
+    for end in [0, 1, 511, 512, 600, len(data) // 2, len(data) - 1024, len(data) - 513]:
+        with pytest.raises(ShardFormatError):
+            read_all(data[:end])
+
+
+def test_every_flipped_byte_of_a_sample_is_noticed(shard):
+    path, info = shard
+    data = path.read_bytes()
+    entry = ShardIndex.load(LocalStore(path.parent), info)[1]
+    run = data[entry.offset : entry.offset + entry.num_bytes]
+    sample = parse_sample(run, "s.tar", entry)
+    for position in range(0, len(run), 7):
+        damaged = bytearray(run)
+        damaged[position] ^= 0x55
+        try:  # bytes of padding mean nothing; all others must be noticed
+            assert parse_sample(bytes(damaged), "s.tar", entry) == sample
+        except ShardFormatError as error:
+            assert "s.tar" in error.detail
+
+
+def test_errors_give_the_offset_in_the_shard(shard):
+    path, info = shard
+    entry = ShardIndex.load(LocalStore(path.parent), info)[2]
+    with pytest.raises(ShardFormatError, match=f"bad_header: s.tar at byte {entry.offset}"):
+        parse_sample(b"x" * 512, "s.tar", entry)
+    other = make_sample("000002", "Click 2", (11, 6))
+    run = tar_bytes([("000002.png", other.image), ("000002.json", META)])
+    with pytest.raises(ShardFormatError, match="checksum: s.tar .*key='000002'"):
+        parse_sample(run, "s.tar", entry)
+
+
+def test_a_range_must_hold_one_sample(shard):
+    data = shard[0].read_bytes()
+    for run in (b"", data):
+        with pytest.raises(ShardFormatError, match="num_samples"):
+            parse_sample(run, "s.tar")
+
+
+def test_a_huge_size_in_a_header_is_not_believed():
+    header = tarfile.TarInfo("a.png")
+    header.size = 2**60
+    with pytest.raises(ShardFormatError, match="bad_header"):
+        read_all(header.tobuf(tarfile.GNU_FORMAT))
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=1500))
+def test_any_bytes_give_samples_or_a_named_error(data):
+    header = tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT)
+    for start in (b"", header):
+        with pytest.raises(ShardFormatError):
+            read_all(start + data)
+
+
+def test_images_are_stored_as_they_are(tmp_path):
+    jpeg = image_bytes(kind="JPEG")
+    sample = replace(make_sample(), image=jpeg, image_suffix="jpg")
+    write_shard(tmp_path / "s.tar", [sample])
+    assert jpeg in (tmp_path / "s.tar").read_bytes()
