@@ -61,16 +61,16 @@ class Answer:
         return Box(x1, y1, x2, y2, frame)
 
 
-# No alternative can fail after its first character, so the scan never goes back.
+# Each alternative fails within a few characters or not at all, so the scan never goes far back.
 _TOKEN = re.compile(
     r"(?P<number>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,9})?)"
+    r"|(?P<special>[-+]?(?i:nan|inf|infinity)\b)"
     r"|(?P<word>[A-Za-z_][A-Za-z_0-9]*)"
     r"|(?P<mark>\S)"
 )
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,32}\|>")
 _SCOPES = (("<|box_start|>", "<|box_end|>"), ("<point>", "</point>"))
 _KEYS = frozenset(("bbox_2d", "point_2d", "bbox", "point", "coordinate", "coordinates"))
-_NOT_FINITE = frozenset(("nan", "inf", "infinity"))
 _GLUE_WORDS = frozenset(("x", "y", "x1", "y1", "x2", "y2", "px", "json"))
 _GLUE_MARKS = frozenset(",;:='\"`")
 _OPEN = frozenset("([{")
@@ -134,7 +134,7 @@ class _Reading:
         gap_is_glue = False  # only separators since the last group ended
         for token in _TOKEN.finditer(text):
             kind, word = token.lastgroup, token.group()
-            if kind == "number" or word.lower() in _NOT_FINITE:
+            if kind in {"number", "special"}:
                 self.num_numbers += 1
                 (stack[-1] if stack else self.bare).numbers.append(float(word))
             elif word in _OPEN:

@@ -12,7 +12,7 @@ Svg = NewType("Svg", str)
 PALETTE = ("#1d5fd1", "#c2571a")
 _INK, _PALE, _GRID = "#1f2328", "#667079", "#e4e6e8"
 _FONT = "font-family='system-ui,-apple-system,Segoe UI,Roboto,sans-serif'"
-_WIDTH, _HEIGHT = 640, 300
+_WIDTH, _HEIGHT = 520, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 46, 48
 
 
@@ -66,7 +66,7 @@ def line_chart(
         return _svg(title, f"{title}: no data", _text(_WIDTH / 2, _HEIGHT / 2, "no data", "middle"))
     x_ticks = ticks(min(x for x, _ in every), max(x for x, _ in every), 6)
     wanted = [*(y for _, y in every), *(y_range or ())]
-    y_ticks = ticks(min(wanted), max(wanted), 5)
+    y_ticks = ticks(min(wanted), max(wanted), 6)
     axes = _Axes(
         (min(x for x, _ in every), max(x for x, _ in every)),
         (min(y_ticks[0], *wanted), max(y_ticks[-1], *wanted)),
@@ -101,8 +101,8 @@ def bar_chart(title: str, bars: Sequence[Bar], *, note: str = "") -> Svg:
     """
     if not bars:
         raise ValueError("no bars: must be at least 1")
-    left, right, step = 112, _WIDTH - 96, min(66, 190 // len(bars))
-    top, thick = _TOP + 10, min(34, 100 // len(bars) + 4)
+    left, right, step = 104, _WIDTH - 84, min(72, 180 // len(bars))
+    top, thick = _TOP + 4, 0.55 * step
     bottom = top + step * len(bars)
     span = right - left
     body, said = [], []
@@ -116,14 +116,14 @@ def bar_chart(title: str, bars: Sequence[Bar], *, note: str = "") -> Svg:
         opacity = 1 if index == len(bars) - 1 else 0.45
         body.append(
             f"<rect x='{left}' y='{y:.1f}' width='{max(0, span * bar.value):.1f}' "
-            f"height='{thick}' rx='3' fill='{PALETTE[0]}' fill-opacity='{opacity}'/>"
+            f"height='{thick:.1f}' rx='3' fill='{PALETTE[0]}' fill-opacity='{opacity}'/>"
         )
         low, high = left + span * bar.low, left + span * bar.high
         body.append(_line(low, middle, high, middle, _INK, width=1.6))
         body += [_line(x, middle - 6, x, middle + 6, _INK, width=1.6) for x in (low, high)]
         body.append(_text(left - 12, middle + 5, bar.label, "end", size=14, colour=_INK))
         value = f"{bar.value:.1%}"
-        body.append(_text(right + 14, middle + 6, value, "start", size=18, colour=_INK, bold=True))
+        body.append(_text(right + 12, middle + 6, value, "start", size=18, colour=_INK, bold=True))
         said.append(f"{bar.label} {value} ({bar.low:.1%} to {bar.high:.1%})")
     body.append(_text(left, bottom + 40, note, "start", size=12))
     return _svg(title, "; ".join(said), "".join(body), height=bottom + (54 if note else 32))

@@ -121,7 +121,8 @@ def _pictures(cards: Sequence[PictureCard], title: str) -> str:
         f"<section><h2>{escape(title)}</h2><p class='legend'>"
         "<span class='truth'>true place</span><span class='right'>predicted, a hit</span>"
         "<span class='wrong'>predicted, a miss</span></p>"
-        f"<div class='pictures' style='--ratio:{ratio:.3f};--least:{least_width}px'>{shown}</div></section>\n"
+        f"<div class='pictures' style='--ratio:{ratio:.3f};--least:{least_width}px'>"
+        f"{shown}</div></section>\n"
     )
 
 

@@ -1,6 +1,7 @@
 """True and predicted places drawn on an image, readable at 112 and at 4000 pixels."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -44,8 +45,8 @@ def draw_marks(image: Pixels | Image.Image, marks: Sequence[Mark]) -> Image.Imag
 
     Args:
         image: uint8 of shape (height, width, 3), or a Pillow image.
-        marks: What to draw. A point outside of the image is drawn at the edge next to it; a box
-            that is no box (inverted, without area, not finite) is left out.
+        marks: What to draw. A point outside of the image is drawn at the edge next to it; what is
+            not finite, inverted or without area is left out.
 
     Returns:
         A new RGB image of the size :func:`picture_size`.
@@ -60,6 +61,8 @@ def draw_marks(image: Pixels | Image.Image, marks: Sequence[Mark]) -> Image.Imag
     for mark in marks:
         shape = mark.shape.scaled(before, Size(*canvas.size), mark.shape.frame)
         if isinstance(shape, Point):
+            if not math.isfinite(shape.x + shape.y):
+                continue
             pen.cross_hair(shape, COLOURS[mark.role])
         elif shape.is_valid:
             pen.outline(shape, COLOURS[mark.role])
@@ -117,9 +120,9 @@ class _Pen:
         self.draw = ImageDraw.Draw(canvas)
         self.size = Size(*canvas.size)
         shown = max(self.size) / _SMOOTHING
-        self.line = _SMOOTHING * max(2, round(shown / 140))
+        self.line = _SMOOTHING * max(2, round(shown / 160))
         self.halo = _SMOOTHING * max(1, round(shown / 300))
-        self.arm = _SMOOTHING * max(9, round(shown / 30))
+        self.arm = _SMOOTHING * round(8 + shown / 40)
 
     def outline(self, box: Box, colour: Colour) -> None:
         """Strokes around the box's pixels; at the image's edge they move inside."""
@@ -151,5 +154,5 @@ class _Pen:
                 a, b = sorted((sign * near, sign * far))
                 self.draw.rectangle((x + a, y - half, x + b, y + half), fill=ink)
                 self.draw.rectangle((x - half, y + a, x + half, y + b), fill=ink)
-            dot = self.line * 0.75 + extra
+            dot = self.line * 0.6 + extra
             self.draw.ellipse((x - dot, y - dot, x + dot, y + dot), fill=ink)

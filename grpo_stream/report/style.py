@@ -19,7 +19,7 @@ section { margin-top: 36px; }
   border: 1px solid var(--rule); border-radius: 10px; }
 .facts div { padding: 14px 18px; }
 .facts dt { font-size: .82rem; color: var(--pale); }
-.facts dd { margin: 2px 0 0; font-size: 1.4rem; line-height: 1.25; font-weight: 620;
+.facts dd { margin: 2px 0 0; font-size: 1.3rem; line-height: 1.25; font-weight: 620;
   letter-spacing: -.01em; overflow-wrap: anywhere; }
 .facts div:first-child { grid-column: span 2; }
 .facts div:first-child dd { font-size: 1.9rem; line-height: 1.1; color: var(--right); }
@@ -47,12 +47,13 @@ svg { display: block; width: 100%; height: auto; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
 .tables > div { padding: 16px 18px 10px; min-width: 0; }
 .scroll { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .9rem; }
-th, td { padding: 5px 14px 5px 0; text-align: left; vertical-align: top; font-weight: 400; }
+table { width: 100%; border-collapse: collapse; font-size: .86rem; }
+th, td { padding: 5px 12px 5px 0; text-align: left; vertical-align: top; font-weight: 400; }
 th[scope=row] { color: var(--pale); }
 thead th { color: var(--pale); font-size: .82rem; }
 tbody tr { border-top: 1px solid var(--rule); }
 td { overflow-wrap: break-word; }
+td:last-child { padding-right: 0; }
 .notes { color: var(--pale); font-size: .92rem; max-width: 52em; }
 .notes ul { padding-left: 1.2em; margin: 0; }
 @media (max-width: 520px) {

@@ -1,0 +1,189 @@
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_stream.boxes import Box, Point
+from grpo_stream.grounding.answers import (
+    MAX_ANSWER_CHARS,
+    REASONS,
+    Answer,
+    ParseFailure,
+    parse_answer,
+)
+
+POINT, BOX = (10, 20), (1, 2, 30, 40)
+
+
+def read(text) -> Any:
+    """parse_answer without its type, for tests that know the kind of answer."""
+    return parse_answer(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        # points
+        ("(10, 20)", POINT),
+        ("10, 20", POINT),
+        ("10,20\n", POINT),
+        ("10 20", POINT),
+        ("x=10, y=20", POINT),
+        ("The button is at (10, 20).", POINT),
+        ("(10px, 20px)", POINT),
+        ("[10, 20]", POINT),
+        ("(x: 10, y: 20)", POINT),
+        ('{"x": 10, "y": 20}', POINT),
+        ('{"point_2d": [10, 20], "label": "button 3"}', POINT),
+        ('{"size": [640, 480], "point_2d": [10, 20]}', POINT),
+        ("<point>10 20</point>", POINT),
+        ("<point>10, 20</point>", POINT),
+        ("click(x=10, y=20)", POINT),
+        ("click(start_box='(10,20)')", POINT),
+        ("click(point='<point>10 20</point>')", POINT),
+        ("pyautogui.click(x=0.5, y=.25)", (0.5, 0.25)),
+        (
+            '<tool_call>\n{"name": "click", "arguments": {"coordinate": [10, 20]}}\n</tool_call>',
+            POINT,
+        ),
+        # boxes
+        ("[1, 2, 30, 40]", BOX),
+        ("(1, 2, 30, 40)", BOX),
+        ("1, 2, 30, 40", BOX),
+        ("(1,2),(30,40)", BOX),
+        ("[[1, 2], [30, 40]]", BOX),
+        ('{"x1": 1, "y1": 2, "x2": 30, "y2": 40}', BOX),
+        ('{"bbox_2d": [1, 2, 30, 40]}', BOX),
+        ("{'bbox': [1, 2, 30, 40]}", BOX),
+        ('```json\n[{"bbox_2d": [1, 2, 30, 40], "label": "a 5"}]\n```', BOX),
+        ("```\n1, 2, 30, 40\n```", BOX),
+        ("<|box_start|>(1,2),(30,40)<|box_end|>", BOX),
+        (
+            "<|object_ref_start|>row (5, 6)<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>",
+            BOX,
+        ),
+        # thoughts and tags
+        ("<think>maybe (1, 1)</think><answer>(10, 20)</answer>", POINT),
+        ("maybe (1, 1)</think>\n(10, 20)", POINT),
+        ("not (1, 1) but <answer>[1, 2, 30, 40]</answer> or (2, 2)", BOX),
+        ("<answer>(10, 20)", POINT),
+        ("(10, 20)<|im_end|>", POINT),
+        # numbers of all kinds
+        ("(10.5, 20.25)", (10.5, 20.25)),
+        ("(-10, +20)", (-10, 20)),
+        ("(1e1, 2E1)", POINT),
+        ("10, 20.", POINT),
+        # of several answers, the first
+        ("(10, 20) or (3, 4)", POINT),
+        ("(10, 20), (3, 4), (5, 6)", POINT),
+        ('[{"bbox_2d": [1, 2, 30, 40]}, {"bbox_2d": [5, 6, 7, 8]}]', BOX),
+        ("[1, 2, 30, 40], [5, 6, 7, 8]", BOX),
+    ],
+)
+def test_every_dress_is_understood(text, numbers):
+    assert parse_answer(text) == Answer(tuple(map(float, numbers)))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("<think>(1, 2)</think>", "empty"),
+        ("<answer></answer>", "empty"),
+        ("x" * (MAX_ANSWER_CHARS + 1), "too_long"),
+        ("<think>it is at (1, 2)", "unclosed_think"),
+        ("(1, 2) <think>", "unclosed_think"),
+        ("(12, 3", "unclosed_bracket"),
+        ('{"bbox_2d": [1, 2, 3', "unclosed_bracket"),
+        ("I cannot see it.", "no_numbers"),
+        ("(x, y)", "no_numbers"),
+        ("the 2nd of 3 buttons", "no_shape"),
+        ("[1, 2, 3]", "wrong_count"),
+        ("[1, 2, 3, 4, 5]", "wrong_count"),
+        ("7", "wrong_count"),
+        ("(nan, 2)", "not_finite"),
+        ("(1, -inf)", "not_finite"),
+        ("[1, 2, Infinity, 4]", "not_finite"),
+        ("(1e999, 2)", "not_finite"),
+        ("(" + "9" * 400 + ", 2)", "not_finite"),
+    ],
+)
+def test_failures_say_why(text, reason):
+    assert parse_answer(text) == ParseFailure(reason)
+
+
+def test_every_reason_is_in_the_table_above():
+    table = test_failures_say_why.pytestmark[0].args[1]
+    assert {reason for _, reason in table} == set(REASONS)
+
+
+def test_point_and_box_name_the_callers_frame():
+    point, box = Answer((1.0, 2.0)), Answer((0.0, 0.0, 4.0, 2.0))
+    assert point.point("model") == Point(1, 2, "model")
+    assert point.box("model") is None
+    assert box.point("per_mille") == Point(2, 1, "per_mille")
+    assert box.box("per_mille") == Box(0, 0, 4, 2, "per_mille")
+
+
+def test_an_inverted_box_is_kept_as_given():
+    box = read("[30, 40, 1, 2]").box("model")
+    assert (box.x1, box.is_valid) == (30, False)
+
+
+pieces = st.sampled_from(
+    (
+        *"()[]{},= \n\x00\ud800",
+        *("1", "-2.5", "1e5", "nan", "é", "٣", "x=", "word", "```", '"bbox_2d": '),
+        *("<think>", "</think>", "<answer>", "</answer>", "<point>", "</point>", "<|box_start|>"),
+    )
+)
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(pieces, max_size=40).map("".join)))
+def test_never_raises_and_always_answers_in_kind(text):
+    answer = parse_answer(text)
+    if isinstance(answer, Answer):
+        assert len(answer.numbers) in (2, 4)
+    else:
+        assert answer.reason in REASONS
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=4, max_size=4))
+def test_what_python_prints_is_read_back(numbers):
+    assert parse_answer(str(numbers)) == Answer(tuple(numbers))
+    assert parse_answer(str(tuple(numbers[:2]))) == Answer(tuple(numbers[:2]))
+
+
+UNITS = (
+    *("(", "[(", "(1,", "1", "1 ", " ", "1.", "1e", "-", "(1 ", "(1,2)", "x=", "nan", "a1", "`"),
+    *("<think>", "</think>", "<answer>", "<point>", "<|", "<|box_start|>", '{"bbox_2d":'),
+)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_work_is_bounded_whatever_the_text(unit):
+    # Lines of this package that run, not seconds: the same on a busy machine. Twice the text may
+    # take twice the steps, never four times; a regex that goes back would hang the test instead.
+    short, long = (_lines_run((unit * 200_000)[:size]) for size in (8_000, 16_000))
+    assert long < 2.5 * short + 200
+    assert parse_answer((unit * 200_000)[:200_000]) == ParseFailure("too_long")
+
+
+def _lines_run(text):
+    count = 0
+
+    def trace(frame, event, arg):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        parse_answer(text)
+    finally:
+        sys.settrace(before)
+    return count

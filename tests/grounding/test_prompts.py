@@ -1,0 +1,141 @@
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.answers import Answer, parse_answer
+from grpo_stream.grounding.prompts import (
+    TEMPLATES,
+    PromptTemplate,
+    answer_text,
+    load_template,
+    messages,
+)
+
+SIZE = Size(640, 480)
+
+
+def test_plain_is_the_instruction_alone_after_the_image():
+    assert messages(TEMPLATES["plain"], "Click on {it}", SIZE) == [
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "Click on {it}"}],
+        }
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))
+def test_built_in_templates_say_size_and_instruction(name):
+    *_, user = messages(TEMPLATES[name], "Open the menu.", SIZE)
+    text = user["content"][1]["text"]
+    assert "640x480" in text
+    assert "Open the menu." in text
+
+
+def test_the_box_template_shows_the_form_that_is_taught():
+    text = messages(TEMPLATES["box"], "Find it.", SIZE)[0]["content"][1]["text"]
+    taught = answer_text("box", Box(1, 2, 3, 4))
+    assert '{"bbox_2d": [x1, y1, x2, y2]}' in text
+    assert taught == '{"bbox_2d": [1, 2, 3, 4]}'
+
+
+def test_a_system_text_comes_first():
+    system, user = messages(TEMPLATES["point_thinking"], "Open.", SIZE)
+    assert (system["role"], user["role"]) == ("system", "user")
+    assert "<think>" in system["content"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        ("{instruction} in {colour}", "width"),
+        ("{instruction} {0}", "width"),
+        ("{instruction.__class__}", r"\{instruction\}"),
+        ("no place for it", r"\{instruction\}"),
+        ("{instruction} {", "brace"),
+    ],
+)
+def test_placeholders_are_checked(user, said):
+    with pytest.raises(ConfigError, match=said):
+        PromptTemplate(None, user)
+
+
+def test_a_template_from_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("system: Be brief.\nuser: '{instruction} ({width})'\nanswer: box\n")
+    template = load_template(str(path))
+    assert template == PromptTemplate("Be brief.", "{instruction} ({width})", "box")
+    assert load_template("plain") is TEMPLATES["plain"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1, 2]", "user, system and answer"),
+        ("user: '{instruction}'\ncolour: red\n", "user, system and answer"),
+        ("system: hello\n", "user, system and answer"),
+        ("user: 3\n", "must be text"),
+        ("user: '{instruction}'\nanswer: circle\n", "circle"),
+        ("user: [", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_template(tmp_path, content, said):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        load_template(str(path))
+
+
+def test_names_that_are_no_template(tmp_path):
+    with pytest.raises(ConfigError, match="point, box, point_thinking, plain"):
+        load_template("pointy")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_template(str(tmp_path / "none.yaml"))
+
+
+def test_without_yaml_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ConfigError, match="pip install pyyaml"):
+        load_template(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "solution", "snap", "text"),
+    [
+        ("point", Box(10, 20, 21, 40), 1, "(16, 30)"),
+        ("point", Box(10, 20, 21, 40), 8, "(16, 32)"),
+        ("point", Point(3.4, 3.6), 1, "(3, 4)"),
+        ("box", Box(1.4, 2.6, 9.5, 9.4), 1, '{"bbox_2d": [1, 3, 10, 9]}'),
+        ("box", Box(5.1, 5.1, 5.3, 5.3), 1, '{"bbox_2d": [5, 5, 6, 6]}'),
+    ],
+)
+def test_answer_text(kind, solution, snap, text):
+    assert answer_text(kind, solution, snap) == text
+
+
+def test_answer_text_refuses_what_it_cannot_write():
+    with pytest.raises(ConfigError, match="snap=0"):
+        answer_text("point", Point(1, 1), 0)
+    with pytest.raises(ConfigError, match="point"):
+        answer_text("box", Point(1, 1))
+
+
+@given(
+    st.tuples(st.floats(0, 4000), st.floats(0, 4000), st.floats(1e-3, 900), st.floats(1e-3, 900)),
+    st.sampled_from([1, 4, 8]),
+)
+def test_what_is_taught_is_understood_and_near(numbers, snap):
+    x, y, width, height = numbers
+    truth = Box(x, y, x + width, y + height, "model")
+    point, box = (parse_answer(answer_text(kind, truth, snap)) for kind in ("point", "box"))
+    assert isinstance(point, Answer)
+    assert isinstance(box, Answer)
+    shown = box.box("model")
+    assert shown is not None
+    assert shown.is_valid
+    assert abs(shown.x2 - truth.x2) <= 1.5 * snap
+    assert abs(point.point("model").x - truth.centre.x) <= snap / 2
+    assert abs(point.point("model").y - truth.centre.y) <= snap / 2
