@@ -154,9 +154,9 @@ def resize(pixels: Pixels, size: Size) -> Pixels:
         pixels: uint8, shape (height, width, 3).
         size: Target size; the same array is returned when nothing is to be done.
     """
-    if (pixels.shape[1], pixels.shape[0]) == tuple(size):
+    if (pixels.shape[1], pixels.shape[0]) == size:
         return pixels
-    image = Image.fromarray(pixels).resize(tuple(size), Image.Resampling.BICUBIC)
+    image = Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 

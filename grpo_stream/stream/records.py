@@ -1,0 +1,119 @@
+"""Raw records as a source, without shards: for a first run, a notebook, a small set."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.images import DEFAULT_LIMITS, SUFFIXES, ImageLimits, ResizeRule, probe
+from grpo_stream.shards.sample import Sample
+from grpo_stream.stream.plan import Indices
+from grpo_stream.stream.sources import StreamSample
+from tools.shard_builder.build import make_key
+from tools.shard_builder.judge import Rules, judge
+from tools.shard_builder.pictures import Picture, find_image
+from tools.shard_builder.records import read_records
+
+
+class RecordSource:
+    """A list of raw records and the folder that their images lie in, as one virtual shard.
+
+    Records are judged as the shard builder judges them, but only when they are read, so a bad one
+    is replaced by a stand-in instead of being known in advance. All records are held in memory;
+    for more than some hundred thousand, build shards.
+
+    Args:
+        records: Mappings with ``image``, ``prompt`` and ``solution``.
+        images_root: Folder that the image paths are relative to.
+        rules: How the records are written.
+
+    Raises:
+        ConfigError: there is no such folder, or there are no records.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        images_root: str | Path | None,
+        rules: Rules | None = None,
+    ) -> None:
+        if not records:
+            raise ConfigError("records", [], "must hold at least one record")
+        self._root = _checked_root(images_root)
+        self._records = records
+        self._rules = rules or Rules()
+        text = json.dumps(list(records), sort_keys=True, default=str)
+        self._digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @classmethod
+    def from_file(cls, path: Path, images_root: str | Path | None) -> "RecordSource":
+        """Reads a JSON array or JSON Lines.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds no records.
+            RecordError: it holds something that is no JSON.
+        """
+        if not path.is_file():
+            raise ConfigError("json", str(path), "is no file; give a JSON array or JSON Lines")
+        records = []
+        for record in read_records(path):
+            if isinstance(record, RecordError):
+                raise record
+            records.append(record)
+        return cls(records, images_root)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the records (not of the images)."""
+        return self._digest
+
+    @property
+    def shard_counts(self) -> Indices:
+        """One shard that holds them all."""
+        return np.array([len(self._records)], dtype=np.int64)
+
+    def read(self, shard: int, sample: int) -> Sample:  # noqa: ARG002 - there is one shard
+        """Judges a record and reads its image; see ``sources.Source.read``."""
+        return _read(self._records[sample], sample, self._root, self._rules, DEFAULT_LIMITS)
+
+
+def sample_from_record(
+    record: Mapping[str, Any], images_root: str | Path | None, rule: ResizeRule | None
+) -> StreamSample:
+    """One raw record as a stream sample: judged, decoded and resized.
+
+    Raises:
+        ConfigError: there is no such ``images_root``.
+        RecordError: the record is no sample.
+        ImageError: its image is none.
+    """
+    sample = _read(record, 0, _checked_root(images_root), Rules(), DEFAULT_LIMITS)
+    return StreamSample.from_sample(sample, rule)
+
+
+def _read(
+    record: Mapping[str, Any], position: int, root: Path, rules: Rules, limits: ImageLimits
+) -> Sample:
+    def open_picture(path: str) -> Picture:
+        # Not load_picture: that one decodes, and the stream decodes what it gets, once.
+        try:
+            data = find_image(path, root).read_bytes()
+        except OSError as error:
+            raise RecordError("image_not_read", f"{path[:200]!r}: {error.strerror}") from error
+        info = probe(data, limits)
+        return Picture(data, SUFFIXES.get(info.format, "png"), info.size, ())
+
+    path = record.get(rules.image_key) if isinstance(record, Mapping) else None
+    key = make_key(position, path if isinstance(path, str) else "")
+    return judge(record, key, rules, open_picture).sample
+
+
+def _checked_root(images_root: str | Path | None) -> Path:
+    if images_root is None or not Path(images_root).is_dir():
+        value = None if images_root is None else str(images_root)
+        raise ConfigError("images_root", value, "must be the folder that image paths start from")
+    return Path(images_root)

@@ -1,0 +1,45 @@
+"""The trainer's view of the stream: one item per micro-step."""
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.train.collate import Batch
+
+
+class MicroStepDataset(Dataset[Batch]):
+    """Maps a micro-step of an epoch to its generation batch.
+
+    trl (1.16) draws from the data once per micro-step but uses only the first batch of each
+    generation. All micro-steps of a generation get the same object here, so that every record is
+    read once. Being indexed, it also lets transformers resume by position: nothing is read again
+    to skip what is done.
+
+    Args:
+        loader: Delivers generation batches.
+        num_repeats: Micro-steps per generation: steps_per_generation x num_iterations.
+    """
+
+    def __init__(self, loader: PromptLoader[Batch], num_repeats: int) -> None:
+        self.loader = loader
+        self.num_repeats = num_repeats
+        self.epoch = 0
+        """Epoch whose batches are given; set by the trainer."""
+        self._last: tuple[tuple[int, int], Batch] | None = None
+
+    def __len__(self) -> int:
+        """Micro-steps of an epoch."""
+        return len(self.loader) * self.num_repeats
+
+    def __getitem__(self, micro_step: int) -> Batch:
+        place = (self.epoch, micro_step // self.num_repeats)
+        if self._last is None or self._last[0] != place:
+            self._last = (place, self.loader.get(*place))
+        return self._last[1]
+
+
+def first_of(items: list[Any]) -> Any:
+    """Collates a list of one item to that item; a function, so that it can be pickled."""
+    (item,) = items
+    return item

@@ -1,0 +1,171 @@
+"""From samples to what a model takes: each prompt is encoded once, whatever is sampled from it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from grpo_stream.boxes import Box, Frame, Point
+from grpo_stream.errors import RecordError
+from grpo_stream.grounding.frames import frame_size, from_original
+from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages
+from grpo_stream.stream.records import sample_from_record
+from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.processor import resize_rule
+
+Batch = dict[str, Any]
+"""One entry per prompt in every list; see :class:`PromptCollator`."""
+
+IGNORED_LABEL = -100
+
+
+class PromptCollator:
+    """Encodes prompts and images with the model's processor.
+
+    Args:
+        processor: The model's processor; its tokenizer and chat template are used.
+        template: The words around an instruction.
+        answer_frame: Frame that the model answers in.
+        image_processor: Used for images instead of the processor's own.
+        images_root: Folder that the ``image`` of a raw record is relative to.
+
+    Called with stream samples, or with raw records (mappings with ``image``, ``prompt`` and
+    ``solution``) whose images are then loaded with Pillow from ``images_root``. Returns a dict:
+
+    * ``pixel_values``: float32, shape (patches of all images, patch dimension);
+    * ``image_grid_thw``: int64, shape (prompts, 3): patches in time, height and width;
+    * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;
+    * ``mm_token_type_ids``: per prompt int64, the same shape: 0 text, 1 image;
+    * ``prompt``: per prompt the conversation, its image as a placeholder;
+    * ``solution``: per prompt the numbers of its box or point, frame ``original``;
+    * ``scales``: per prompt (width, height) of the original image in pixels;
+    * ``model_size``: per prompt (width, height) of the resized image in pixels;
+    * ``answer_frame``: per prompt the frame's name;
+    * ``key``: per prompt the sample's key;
+    * ``extra``: per prompt the record's own further fields.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        template: PromptTemplate,
+        answer_frame: Frame,
+        *,
+        image_processor: Any = None,
+        images_root: str | Path | None = None,
+    ) -> None:
+        self.processor = processor
+        self.image_processor = image_processor or processor.image_processor
+        self.template = template
+        self.answer_frame = answer_frame
+        self.images_root = images_root
+        self.rule = resize_rule(self.image_processor)
+        tokenizer = processor.tokenizer
+        self._image_token = getattr(processor, "image_token", "<|image_pad|>")
+        self._image_token_id = tokenizer.convert_tokens_to_ids(self._image_token)
+
+    def __call__(self, features: Sequence[StreamSample | Mapping[str, Any]]) -> Batch:
+        """See the class."""
+        samples = [self._loaded(feature) for feature in features]
+        images = [Image.fromarray(sample.pixels) for sample in samples]
+        encoded = self.image_processor(images=images, return_tensors="pt")
+        grids = encoded["image_grid_thw"]
+        prompts = [self._messages(sample) for sample in samples]
+        prompt_ids = [
+            self._prompt_ids(prompt, grid) for prompt, grid in zip(prompts, grids, strict=True)
+        ]
+        return {
+            "pixel_values": encoded["pixel_values"],
+            "image_grid_thw": grids,
+            "prompt_ids": prompt_ids,
+            "mm_token_type_ids": [(ids == self._image_token_id).long() for ids in prompt_ids],
+            "prompt": prompts,
+            "solution": [list(sample.solution) for sample in samples],
+            "scales": [tuple(sample.scales) for sample in samples],
+            "model_size": [tuple(sample.model_size) for sample in samples],
+            "answer_frame": [self.answer_frame] * len(samples),
+            "key": [sample.key for sample in samples],
+            "extra": [sample.extra for sample in samples],
+        }
+
+    def _loaded(self, feature: StreamSample | Mapping[str, Any]) -> StreamSample:
+        if isinstance(feature, StreamSample):
+            return feature
+        return sample_from_record(feature, self.images_root, self.rule)
+
+    def _messages(self, sample: StreamSample) -> list[dict[str, Any]]:
+        size = frame_size(
+            self.answer_frame, model_size=sample.model_size, original_size=sample.scales
+        )
+        return messages(self.template, sample.prompt, size)
+
+    def _prompt_ids(self, prompt: list[dict[str, Any]], grid: torch.Tensor) -> torch.Tensor:
+        """Token ids with the image placeholder repeated, as Qwen's processor does in text."""
+        text = self.processor.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=True
+        )
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
+        places = [i for i, token in enumerate(ids) if token == self._image_token_id]
+        if len(places) != 1:
+            raise RecordError(
+                "image_token",
+                f"the rendered prompt holds {self._image_token} {len(places)} times, once is "
+                f"expected: the instruction or the template must not write it: {text!r}",
+            )
+        place = places[0]
+        return torch.tensor([*ids[:place], *[self._image_token_id] * num_tokens, *ids[place + 1 :]])
+
+
+class SupervisedCollator:
+    """Prompts with the answer that is taught, for a supervised cold start.
+
+    Args:
+        prompts: Encodes the prompts.
+        snap: Answers are rounded to multiples of this; see ``prompts.answer_text``.
+
+    Returns a dict of model inputs, padded on the right: ``input_ids``, ``attention_mask``,
+    ``mm_token_type_ids`` and ``labels`` (the answer and the end of turn; -100 elsewhere), int64,
+    shape (prompts, longest); ``pixel_values`` and ``image_grid_thw`` as in the prompts' batch.
+    """
+
+    def __init__(self, prompts: PromptCollator, snap: int = 1) -> None:
+        self.prompts = prompts
+        self.snap = snap
+
+    def __call__(self, samples: Sequence[StreamSample]) -> dict[str, torch.Tensor]:
+        """See the class."""
+        batch = self.prompts(samples)
+        tokenizer = self.prompts.processor.tokenizer
+        rows, labels, types = [], [], []
+        for sample, ids, kinds in zip(
+            samples, batch["prompt_ids"], batch["mm_token_type_ids"], strict=True
+        ):
+            text = self._answer(sample) + tokenizer.eos_token
+            answer = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+            rows.append(torch.cat([ids, answer]))
+            labels.append(torch.cat([torch.full_like(ids, IGNORED_LABEL), answer]))
+            types.append(torch.cat([kinds, torch.zeros_like(answer)]))
+        return {
+            "input_ids": _pad_right(rows, tokenizer.pad_token_id),
+            "attention_mask": _pad_right([torch.ones_like(row) for row in rows], 0),
+            "mm_token_type_ids": _pad_right(types, 0),
+            "labels": _pad_right(labels, IGNORED_LABEL),
+            "pixel_values": batch["pixel_values"],
+            "image_grid_thw": batch["image_grid_thw"],
+        }
+
+    def _answer(self, sample: StreamSample) -> str:
+        frame, kind = self.prompts.answer_frame, self.prompts.template.answer
+        sizes = {"model_size": sample.model_size, "original_size": sample.scales}
+        if len(sample.solution) == 2:
+            x, y = sample.solution
+            return answer_text(kind, from_original(Point(x, y), frame, **sizes), self.snap)
+        x1, y1, x2, y2 = sample.solution
+        return answer_text(kind, from_original(Box(x1, y1, x2, y2), frame, **sizes), self.snap)
+
+
+def _pad_right(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)

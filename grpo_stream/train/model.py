@@ -1,0 +1,85 @@
+"""The policy: loading it, and the class name that older scripts of this field use."""
+
+import functools
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+from grpo_stream.errors import ConfigError
+
+
+class Qwen2_5_VLForConditionalGenerationWithLogits(Qwen2_5_VLForConditionalGeneration):  # noqa: N801
+    """``Qwen2_5_VLForConditionalGeneration`` that always honours ``logits_to_keep``.
+
+    Everything is passed on to the real forward. Some versions of it do not know
+    ``logits_to_keep``, and some silently ignore it; here the logits that come back are cut to the
+    positions that were asked for in both cases. Checkpoints are saved under the real class's name,
+    so that any other program loads them.
+    """
+
+    @functools.wraps(Qwen2_5_VLForConditionalGeneration.forward)
+    def forward(self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:  # noqa: D102
+        return forward_keeping_logits(
+            super().forward, *args, logits_to_keep=logits_to_keep, **kwargs
+        )
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Saves under the architecture name of the real class."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        path = Path(save_directory) / "config.json"
+        if kwargs.get("is_main_process", True) and path.is_file():
+            config = json.loads(path.read_text())
+            config["architectures"] = [Qwen2_5_VLForConditionalGeneration.__name__]
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def forward_keeping_logits(forward: Any, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+    """Calls ``forward`` and returns at most the last ``logits_to_keep`` logits.
+
+    Args:
+        forward: A causal language model's forward, whether or not it knows ``logits_to_keep``.
+        *args: Passed on.
+        logits_to_keep: 0 for all positions, a number of last positions, or an index tensor of
+            positions, as in transformers 5.23.
+        **kwargs: Passed on.
+
+    Returns:
+        What ``forward`` returns, its ``logits`` of shape (batch, kept positions, vocabulary).
+    """
+    parameters = inspect.signature(forward).parameters
+    knows = "logits_to_keep" in parameters
+    if knows:
+        kwargs["logits_to_keep"] = logits_to_keep
+    output = forward(*args, **kwargs)
+    is_count = isinstance(logits_to_keep, int)
+    wanted = logits_to_keep if is_count else len(logits_to_keep)
+    logits = getattr(output, "logits", None)
+    if logits is not None and wanted and logits.shape[1] > wanted:
+        output.logits = logits[:, -wanted:] if is_count else logits[:, logits_to_keep]
+    return output
+
+
+def load_policy(model_id: str | Path, **model_init_kwargs: Any) -> Any:
+    """The model of a folder or hub id, with the class that its config names.
+
+    Raises:
+        ConfigError: the config names no image-and-text model that transformers knows.
+    """
+    config = AutoConfig.from_pretrained(model_id)
+    name = (config.architectures or [""])[0]
+    if name == Qwen2_5_VLForConditionalGenerationWithLogits.__name__:
+        architecture: Any = Qwen2_5_VLForConditionalGenerationWithLogits
+    else:
+        architecture = getattr(transformers, name, None)
+    if architecture is None or not hasattr(config, "vision_config"):
+        raise ConfigError(
+            "model_name_or_path",
+            str(model_id),
+            f"its architecture {name!r} is no image-and-text model of transformers "
+            f"{transformers.__version__}; use for example Qwen/Qwen2.5-VL-3B-Instruct",
+        )
+    return architecture.from_pretrained(model_id, **model_init_kwargs)

@@ -1,0 +1,93 @@
+"""Loads a policy's processor, with or without torchvision, and tells the resize rule it follows."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.images import ResizeRule
+
+
+class ImageTextProcessor(Qwen2_5_VLProcessor):
+    """``Qwen2_5_VLProcessor`` (transformers 5.23) for images and text, without the video half.
+
+    The video processor needs torchvision; a machine without it (CPU tests, the quickstart) can
+    still process images through Pillow.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop("video_processor", None)
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Overrides ``ProcessorMixin.get_attributes`` (transformers 5.23): no video processor."""
+        return ["image_processor", "tokenizer"]
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """Overrides ``ProcessorMixin`` (transformers 5.23): the video processor may be missing."""
+        if argument_name == "video_processor":
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def load_processor(
+    model_id: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Any:
+    """The processor of a model, padding on the left as generation needs it.
+
+    Args:
+        model_id: Folder or hub id.
+        min_pixels: Smallest image area in pixels after resizing; None keeps the model's own.
+        max_pixels: Largest image area in pixels after resizing; None keeps the model's own.
+
+    Returns:
+        The model's ordinary processor where torchvision is installed; otherwise an
+        :class:`ImageTextProcessor`, which gives the same tensors for images and text.
+    """
+    if importlib.util.find_spec("torchvision") is not None:
+        processor = AutoProcessor.from_pretrained(model_id, padding_side="left")
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left")
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id)
+        processor = ImageTextProcessor(
+            image_processor, tokenizer, chat_template=tokenizer.chat_template
+        )
+    size = dict(processor.image_processor.size)
+    if min_pixels is not None:
+        size["shortest_edge"] = min_pixels
+    if max_pixels is not None:
+        size["longest_edge"] = max_pixels
+    processor.image_processor.size = type(processor.image_processor.size)(**size)
+    return processor
+
+
+def resize_rule(image_processor: Any) -> ResizeRule:
+    """The rule that the stream must resize by, so that the processor finds nothing left to do.
+
+    Raises:
+        ConfigError: not an image processor of the Qwen-VL kind.
+    """
+    try:
+        size = image_processor.size
+        return ResizeRule(
+            multiple=image_processor.patch_size * image_processor.merge_size,
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "image_processor",
+            type(image_processor).__name__,
+            "must have patch_size, merge_size and a size of shortest_edge and longest_edge, "
+            "like Qwen2VLImageProcessor",
+        ) from error

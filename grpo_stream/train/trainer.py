@@ -1,0 +1,476 @@
+"""``trl.GRPOTrainer`` on a prompt stream: one group, one rank, one prefix.
+
+What is overridden, and why, stands at each method; everything else (losses, advantages, metrics,
+reference model, checkpoints, evaluation loop) is trl's and transformers' own.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.utils import logging
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from grpo_stream.config import StreamConfig
+from grpo_stream.errors import ConfigError, CursorError
+from grpo_stream.grounding.frames import answer_frame_for
+from grpo_stream.grounding.prompts import load_template
+from grpo_stream.grounding.rewards import load_reward, named_reward
+from grpo_stream.stream.cursor import Cursor
+from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.records import RecordSource
+from grpo_stream.stream.world import World
+from grpo_stream.train.batches import MicroStepDataset, first_of
+from grpo_stream.train.collate import Batch, PromptCollator
+from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
+from grpo_stream.train.model import load_policy
+from grpo_stream.train.prefix import (
+    pack_groups,
+    prefix_positions,
+    score_packed,
+    shared_prefix_obstacle,
+)
+from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.rollout import backbone_of, generate_groups, trim_completions
+from grpo_stream.train.zero import check_batch_arithmetic
+
+logger = logging.get_logger("grpo_stream.train")
+
+RewardFunction = Callable[..., list[float | None]]
+SharedPrefix = Literal["auto", "on", "off"]
+
+CURSOR_NAME = "cursor.json"
+"""File of a checkpoint that holds the stream's position."""
+
+VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+"""Never sampled: a completion with one of them would ask for an image that is not there."""
+
+
+class PersonalizedGRPOTrainer(GRPOTrainer):
+    """GRPO for visual grounding, fed by a prompt stream.
+
+    Each record is fetched, decoded, resized and encoded once, on the one rank that owns its whole
+    group, ahead of the step. Under ``shared_prefix`` the prompt is also computed once per group.
+
+    Args:
+        model: Folder or hub id, or a model.
+        reward_funcs: Functions with trl's signature, or names for
+            :func:`grpo_stream.grounding.rewards.load_reward`. They receive the columns
+            ``solution`` (frame ``original``), ``scales`` (original size), ``model_size``,
+            ``answer_frame``, ``key`` and the record's own fields.
+        args: trl's settings. ``max_steps`` is not needed: the data give the length.
+        train_dataset: A :class:`PromptStream`, or raw records (mappings with ``image``,
+            ``prompt``, ``solution``) whose images lie in ``images_root``.
+        eval_dataset: The same, for evaluation while training.
+        processing_class: The model's processor; loaded from ``model`` when None.
+        image_processor: Used for images instead of the processor's own.
+        images_root: Folder that the ``image`` of a raw record is relative to.
+        data_collator: From samples to a batch; a :class:`PromptCollator` when None.
+        prompt_template: Name or YAML file of the words around an instruction.
+        answer_frame: Frame the model answers in; None takes the model family's.
+        shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
+            the reason where not; ``on`` refuses instead; ``off`` takes trl's own way.
+        **kwargs: Passed on to ``GRPOTrainer``.
+
+    Raises:
+        ConfigError: settings that cannot work, before the model is loaded where possible.
+    """
+
+    _name = "PersonalizedGRPO"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: RewardFunction | str | Sequence[RewardFunction | str],
+        args: GRPOConfig | None = None,
+        train_dataset: PromptStream | Sequence[Mapping[str, Any]] | None = None,
+        eval_dataset: PromptStream | Sequence[Mapping[str, Any]] | None = None,
+        processing_class: Any = None,
+        *,
+        image_processor: Any = None,
+        images_root: str | Path | None = None,
+        data_collator: Callable[[Sequence[Any]], Batch] | None = None,
+        prompt_template: str = "point",
+        answer_frame: str | None = None,
+        shared_prefix: SharedPrefix = "auto",
+        **kwargs: Any,
+    ) -> None:
+        args = args or GRPOConfig("out")
+        num_prompts = _check_args(args, shared_prefix)
+        template = load_template(prompt_template)
+        rewards = _named_rewards(reward_funcs)
+        if train_dataset is None:
+            raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
+        model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
+        processor = processing_class or load_processor(model_id)
+        if isinstance(model, str):
+            model = load_policy(model, **_init_kwargs(args))
+        model_type = model.config.model_type
+        super().__init__(
+            model,
+            rewards,
+            args,
+            # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
+            Dataset.from_dict({"prompt": []}),
+            None if eval_dataset is None else Dataset.from_dict({"prompt": []}),
+            processor,
+            **kwargs,
+        )
+        self.data_collator = data_collator or PromptCollator(
+            processor,
+            template,
+            answer_frame_for(model_type, answer_frame),
+            image_processor=image_processor,
+            images_root=images_root,
+        )
+        self.world = World(args.process_index, args.world_size, args.local_process_index)
+        images = (image_processor or processor.image_processor, images_root)
+        self.train_stream = self._stream(train_dataset, num_prompts, *images)
+        self.train_loader = PromptLoader(self.train_stream, self.data_collator)
+        self.eval_loader: PromptLoader[Batch] | None = None
+        if eval_dataset is not None:
+            num_eval = args.world_size * args.per_device_eval_batch_size
+            num_eval //= self.num_generations_eval
+            stream = self._stream(eval_dataset, num_eval, *images)
+            self.eval_loader = PromptLoader(stream, self.data_collator)
+        self._check_lanes(num_prompts)
+        self._micro_steps = MicroStepDataset(
+            self.train_loader, args.steps_per_generation * self.num_iterations
+        )
+        self._groups: PromptGroups | None = None
+        self._wait_seconds_logged = 0.0
+        self.shared_prefix = self._decide_shared_prefix(shared_prefix)
+        self._suppress_vision_tokens()
+
+    # ---------------------------------------------------------------- data
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """Overrides ``GRPOTrainer.get_train_dataloader`` (trl 1.16).
+
+        trl repeats records inside the data set and lets accelerate deal them out to ranks. Here
+        the stream already gives this rank its own prompts, once each, so neither may touch it:
+        one item per micro-step, the same batch for all micro-steps of one generation.
+        """
+        return DataLoader(self._micro_steps, batch_size=1, collate_fn=first_of)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Batch]:
+        """Overrides ``GRPOTrainer.get_eval_dataloader`` (trl 1.16), as for training."""
+        if self.eval_loader is None:
+            raise ConfigError("eval_dataset", eval_dataset, "none was given to the trainer")
+        return DataLoader(MicroStepDataset(self.eval_loader, 1), batch_size=1, collate_fn=first_of)
+
+    def num_examples(self, dataloader: DataLoader[Batch]) -> int:
+        """Overrides ``Trainer.num_examples`` (transformers 5.23): prompts of an epoch."""
+        loader: PromptLoader[Batch] = dataloader.dataset.loader  # type: ignore[attr-defined]
+        return len(loader) * loader.stream.config.num_lanes
+
+    def _stream(
+        self,
+        data: PromptStream | Sequence[Mapping[str, Any]],
+        num_lanes: int,
+        image_processor: Any,
+        images_root: str | Path | None,
+    ) -> PromptStream:
+        if isinstance(data, PromptStream):
+            return data
+        source = RecordSource(data, images_root)
+        rule = resize_rule(image_processor)
+        config = StreamConfig(num_lanes=num_lanes, seed=self.args.seed, resize=rule)
+        return PromptStream(source, config, self.world)
+
+    def _check_lanes(self, num_prompts: int) -> None:
+        stream = self.train_stream
+        if stream.config.num_lanes != num_prompts:
+            raise ConfigError(
+                "num_lanes",
+                stream.config.num_lanes,
+                f"the batch arithmetic gives {num_prompts} prompts per generation batch "
+                "(world size x per_device_train_batch_size x steps_per_generation / "
+                f"num_generations); use num_lanes={num_prompts}",
+            )
+        if stream.world != self.world:
+            raise ConfigError("world", stream.world, f"the trainer runs as {self.world}")
+
+    # ---------------------------------------------------------------- position
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Extends ``Trainer._init_training_state`` (transformers 5.23): checks the cursor first.
+
+        transformers derives the position from the global step; the cursor says whether that
+        position still means the same samples.
+        """
+        if resume_from_checkpoint is not None:
+            self._check_cursor(Path(resume_from_checkpoint))
+        state: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        return state
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Extends ``Trainer._run_epoch`` (transformers 5.23): tells the stream the epoch.
+
+        Also restores trl's micro-step counter, which its checkpoints lack.
+        """
+        epoch = kwargs["epoch"]
+        self._micro_steps.epoch = epoch
+        done = 0
+        if epoch == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None:
+            done = kwargs["steps_trained_in_current_epoch"]
+        self._step = epoch * kwargs["steps_in_epoch"] + done
+        self._buffered_inputs = None
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Extends ``Trainer._save_checkpoint`` (transformers 5.23): the cursor goes with it."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / CURSOR_NAME).write_text(json.dumps(self._cursor().to_dict(), indent=1))
+
+    def _cursor(self) -> Cursor:
+        """The first generation batch that is not done; one in use counts as not done."""
+        num_batches = self._step // self._micro_steps.num_repeats
+        epoch, batch_index = divmod(num_batches, self.train_stream.num_batches)
+        return self.train_stream.cursor(epoch, batch_index)
+
+    def _check_cursor(self, checkpoint: Path) -> None:
+        path = checkpoint / CURSOR_NAME
+        if not path.is_file():
+            raise CursorError(
+                f"{checkpoint} holds no {CURSOR_NAME}: it was not written by this trainer, or its "
+                "writing was interrupted; resume from an older checkpoint"
+            )
+        self.train_stream.cursor().check_same_order(Cursor.from_dict(json.loads(path.read_text())))
+
+    # ---------------------------------------------------------------- rollout
+
+    def _prepare_inputs(self, generation_batch: Batch) -> dict[str, Any]:
+        """Replaces ``GRPOTrainer._prepare_inputs`` (trl 1.16).
+
+        The same buffer, with two differences: prompts are expanded to groups here, as references,
+        and micro-batches are cut in order (trl shuffles the rows, which parts groups).
+        """
+        if not self.model.training:
+            return self._rollout(generation_batch, self.num_generations_eval)
+        num_micro_batches = self.args.steps_per_generation
+        if self._step % self._micro_steps.num_repeats == 0 or self._buffered_inputs is None:
+            scored = self._rollout(generation_batch, self.num_generations)
+            groups = scored.pop("groups")
+            self._buffered_inputs = cut_micro_batches(scored, groups, num_micro_batches)
+            self._log_stream()
+        micro_batches: list[dict[str, Any]] = self._buffered_inputs
+        return micro_batches[self._step % num_micro_batches]
+
+    def _rollout(self, batch: Batch, num_generations: int) -> dict[str, Any]:
+        """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``."""
+        groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
+        rows = reward_rows(batch, num_generations)
+        check_groups([row["key"] for row in rows], num_generations)
+        with self._scoring(groups):
+            scored: dict[str, Any] = self._generate_and_score_completions(rows)
+        scored["groups"] = groups
+        return scored
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Replaces ``GRPOTrainer._tokenize_prompts`` (trl 1.16): the collator has encoded them."""
+        groups = self._current_groups(len(prompts))
+        ids = [row.tolist() for row in groups.prompt_ids]
+        repeated = [row for row, size in zip(ids, groups.sizes, strict=True) for _ in range(size)]
+        return repeated, None, {}
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        **kwargs: Any,
+    ) -> tuple[list[list[int]], None]:
+        """Replaces ``GRPOTrainer._generate_single_turn`` (trl 1.16) by one prefill per group."""
+        groups = self._current_groups(len(prompt_ids))
+        if not self.shared_prefix:
+            longest = max(len(ids) for ids in prompt_ids)
+            fields = multimodal_fields | groups.repeated_images()
+            fields["mm_token_type_ids"] = groups.token_types(longest, 0)
+            sampled: tuple[list[list[int]], None] = super()._generate_single_turn(
+                prompt_ids, images, fields, num_generations, **kwargs
+            )
+            return sampled
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as model:
+            completion_ids = generate_groups(
+                model, groups, self.generation_config, self._tokenizer.pad_token_id
+            )
+        return trim_completions(completion_ids, self.eos_token_ids), None
+
+    # ---------------------------------------------------------------- scoring
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Extends ``GRPOTrainer._compute_loss`` (trl 1.16): names the prompts being scored."""
+        with self._scoring(inputs["groups"]):
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Replaces ``GRPOTrainer._get_per_token_logps_and_entropies`` (trl 1.16).
+
+        Policy, old and reference log-probabilities all come through here. Each group is packed
+        into one row (:mod:`grpo_stream.train.prefix`); without ``shared_prefix`` trl's own way
+        is taken, with the images repeated per completion.
+        """
+        groups = self._current_groups(len(input_ids))
+        step = min(batch_size or len(input_ids), len(input_ids))
+        log_probs, entropies = [], []
+        for start in range(0, len(input_ids), step):
+            rows = slice(start, min(start + step, len(input_ids)))
+            part = groups.rows(rows.start, rows.stop)
+            if not self.shared_prefix:
+                scored = super()._get_per_token_logps_and_entropies(
+                    model,
+                    input_ids[rows],
+                    attention_mask[rows],
+                    logits_to_keep,
+                    compute_entropy=compute_entropy,
+                    num_images=[1] * part.num_rows,
+                    mm_token_type_ids=part.token_types(
+                        input_ids.size(1) - logits_to_keep, logits_to_keep
+                    ),
+                    **part.repeated_images(),
+                )[:2]
+            else:
+                scored = self._score_packed(
+                    model,
+                    part,
+                    input_ids[rows, -logits_to_keep:],
+                    attention_mask[rows, -logits_to_keep:],
+                    compute_entropy=compute_entropy,
+                )
+            log_probs.append(scored[0])
+            entropies.append(scored[1])
+        entropy = torch.cat(entropies) if compute_entropy else None
+        return torch.cat(log_probs), entropy, None
+
+    def _score_packed(
+        self,
+        model: Any,
+        groups: PromptGroups,
+        completion_ids: torch.Tensor,
+        completion_mask: torch.Tensor,
+        *,
+        compute_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        positions = prefix_positions(backbone_of(self.accelerator.unwrap_model(model)), groups)
+        packed = pack_groups(
+            groups, completion_ids, completion_mask, positions, self._tokenizer.pad_token_id
+        )
+        with self.accelerator.autocast():
+            return score_packed(
+                model, packed, groups, completion_mask, compute_entropy=compute_entropy
+            )
+
+    @contextlib.contextmanager
+    def _scoring(self, groups: PromptGroups) -> Iterator[None]:
+        """The prompts that trl's tensors belong to while its methods run."""
+        self._groups = groups
+        try:
+            yield
+        finally:
+            self._groups = None
+
+    def _current_groups(self, num_rows: int) -> PromptGroups:
+        groups = self._groups
+        if groups is None or groups.num_rows != num_rows:
+            found = "no prompts" if groups is None else f"{groups.num_rows} completions"
+            raise RuntimeError(f"{num_rows} completions are scored, {found} were announced")
+        return groups
+
+    # ---------------------------------------------------------------- settings
+
+    def _decide_shared_prefix(self, wanted: SharedPrefix) -> bool:
+        obstacle = shared_prefix_obstacle(self.model.config)
+        if wanted == "on" and obstacle:
+            raise ConfigError("shared_prefix", wanted, f"cannot be: {obstacle}; use 'auto'")
+        is_on = wanted != "off" and obstacle is None
+        reason = obstacle if wanted == "auto" else "as set"
+        message = "on: each prompt is computed once per group" if is_on else f"off: {reason}"
+        if self.accelerator.is_main_process:
+            logger.info("shared_prefix %s", message)
+        return is_on
+
+    def _suppress_vision_tokens(self) -> None:
+        known = self._tokenizer.get_vocab()
+        ids = sorted(known[token] for token in VISION_TOKENS if token in known)
+        self.generation_kwargs["suppress_tokens"] = ids
+        self.generation_config.suppress_tokens = ids
+
+    def _log_stream(self) -> None:
+        metrics = self._metrics["train"]
+        waited = self.train_loader.wait_seconds
+        metrics["stream/wait_seconds"].append(waited - self._wait_seconds_logged)
+        self._wait_seconds_logged = waited
+        counters = self.train_stream.counters
+        metrics["stream/num_bad_samples"].append(counters.num_bad_by_cause.total())
+
+
+def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
+    """Checks what can be checked before anything is loaded; prompts per generation batch."""
+    if args.use_vllm:
+        raise ConfigError("use_vllm", True, "is not supported yet; use False")
+    if shared_prefix not in ("auto", "on", "off"):
+        raise ConfigError("shared_prefix", shared_prefix, "must be auto, on or off")
+    num_prompts: int = check_batch_arithmetic(
+        world_size=args.world_size,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        steps_per_generation=args.steps_per_generation,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_generations=args.num_generations,
+        num_iterations=args.num_iterations,
+    )
+    return num_prompts
+
+
+def _named_rewards(
+    reward_funcs: RewardFunction | str | Sequence[RewardFunction | str],
+) -> list[RewardFunction]:
+    given: list[RewardFunction | str] = (
+        [reward_funcs]
+        if isinstance(reward_funcs, str) or callable(reward_funcs)
+        else list(reward_funcs)
+    )
+    return [named_reward(load_reward(f) if isinstance(f, str) else f) for f in given]
+
+
+def _init_kwargs(args: GRPOConfig) -> dict[str, Any]:
+    """The policy's keyword arguments; distributed runs must place it themselves (trl 1.16)."""
+    kwargs = dict(args.model_init_kwargs or {})
+    kwargs.setdefault("device_map", None)
+    return kwargs
