@@ -64,10 +64,10 @@ $(STAMP): $(LOCKS) pyproject.toml
 	fi
 	rm -f $@
 	echo "setup 2/4: torch (several GB where the default build is the one for CUDA)"
-	.venv/bin/pip install $(if $(MAKE_TERMOUT),,--quiet) $(TORCH_PIP_ARGS) -r requirements-torch.lock
+	.venv/bin/pip install $(if $(MAKE_TERMOUT),,-qq) $(TORCH_PIP_ARGS) -r requirements-torch.lock
 	echo "setup 3/4: $$(grep -c == requirements.lock) pinned packages and this project"
-	.venv/bin/pip install --quiet -r requirements.lock -r requirements-torch.lock
-	.venv/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	.venv/bin/pip install -qq -r requirements.lock -r requirements-torch.lock
+	.venv/bin/pip install -qq --no-deps --no-build-isolation --editable .
 	echo "setup 4/4: DeepSpeed's operator for communication on CPU (about a minute, once)"
 	.venv/bin/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' \
 		> .venv/operator.log 2>&1 || { cat .venv/operator.log >&2; exit 1; }

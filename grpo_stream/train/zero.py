@@ -46,7 +46,9 @@ def check_zero_config(
 ) -> list[str]:
     """Checks a DeepSpeed configuration against the run's settings.
 
-    A value of ``"auto"`` and a missing one agree with everything: transformers fills them in.
+    ``"auto"`` agrees with everything: transformers fills it in. A missing value does not: without
+    ``gradient_accumulation_steps`` accelerate 1.15 takes 1, without ``gradient_clipping`` deepspeed
+    0.19 takes 1.0, whatever the run says. Without ``bf16`` or ``fp16`` the run's precision holds.
 
     Args:
         config: The file's content, as :func:`load_zero_config` returns it.
@@ -70,10 +72,12 @@ def check_zero_config(
     micro, accumulation = per_device_train_batch_size, gradient_accumulation_steps
     _check_batch(config, micro=micro, accumulation=accumulation, world_size=world_size)
     _check_precision(config, bf16=bf16, fp16=fp16)
-    clipping = config.get("gradient_clipping", _AUTO)
-    if max_grad_norm is not None and clipping not in (_AUTO, max_grad_norm):
+    if max_grad_norm is not None and config.get("gradient_clipping", 1.0) not in (
+        _AUTO,
+        max_grad_norm,
+    ):
         expected = f'the run has max_grad_norm={max_grad_norm}; write that or "auto" here'
-        raise ConfigError("gradient_clipping", clipping, expected)
+        raise ConfigError("gradient_clipping", config.get("gradient_clipping"), expected)
     return _notes(zero, stage)
 
 
@@ -198,16 +202,14 @@ def _check_names(zero: dict[str, Any]) -> None:
 def _check_batch(config: dict[str, Any], *, micro: int, accumulation: int, world_size: int) -> None:
     a, b = f"per_device_train_batch_size={micro}", f"gradient_accumulation_steps={accumulation}"
     total = micro * accumulation * world_size
-    for name, expected, in_words in (
-        ("train_micro_batch_size_per_gpu", micro, a),
-        ("gradient_accumulation_steps", accumulation, b),
-        ("train_batch_size", total, f"{a} x {b} x {world_size} ranks = {total}"),
+    for name, if_missing, expected, in_words in (
+        ("train_micro_batch_size_per_gpu", None, micro, a),
+        ("gradient_accumulation_steps", 1, accumulation, b),
+        ("train_batch_size", total, total, f"{a} x {b} x {world_size} ranks = {total}"),
     ):
-        value = config.get(name, _AUTO)
-        if value not in (_AUTO, expected):
-            raise ConfigError(
-                name, value, f'the run has {in_words}; write {expected} or "auto" here'
-            )
+        if config.get(name, if_missing) not in (_AUTO, expected):
+            expected_words = f'the run has {in_words}; write {expected} or "auto" here'
+            raise ConfigError(name, config.get(name), expected_words)
 
 
 def _check_precision(config: dict[str, Any], *, bf16: bool, fp16: bool) -> None:

@@ -41,6 +41,10 @@ def changed(**changes):
     return config
 
 
+def without(*names):
+    return {name: value for name, value in AUTO.items() if name not in names}
+
+
 class TestLoad:
     def test_gives_the_object(self, tmp_path):
         path = tmp_path / "zero.json"
@@ -64,7 +68,7 @@ class TestZeroConfig:
         "config",
         [
             AUTO,
-            {"zero_optimization": AUTO["zero_optimization"]},
+            without("train_batch_size", "bf16", "fp16"),
             changed(train_batch_size=24, train_micro_batch_size_per_gpu=4),
             changed(gradient_accumulation_steps=3, gradient_clipping=0.5),
             changed(bf16__enabled=True, fp16__enabled=False),
@@ -144,6 +148,20 @@ class TestZeroConfig:
         assert caught.value.field == field
         assert works in caught.value.expected
 
+    @pytest.mark.parametrize(
+        "name",
+        ["train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"],
+    )
+    def test_a_missing_value_is_not_auto(self, name):
+        with pytest.raises(ConfigError, match='"auto" here') as caught:
+            check_zero_config(without(name), **RUN)
+        assert (caught.value.field, caught.value.value) == (name, None)
+
+    def test_a_missing_value_is_fine_where_the_default_is_the_runs(self):
+        run = {**RUN, "gradient_accumulation_steps": 1, "max_grad_norm": 1.0}
+        config = without("gradient_accumulation_steps", "gradient_clipping")
+        assert check_zero_config(config, **run) == []
+
     def test_a_run_has_one_precision(self):
         with pytest.raises(ConfigError, match="bf16 is on too"):
             check_zero_config(AUTO, **{**RUN, "fp16": True})
@@ -161,7 +179,7 @@ class TestZeroConfig:
         [({"stage": 2}, "every rank holds all weights"), ({"stage": 3}, "zero_to_fp32")],
     )
     def test_notes_what_works_with_a_catch(self, zero, words):
-        (note,) = check_zero_config({"zero_optimization": zero}, **RUN)
+        (note,) = check_zero_config(changed(zero_optimization=zero), **RUN)
         assert words in note
 
 

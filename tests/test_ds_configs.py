@@ -1,0 +1,104 @@
+"""The files in ds_configs/ are accepted by DeepSpeed, and their README tells every value."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from grpo_stream.train.zero import check_zero_config, load_zero_config
+
+FOLDER = Path(__file__).parents[1] / "ds_configs"
+FILES = sorted(path.name for path in FOLDER.glob("*.json"))
+ON_CPU = "zero3_cpu.json"
+
+
+def leaves(node, prefix=""):
+    """Dotted key and value of everything that is no object."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def table():
+    """Rows of the README's table of values: key -> (value cell, all other cells)."""
+    rows = {}
+    for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        key = re.fullmatch(r"`([a-z0-9_.]+)`", cells[0])
+        if key and len(cells) == 5:
+            assert key[1] not in rows, f"{key[1]} has two rows"
+            rows[key[1]] = (cells[1], cells[2:])
+    return rows
+
+
+def told(cell, name):
+    """The value that a cell such as "`auto`; `zero2.json`: `2`" tells for the file ``name``."""
+    default, *exceptions = cell.split("; ")
+    by_file = dict(part.split(": ") for part in exceptions)
+    return by_file.get(f"`{name}`", default)
+
+
+def test_every_file_is_there():
+    assert FILES == ["zero2.json", "zero3.json", "zero3_cpu.json", "zero3_offload.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_readme_tells_each_value_of_each_file(name):
+    rows = table()
+    config = load_zero_config(FOLDER / name)
+    for key, value in leaves(config):
+        assert key in rows, f"{name}: {key} is not in the README"
+        assert told(rows[key][0], name).strip("`") == str(value).lower(), f"{name}: {key}"
+
+
+def test_the_readme_tells_of_nothing_else():
+    used = {key for name in FILES for key, _ in leaves(load_zero_config(FOLDER / name))}
+    assert set(table()) == used
+
+
+@pytest.mark.parametrize(("key", "row"), table().items())
+def test_each_row_has_unit_reason_and_source(key, row):
+    unit, reason, source = row[1]
+    assert unit
+    assert len(reason) > 5, key
+    assert re.search(r"\b(DS|HF)\b", source), key
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_deepspeed_accepts_each_file(name):
+    zero = load_zero_config(FOLDER / name)["zero_optimization"]
+    accepted = DeepSpeedZeroConfig(**{key: v for key, v in zero.items() if v != "auto"})
+    assert accepted.stage == zero["stage"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("world_size", [1, 2, 64])
+def test_each_file_fits_any_batch_size(name, world_size):
+    notes = check_zero_config(
+        load_zero_config(FOLDER / name),
+        per_device_train_batch_size=6,
+        gradient_accumulation_steps=5,
+        world_size=world_size,
+        bf16=name != ON_CPU,
+        fp16=False,
+        max_grad_norm=0.2,
+    )
+    assert len(notes) == (name == "zero2.json")
+
+
+def test_a_tiny_model_is_partitioned_on_cpu():
+    zero = load_zero_config(FOLDER / ON_CPU)["zero_optimization"]
+    a_tiny_projection = 32 * 32
+    assert zero["stage3_param_persistence_threshold"] < a_tiny_projection
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_values_are_written_as_whole_numbers(name):
+    """A bucket of 5e8 is a float to JSON; the README and DeepSpeed speak of counts."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert text == json.dumps(json.loads(text), indent=2) + "\n"
+    assert not any(isinstance(value, float) for _, value in leaves(json.loads(text)))
