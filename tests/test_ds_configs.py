@@ -3,9 +3,11 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from grpo_stream.train.zero import check_zero_config, load_zero_config
 
@@ -88,6 +90,38 @@ def test_each_file_fits_any_batch_size(name, world_size):
         max_grad_norm=0.2,
     )
     assert len(notes) == (name == "zero2.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_transformers_fills_every_auto(name):
+    config = HfTrainerDeepSpeedConfig(str(FOLDER / name))
+    run = SimpleNamespace(
+        world_size=4,
+        per_device_train_batch_size=6,
+        gradient_accumulation_steps=5,
+        max_grad_norm=0.2,
+        learning_rate=1e-6,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        weight_decay=0.0,
+        save_on_each_node=False,
+        fp16=False,
+        fp16_full_eval=False,
+        bf16=name != ON_CPU,
+        bf16_full_eval=False,
+        get_warmup_steps=lambda _: 0,
+    )
+    model = SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(hidden_size=2048)))
+    config.trainer_config_process(run)
+    config.trainer_config_finalize(run, model, num_training_steps=10)
+    filled = dict(leaves(config.config))
+    assert "auto" not in filled.values()
+    assert filled["train_batch_size"] == 4 * 6 * 5
+    assert filled["gradient_clipping"] == 0.2
+    if name == "zero3.json":  # as the README says of the 3B model
+        assert filled["zero_optimization.reduce_bucket_size"] == 2048**2
+        assert filled["zero_optimization.stage3_param_persistence_threshold"] == 20480
 
 
 def test_a_tiny_model_is_partitioned_on_cpu():
