@@ -49,7 +49,7 @@ def test_every_cut_is_noticed():
 def test_another_version_says_what_to_do():
     data = bytearray(INDEX.to_bytes())
     struct.pack_into("<I", data, 8, 7)
-    with pytest.raises(ShardFormatError, match="version 7.*rebuild"):
+    with pytest.raises(ShardFormatError, match=r"version 7.*rebuild"):
         ShardIndex.from_bytes(bytes(data), "s.tar")
 
 

@@ -40,7 +40,7 @@ def test_ranges_are_exact(store):
 def test_a_short_read_says_so(tmp_path):
     store = LocalStore(tmp_path)
     store.write("a", b"12345")
-    with pytest.raises(StoreError, match="short_read: .*: a: 2 of 10 bytes at offset 3"):
+    with pytest.raises(StoreError, match=r"short_read: .*: a: 2 of 10 bytes at offset 3"):
         store.read_range("a", 3, 10)
 
 
@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(StoreError, match="unwritable: .*No space left"):
+    with pytest.raises(StoreError, match=r"unwritable: .*No space left"):
         store.write("a", b"new")
     assert store.read("a") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -122,6 +122,14 @@ def test_without_obstore_the_extra_is_named(monkeypatch):
         open_store("s3://bucket/train")
 
 
+def cause_of(action):
+    try:
+        action()
+    except StoreError as error:
+        return error.cause
+    return "none"
+
+
 def test_a_fork_raises_instead_of_hanging():
     backends = pytest.importorskip("obstore.store")
     store = ObjectStore("s3://bucket/set", backends.MemoryStore())
@@ -129,13 +137,8 @@ def test_a_fork_raises_instead_of_hanging():
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover - in the child
-        causes = []
-        for action in (lambda: store.read("a"), lambda: ObjectStore("s3://bucket/other")):
-            try:
-                action()
-            except StoreError as error:
-                causes.append(error.cause)
-        os.write(writer, ",".join(causes).encode())
+        actions = (lambda: store.read("a"), lambda: ObjectStore("s3://bucket/other"))
+        os.write(writer, ",".join(map(cause_of, actions)).encode())
         os._exit(0)
     os.close(writer)
     os.waitpid(child, 0)

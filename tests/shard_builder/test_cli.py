@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.shards.support import image_bytes
+from tools.shard_builder.cli import main
+
+
+@pytest.fixture
+def raw(tmp_path):
+    (tmp_path / "a.png").write_bytes(image_bytes((60, 40)))
+    rows = [
+        {"image": "a.png", "prompt": "Click OK", "solution": [1, 2, 13, 12]},
+        {"image": "a.png", "prompt": "Point", "solution": [5, 6]},
+        {"image": "absent.png", "prompt": "Click", "solution": [1, 2, 3, 4]},
+    ]
+    (tmp_path / "records.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def build_words(raw, *more):
+    words = ["build", raw / "records.json", "--images-root", raw, "--out", raw / "out", *more]
+    return [str(word) for word in words]
+
+
+def test_build_verify_stats(raw, capsys):
+    assert main(build_words(raw)) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[:2] == [
+        "2 samples of 3 records",
+        "rejected: 1 (image_not_found 1)",
+    ]
+    assert "records/s" in captured.err
+    assert main(["verify", str(raw / "out"), "--quiet"]) == 0
+    assert "sound: 2 samples in 1 shards" in capsys.readouterr().out
+    assert main(["stats", str(raw / "out"), "--quiet"]) == 0
+    table = capsys.readouterr().out
+    for line in (
+        "samples               2",
+        "60x40 (2)",
+        "1, 1",
+        "image_not_found (1)",
+        "5 / 5 / 5",
+    ):
+        assert line in table
+
+
+def test_quiet_is_quiet(raw, capsys):
+    assert main(build_words(raw, "--quiet")) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_verify_names_the_bad_shard_and_exits_with_1(raw, capsys):
+    main(build_words(raw, "--quiet"))
+    path = raw / "out" / "shard-000000.tar"
+    path.write_bytes(path.read_bytes()[::-1])
+    assert main(["verify", str(raw / "out"), "--quiet"]) == 1
+    assert "shard-000000.tar: its SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["--on-error", "fail"], 1, "record 2: image_not_found"),
+        (["--max-rejects", "0"], 1, "1 rejects, at most 0"),
+        (["--max-rejects", "-1"], 2, "--max-rejects=-1"),
+        (["--out", "s3://bucket/set"], 2, "must be a local folder"),
+        (["--images-root", "absent"], 2, "--images-root='absent'"),
+        (["--prompt-key", "text"], 1, "prompt_missing"),
+        (["--samples-per-shard", "0"], 2, "--samples-per-shard=0"),
+    ],
+)
+def test_exit_codes(raw, capsys, more, code, message):
+    assert main(build_words(raw, "--quiet", *more)) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["build"],
+        ["verify"],
+        ["nonsense"],
+        ["build", "a", "--where", "split"],
+        ["build", "a", "--max-shard-bytes", "many"],
+    ],
+)
+def test_wrong_usage_exits_with_2(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["verify", "stats"])
+def test_no_data_set(tmp_path, capsys, command):
+    assert main([command, str(tmp_path)]) == 1
+    assert "no manifest, no data set" in capsys.readouterr().err
+    assert main([command, "pipe:cat"]) == 2
+
+
+def test_sizes_have_units(raw):
+    assert main(build_words(raw, "--quiet", "--max-shard-bytes", "1KiB")) == 0
+    settings = json.loads((raw / "out" / "manifest.json").read_bytes())["settings"]
+    assert settings["shard_limits"]["max_bytes"] == 1024
+
+
+def test_help_tells_the_exit_codes():
+    for words in ([], ["build"], ["verify"], ["stats"]):
+        command = [sys.executable, "-m", "tools.shard_builder", *words, "--help"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "exit codes: 0" in text
