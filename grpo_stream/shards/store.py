@@ -102,7 +102,7 @@ class LocalStore:
             names = (path.name for path in self.folder.iterdir() if path.is_file())
             return sorted(name for name in names if not name.startswith("."))
         except OSError as error:
-            raise _store_error("unreadable", self.url, "", error) from error
+            raise _store_error("unreadable", self.url, "listing", error) from error
 
     def _path(self, name: str) -> Path:
         return self.folder / _checked(name, self.url)
@@ -137,7 +137,11 @@ class ObjectStore:
         self._obstore = obstore
         self._check_process()
         try:
-            self._client = from_url(url) if client is None else client
+            if client is None:
+                # obstore refuses http:// unless told that no TLS is meant.
+                options = {"allow_http": True} if url.startswith("http://") else None
+                client = from_url(url, client_options=options)
+            self._client = client
         except (obstore.exceptions.BaseError, ValueError) as error:
             expected = f"obstore refuses it ({_first_line(error)}); write s3://bucket/folder"
             raise ConfigError("url", url, expected) from error
@@ -192,7 +196,7 @@ class ObjectStore:
         try:
             return action(self._client, None if name is None else _checked(name, self.url))
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
-            raise _store_error(cause, self.url, name or "", error) from error
+            raise _store_error(cause, self.url, name or "listing", error) from error
 
     def _check_process(self) -> None:
         pid = os.getpid()
