@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError
@@ -29,7 +29,16 @@ SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 _FORMATS = (*SUFFIXES, "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
-_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes the stored pixels upright
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _MAX_ASPECT_RATIO = 200  # transformers 5.23, qwen2_vl.smart_resize
 
 
@@ -96,7 +105,8 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
             image.load()
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise ImageError("image_truncated", f"{info.format} pixel data: {error}") from error
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        upright = _UPRIGHT.get(_orientation(image))
+        return np.asarray(_to_rgb(image if upright is None else image.transpose(upright)))
 
 
 @dataclass(frozen=True)
@@ -192,21 +202,31 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _info(image: Image.Image) -> ImageInfo:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (SyntaxError, ValueError, OSError, KeyError, TypeError):
-        orientation = 1  # damaged EXIF says nothing; the pixels stand as they are
+    orientation = _orientation(image)
     width, height = image.size
     num_frames = int(getattr(image, "n_frames", 1))
-    if orientation in _TRANSPOSED:
+    if orientation in _SWAPPED:
         width, height = height, width
     is_plain = (
         image.mode in ("RGB", "L")
-        and orientation in (0, 1)
+        and orientation not in _UPRIGHT
         and num_frames == 1
         and "transparency" not in image.info
     )
     return ImageInfo(str(image.format), Size(width, height), is_plain, num_frames)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        if image.format != "PNG":
+            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        # Pillow's getexif() decodes a whole PNG to look for EXIF behind the pixels, where the
+        # PNG specification does not allow it.
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(_EXIF_ORIENTATION, 1))
+    except (SyntaxError, ValueError, OSError, KeyError, TypeError):
+        return 1  # damaged EXIF says nothing; the pixels stand as they are
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

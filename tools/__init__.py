@@ -1,0 +1,1 @@
+"""Programs around the library: the shard builder, benchmarks, generated data."""

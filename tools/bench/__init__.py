@@ -1,0 +1,1 @@
+"""Measurements: each prints numbers, none of them is a test."""
