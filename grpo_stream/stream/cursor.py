@@ -38,6 +38,8 @@ class Cursor:
         Raises:
             CursorError: not a cursor, or one of another version.
         """
+        if not isinstance(state, dict):
+            raise CursorError(f"{state!r} is no cursor: an object with its fields is expected")
         if state.get("version") != _VERSION:
             raise CursorError(
                 f"cursor version {state.get('version')!r}, expected {_VERSION}: it was saved by "
@@ -46,6 +48,10 @@ class Cursor:
         names = {f.name for f in fields(cls)}
         if set(state) != names:
             raise CursorError(f"a cursor has the fields {sorted(names)}, found {sorted(state)}")
+        for name, value in state.items():
+            is_right = type(value) is str if name == "digest" else type(value) is int and value >= 0
+            if not is_right:
+                raise CursorError(f"{name}={value!r} is damaged: start from an older checkpoint")
         return cls(**state)
 
     def check_same_order(self, saved: "Cursor") -> None:

@@ -2,6 +2,8 @@
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -13,6 +15,7 @@ from grpo_stream.errors import (
     ShardFormatError,
     StoreError,
 )
+from grpo_stream.images import ResizeRule
 from grpo_stream.stream.cursor import Cursor
 from grpo_stream.stream.plan import EpochPlan, Indices
 from grpo_stream.stream.sources import Source, StreamSample
@@ -135,3 +138,21 @@ class PromptStream:
                 f"max_bad_samples={self.config.max_bad_samples}; by cause: "
                 f"{dict(self.counters.num_bad_by_cause)}; last (shard/sample {where}): {error}"
             ) from error
+
+
+def read_in_order(
+    source: Source, rule: ResizeRule | None, batch_size: int, num_threads: int = 2
+) -> Iterator[list[StreamSample]]:
+    """All samples of a source in its own order, decoded and resized, in lists of ``batch_size``."""
+
+    def read(place: tuple[int, int]) -> StreamSample:
+        return StreamSample.from_sample(source.read(*place), rule)
+
+    places = [
+        (shard, sample)
+        for shard, count in enumerate(source.shard_counts.tolist())
+        for sample in range(count)
+    ]
+    with ThreadPoolExecutor(num_threads, "reader") as pool:
+        for start in range(0, len(places), batch_size):
+            yield list(pool.map(read, places[start : start + batch_size]))

@@ -26,6 +26,7 @@ Indices = NDArray[np.int64]
 _U64 = NDArray[np.uint64]
 
 _NUM_ROUNDS = 6
+_PIECE = 1 << 16  # elements
 
 
 def derive_key(*parts: int | str) -> int:
@@ -53,13 +54,22 @@ def permute(index: Indices, size: Indices | int, key: _U64 | int) -> Indices:
     sizes = np.broadcast_to(np.asarray(size, dtype=np.uint64), index.shape).ravel()
     keys = np.broadcast_to(np.asarray(key, dtype=np.uint64), index.shape).ravel()
     values = index.astype(np.uint64).ravel()
+    # In pieces: at a million shards the temporaries of one go would take ten times the result.
+    for start in range(0, values.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        values[piece] = _walked(values[piece], sizes[piece], keys[piece])
+    return values.astype(np.int64).reshape(index.shape)
+
+
+def _walked(values: _U64, sizes: _U64, keys: _U64) -> _U64:
     # Half the bits of the smallest 4**b >= size; float64 is exact enough up to 2**52 samples.
     bits = np.ceil(np.log2(np.maximum(sizes, 2).astype(np.float64)) / 2).astype(np.uint64)
-    walking = np.arange(values.size)
+    values = _feistel(values, bits, keys)
+    walking = np.flatnonzero(values >= sizes)
     while walking.size:
         values[walking] = _feistel(values[walking], bits[walking], keys[walking])
         walking = walking[values[walking] >= sizes[walking]]
-    return values.astype(np.int64).reshape(index.shape)
+    return values
 
 
 def _feistel(values: _U64, bits: _U64, keys: _U64) -> _U64:

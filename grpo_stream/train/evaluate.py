@@ -1,8 +1,7 @@
 """Greedy answers of a policy on every sample of a set, and their point-in-box accuracy."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,14 +11,18 @@ from transformers import GenerationConfig
 
 from grpo_stream.boxes import Frame, Point, Size
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answers import Answer, parse_answer
+from grpo_stream.grounding.answers import Answer, ParseFailure, parse_answer
 from grpo_stream.grounding.frames import to_original
 from grpo_stream.grounding.rewards import accuracy_reward_coord
-from grpo_stream.images import ResizeRule
+from grpo_stream.stream.dataset import read_in_order
 from grpo_stream.stream.sources import Source, StreamSample
 from grpo_stream.train.collate import PromptCollator
 from grpo_stream.train.groups import PromptGroups
-from grpo_stream.train.rollout import generate_groups, trim_completions
+from grpo_stream.train.rollout import (
+    generate_groups,
+    suppressed_token_ids,
+    trim_completions,
+)
 
 
 @dataclass(frozen=True)
@@ -145,48 +148,25 @@ def score(
             raise ConfigError(
                 "solution", sample.solution, "accuracy needs boxes, as in [x1, y1, x2, y2]"
             )
-        answer = parse_answer(text)
-        is_read = isinstance(answer, Answer)
+        point, failure = None, None
+        match parse_answer(text):
+            case Answer() as answer:
+                point = _point(answer, sample, answer_frame)
+            case ParseFailure(reason):
+                failure = reason
         predictions.append(
             Prediction(
                 key=sample.key,
                 prompt=sample.prompt,
                 text=text,
-                point=_point(answer, sample, answer_frame) if is_read else None,
-                failure=None if is_read else answer.reason,
+                point=point,
+                failure=failure,
                 solution=sample.solution,
                 scales=sample.scales,
                 is_correct=reward == 1,
             )
         )
     return predictions
-
-
-def read_in_order(
-    source: Source, rule: ResizeRule | None, batch_size: int, num_threads: int = 2
-) -> Iterator[list[StreamSample]]:
-    """All samples of a source in its own order, decoded and resized, in lists of ``batch_size``."""
-
-    def read(place: tuple[int, int]) -> StreamSample:
-        return StreamSample.from_sample(source.read(*place), rule)
-
-    places = [
-        (shard, sample)
-        for shard, count in enumerate(source.shard_counts.tolist())
-        for sample in range(count)
-    ]
-    with ThreadPoolExecutor(num_threads, "reader") as pool:
-        for start in range(0, len(places), batch_size):
-            yield list(pool.map(read, places[start : start + batch_size]))
-
-
-def suppressed_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of the vision tokens, which no completion may hold: no image stands behind them."""
-    known = tokenizer.get_vocab()
-    return sorted(known[token] for token in VISION_TOKENS if token in known)
-
-
-VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
 def _point(answer: Answer, sample: StreamSample, frame: Frame) -> tuple[float, float]:

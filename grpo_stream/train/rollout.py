@@ -6,6 +6,15 @@ import torch
 
 from grpo_stream.train.groups import PromptGroups
 
+VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+"""Never sampled: a completion with one of them would ask for an image that is not there."""
+
+
+def suppressed_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of :data:`VISION_TOKENS`, for ``GenerationConfig.suppress_tokens``."""
+    known = tokenizer.get_vocab()
+    return sorted(known[token] for token in VISION_TOKENS if token in known)
+
 
 def generate_groups(
     model: Any, groups: PromptGroups, generation_config: Any, pad_token_id: int

@@ -4,7 +4,7 @@ About a million random weights and a vocabulary trained in memory: enough to lea
 shape on two CPU cores, small enough for tests. No download.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.train.processor import ImageTextProcessor
+from tools.shard_builder.records import read_records
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -45,6 +47,37 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def read_prompts(paths: Sequence[Path]) -> list[str]:
+    """The prompts of raw records, each once, in order of first appearance.
+
+    Raises:
+        ConfigError: a file that is not there, or files without any prompt.
+    """
+    prompts: dict[str, None] = {}
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError("json", str(path), "is no file; give a JSON array or JSON Lines")
+        for record in read_records(path):
+            if isinstance(record, dict) and isinstance(record.get("prompt"), str):
+                prompts[record["prompt"]] = None
+    if not prompts:
+        raise ConfigError("json", [str(path) for path in paths], "hold no record with a prompt")
+    return list(prompts)
+
+
+def task_texts(prompts: Iterable[str], max_coordinate: int, snap: int) -> list[str]:
+    """What a vocabulary should know: the prompts, and answers with every coordinate.
+
+    Args:
+        prompts: Instructions.
+        max_coordinate: Largest coordinate in pixels, exclusive.
+        snap: A second coordinate takes multiples of this only, which keeps the list short.
+    """
+    second = range(0, max_coordinate, max(snap, 1))
+    answers = [f"({x}, {y})" for x in range(max_coordinate) for y in second]
+    return [*prompts, *answers]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -39,19 +39,20 @@ from grpo_stream.train.prefix import (
     shared_prefix_obstacle,
 )
 from grpo_stream.train.processor import load_processor, resize_rule
-from grpo_stream.train.rollout import backbone_of, generate_groups, trim_completions
+from grpo_stream.train.rollout import (
+    backbone_of,
+    generate_groups,
+    suppressed_token_ids,
+    trim_completions,
+)
 from grpo_stream.train.zero import check_batch_arithmetic
 
 logger = logging.get_logger("grpo_stream.train")
 
 RewardFunction = Callable[..., list[float | None]]
-SharedPrefix = Literal["auto", "on", "off"]
 
 CURSOR_NAME = "cursor.json"
 """File of a checkpoint that holds the stream's position."""
-
-VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-"""Never sampled: a completion with one of them would ask for an image that is not there."""
 
 
 class PersonalizedGRPOTrainer(GRPOTrainer):
@@ -100,7 +101,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         data_collator: Callable[[Sequence[Any]], Batch] | None = None,
         prompt_template: str = "point",
         answer_frame: str | None = None,
-        shared_prefix: SharedPrefix = "auto",
+        shared_prefix: str = "auto",
         **kwargs: Any,
     ) -> None:
         args = args or GRPOConfig("out")
@@ -146,6 +147,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             self.train_loader, args.steps_per_generation * self.num_iterations
         )
         self._groups: PromptGroups | None = None
+        self._micro_batches: list[dict[str, Any]] | None = None
         self._wait_seconds_logged = 0.0
         self.shared_prefix = self._decide_shared_prefix(shared_prefix)
         self._suppress_vision_tokens()
@@ -232,8 +234,14 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if epoch == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None:
             done = kwargs["steps_trained_in_current_epoch"]
         self._step = epoch * kwargs["steps_in_epoch"] + done
-        self._buffered_inputs = None
+        self._micro_batches = None
         super()._run_epoch(*args, **kwargs)
+
+    def close(self) -> None:
+        """Ends the reading threads. Iterating again is not possible afterwards."""
+        for loader in (self.train_loader, self.eval_loader):
+            if loader is not None:
+                loader.close()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Extends ``Trainer._save_checkpoint`` (transformers 5.23): the cursor goes with it."""
@@ -268,13 +276,14 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if not self.model.training:
             return self._rollout(generation_batch, self.num_generations_eval)
         num_micro_batches = self.args.steps_per_generation
-        if self._step % self._micro_steps.num_repeats == 0 or self._buffered_inputs is None:
+        starts = self._step % self._micro_steps.num_repeats == 0
+        if starts or self._micro_batches is None:
             scored = self._rollout(generation_batch, self.num_generations)
             groups = scored.pop("groups")
-            self._buffered_inputs = cut_micro_batches(scored, groups, num_micro_batches)
+            self._micro_batches = cut_micro_batches(scored, groups, num_micro_batches)
             self._log_stream()
-        micro_batches: list[dict[str, Any]] = self._buffered_inputs
-        return micro_batches[self._step % num_micro_batches]
+        inputs: dict[str, Any] = self._micro_batches[self._step % num_micro_batches]
+        return inputs
 
     def _rollout(self, batch: Batch, num_generations: int) -> dict[str, Any]:
         """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``."""
@@ -415,7 +424,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
 
     # ---------------------------------------------------------------- settings
 
-    def _decide_shared_prefix(self, wanted: SharedPrefix) -> bool:
+    def _decide_shared_prefix(self, wanted: str) -> bool:
         obstacle = shared_prefix_obstacle(self.model.config)
         if wanted == "on" and obstacle:
             raise ConfigError("shared_prefix", wanted, f"cannot be: {obstacle}; use 'auto'")
@@ -427,8 +436,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         return is_on
 
     def _suppress_vision_tokens(self) -> None:
-        known = self._tokenizer.get_vocab()
-        ids = sorted(known[token] for token in VISION_TOKENS if token in known)
+        ids = suppressed_token_ids(self._tokenizer)
         self.generation_kwargs["suppress_tokens"] = ids
         self.generation_config.suppress_tokens = ids
 

@@ -1,0 +1,117 @@
+"""The page of a training run: before and after, the reward's curve, held-out pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.report.charts import Bar, Series, Svg, bar_chart, line_chart
+from grpo_stream.report.html import PictureCard, Report, Table
+from grpo_stream.report.pictures import Mark, draw_marks, encode_picture
+from grpo_stream.report.stats import wilson_interval
+from grpo_stream.stream.sources import StreamSample
+
+_SMOOTH_POINTS = 5
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run left behind, as read from its files."""
+
+    title: str
+    lead: str
+    """What was trained on what, in a sentence or two."""
+    before: Mapping[str, Any]
+    """An evaluation (``train.evaluate.Evaluation.to_dict``) before GRPO."""
+    after: Mapping[str, Any]
+    """The same set after GRPO."""
+    log_history: Sequence[Mapping[str, Any]]
+    """transformers' ``trainer_state.json``: one mapping per logging step."""
+    samples: Sequence[StreamSample]
+    """Held-out samples to show, at the model's size."""
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    seconds: Mapping[str, float]
+    """Wall time by phase."""
+    notes: Sequence[str] = ()
+
+
+def training_report(run: TrainingRun) -> Report:
+    """Lays a run out as a page."""
+    before, after = float(run.before["accuracy"]), float(run.after["accuracy"])
+    num_samples = int(run.after["num_samples"])
+    failures = sum(run.after["parse_failures"].values())
+    return Report(
+        title=run.title,
+        lead=run.lead,
+        facts=[
+            (
+                "held-out accuracy, before and after",
+                f"{before:.1%} \N{RIGHTWARDS ARROW} {after:.1%}",
+            ),
+            ("gain", f"{after - before:+.1%}"),
+            ("held-out samples", f"{num_samples}"),
+            ("unreadable answers", f"{failures}"),
+            ("wall time", f"{sum(run.seconds.values()):.0f} s"),
+        ],
+        charts=_charts(run),
+        pictures=[_picture(sample, run.after) for sample in run.samples],
+        picture_title="Held-out images: the true box and the point that the policy answers",
+        tables=[
+            Table("Seconds by phase", [(name, f"{s:.1f}") for name, s in run.seconds.items()]),
+            Table("Settings", [(name, str(value)) for name, value in run.settings.items()]),
+            Table("Versions", list(run.versions.items())),
+        ],
+        notes=run.notes,
+    )
+
+
+def _charts(run: TrainingRun) -> list[Svg]:
+    charts = [
+        bar_chart(
+            "Held-out accuracy (greedy, point in box)",
+            [_bar("before GRPO", run.before), _bar("after GRPO", run.after)],
+            note="bars: 95 % Wilson interval",
+        )
+    ]
+    for title, y_label, names in (
+        ("Reward while training (sampled)", "mean reward", ["reward"]),
+        ("Groups that teach nothing", "share of groups", ["frac_reward_zero_std"]),
+    ):
+        series = [_series(run.log_history, name) for name in names]
+        if all(curve.xs for curve in series):
+            charts.append(
+                line_chart(
+                    title,
+                    series,
+                    x_label="global step",
+                    y_label=y_label,
+                    smooth=_SMOOTH_POINTS,
+                    y_range=(0.0, 1.0),
+                )
+            )
+    return charts
+
+
+def _bar(label: str, evaluation: Mapping[str, Any]) -> Bar:
+    low, high = wilson_interval(evaluation["num_correct"], evaluation["num_samples"])
+    return Bar(label, evaluation["accuracy"], low, high)
+
+
+def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> Series:
+    points = [(entry["step"], entry[name]) for entry in log_history if entry.get(name) is not None]
+    return Series(name, [x for x, _ in points], [y for _, y in points])
+
+
+def _picture(sample: StreamSample, evaluation: Mapping[str, Any]) -> PictureCard:
+    (prediction,) = [p for p in evaluation["predictions"] if p["key"] == sample.key]
+    original, shown = Size(*sample.scales), sample.model_size
+    x1, y1, x2, y2 = sample.solution
+    marks = [Mark(Box(x1, y1, x2, y2).scaled(original, shown, "model"), "truth")]
+    is_correct = bool(prediction["is_correct"])
+    if prediction["point"] is not None:
+        point = Point(*prediction["point"]).scaled(original, shown, "model")
+        marks.append(Mark(point, "right" if is_correct else "wrong"))
+    caption = f"{sample.prompt} \N{RIGHTWARDS ARROW} {prediction['text'] or '(no answer)'}"
+    picture = encode_picture(draw_marks(sample.pixels, marks))
+    return PictureCard(picture, caption, is_correct)

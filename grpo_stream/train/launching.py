@@ -1,0 +1,195 @@
+"""What every launch script does before training: environment, settings, checks, one summary."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import GRPOConfig, ModelConfig, TrlParser
+
+from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.grounding.prompts import load_template
+from grpo_stream.grounding.rewards import load_reward
+from grpo_stream.stream.plan import EpochPlan
+from grpo_stream.stream.sources import Source
+from grpo_stream.train.config import DataArguments, RunArguments, TaskArguments
+from grpo_stream.train.data import open_source
+from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's settings, parsed."""
+
+    args: GRPOConfig
+    model: ModelConfig
+    data: DataArguments
+    task: TaskArguments
+    run: RunArguments
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do; everything in it was checked without loading weights."""
+
+    source: Source
+    num_ranks: int
+    num_lanes: int
+    """Prompts per generation batch over all ranks."""
+    num_batches: int
+    """Generation batches of an epoch."""
+    max_steps: int
+    """Global steps of the run."""
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    """Label and value, for people."""
+    notes: list[str] = field(default_factory=list)
+    """What works, but should be known."""
+
+    def describe(self) -> str:
+        """The plan as text."""
+        width = max(len(label) for label, _ in self.lines)
+        lines = [f"  {label:<{width}}  {value}" for label, value in self.lines]
+        return "\n".join(["The run:", *lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:
+    """Reads the YAML file and the flags; flags win.
+
+    Args:
+        argv: Command-line arguments without the program's name.
+        use_cpu: There is no accelerator: take the CPU and float32 unless told otherwise.
+
+    Raises:
+        ConfigError: a file that is not there, or a setting that nobody knows.
+    """
+    # The launcher of DeepSpeed adds --local_rank; the environment says the same.
+    argv = [word for word in argv if not word.startswith("--local_rank")]
+    types = (GRPOConfig, ModelConfig, DataArguments, TaskArguments, RunArguments)
+    parser = TrlParser(types)
+    if use_cpu:
+        parser.set_defaults(use_cpu=True, bf16=False)
+    path = _config_path(argv)
+    if path is not None and not path.is_file():
+        raise ConfigError("config", str(path), "is no file; see launch/configs/ for examples")
+    try:
+        return Settings(*parser.parse_args_and_config(argv))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise GrpoStreamError(f"the settings cannot be used: {error}") from error
+
+
+def plan_run(settings: Settings) -> RunPlan:
+    """Checks all that can be checked without weights, and adds up what the run will do.
+
+    Raises:
+        ConfigError: a setting that cannot work, named with a value that does.
+        ManifestError: the shards have no manifest.
+        StoreError: they cannot be reached.
+    """
+    args, data, task = settings.args, settings.data, settings.task
+    if settings.model.model_name_or_path is None:
+        expected = "give a folder or hub id, for example Qwen/Qwen2.5-VL-3B-Instruct"
+        raise ConfigError("model_name_or_path", None, expected)
+    for name in task.reward_funcs:
+        load_reward(name)
+    load_template(task.prompt_template)
+    num_ranks = settings.run.num_ranks or args.world_size
+    num_lanes = check_batch_arithmetic(
+        world_size=num_ranks,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        steps_per_generation=args.steps_per_generation,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_generations=args.num_generations,
+        num_iterations=args.num_iterations,
+    )
+    notes = _check_zero(args, num_ranks)
+    source = open_source(data)
+    seed = args.seed if data.stream_seed is None else data.stream_seed
+    plan = EpochPlan(source.shard_counts, num_lanes, seed, 0, data.block_shards)
+    micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
+    per_epoch = -(-micro_steps // args.gradient_accumulation_steps)
+    from_epochs = int(-(-args.num_train_epochs * per_epoch // 1))
+    max_steps = args.max_steps if args.max_steps > 0 else from_epochs
+    lines = [
+        ("model", settings.model.model_name_or_path),
+        ("data", f"{data.shards or data.json}, digest {source.digest[:12]}"),
+        ("samples", f"{plan.num_samples:,} in {len(source.shard_counts):,} shards"),
+        ("ranks", f"{num_ranks}"),
+        (
+            "generation batch",
+            f"{num_lanes} prompts x {args.num_generations} completions over all ranks",
+        ),
+        (
+            "epoch",
+            f"{plan.num_batches:,} generation batches, {plan.num_reserve} samples in reserve",
+        ),
+        ("global steps", f"{max_steps:,} ({max_steps / per_epoch:.3g} epochs)"),
+        ("rewards", ", ".join(task.reward_funcs)),
+        ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
+        ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"),
+        ("deepspeed", str(args.deepspeed or "none")),
+        ("output", str(args.output_dir)),
+    ]
+    return RunPlan(source, num_ranks, num_lanes, plan.num_batches, max_steps, lines, notes)
+
+
+def use_cpu_only() -> bool:
+    """Whether there is no accelerator; DeepSpeed is then told so, which spares a warning."""
+    import torch  # noqa: PLC0415 - importing this module for its parser needs no device
+
+    if torch.cuda.is_available():
+        return False
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return True
+
+
+def start_process_group(*, use_cpu: bool) -> None:
+    """Joins the other ranks; one process alone becomes a world of one.
+
+    On the CPU this must come before a model is loaded: ``zero.Init`` otherwise takes the world
+    size for 1 and every rank would hold all weights.
+    """
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
+    if use_cpu:
+        import deepspeed  # noqa: PLC0415 - slow to import, and not needed by a dry run
+
+        with contextlib.redirect_stdout(sys.stderr):
+            deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+_ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+"""torch's variables for a process that no launcher started."""
+
+
+def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
+    if not args.deepspeed:
+        return []
+    config = (
+        args.deepspeed if isinstance(args.deepspeed, dict) else load_zero_config(args.deepspeed)
+    )
+    return check_zero_config(
+        config,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        world_size=num_ranks,
+        bf16=bool(args.bf16),
+        fp16=bool(args.fp16),
+        max_grad_norm=args.max_grad_norm,
+    )
+
+
+def _config_path(argv: Sequence[str]) -> Path | None:
+    for i, word in enumerate(argv):
+        if word == "--config":
+            return Path(argv[i + 1]) if i + 1 < len(argv) else Path()
+    return None

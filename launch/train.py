@@ -1,0 +1,134 @@
+"""Trains a policy with GRPO on a stream of prompts.
+
+    deepspeed --num_gpus 2 launch/train.py --config launch/configs/quickstart.yaml
+    python launch/train.py --config launch/configs/qwen2_5_vl_3b.yaml --dry-run --num-ranks 8
+
+Settings come from the YAML file and from flags, and flags win: trl's GRPOConfig and ModelConfig,
+and the classes of grpo_stream.train.config. Without a GPU the run takes the CPU and gloo. The
+same command goes on from the last checkpoint with --resume_from_checkpoint true.
+"""
+
+import importlib.metadata
+import sys
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback
+from trl import get_peft_config
+
+from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.stream.world import World
+from grpo_stream.train.agreement import check_agreement
+from grpo_stream.train.data import make_stream, open_source
+from grpo_stream.train.launching import (
+    RunPlan,
+    Settings,
+    parse_settings,
+    plan_run,
+    start_process_group,
+    use_cpu_only,
+)
+from grpo_stream.train.metrics import ShortProgressCallback
+from grpo_stream.train.processor import load_processor
+from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+
+
+def main(argv: list[str]) -> int:
+    """Runs the script; returns the process's exit code (0 done, 2 settings that cannot work)."""
+    use_cpu = use_cpu_only()
+    try:
+        # Settings are parsed with the ranks joined: GRPOConfig counts them.
+        start_process_group(use_cpu=use_cpu)
+        settings = parse_settings(argv, use_cpu=use_cpu)
+        plan = plan_run(settings)
+        if settings.args.process_index == 0:
+            print(plan.describe(), flush=True)
+        if settings.run.dry_run:
+            print("dry run: the settings fit together; no weights were loaded")
+            return 0
+        train(settings, plan)
+    except GrpoStreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(settings: Settings, plan: RunPlan) -> None:
+    """Builds stream and trainer, and trains."""
+    args, data, task = settings.args, settings.data, settings.task
+    model_id = settings.model.model_name_or_path
+    processor = load_processor(model_id, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    world = World(args.process_index, args.world_size, args.local_process_index)
+    image_processor = processor.image_processor
+    common = {"seed": args.seed, "image_processor": image_processor, "world": world}
+    stream = make_stream(plan.source, data, num_lanes=plan.num_lanes, **common)
+    check_agreement(
+        {
+            "digest": plan.source.digest,
+            "num_batches": plan.num_batches,
+            "stream": stream.config.to_dict(),
+            "task": vars(task),
+            "versions": versions(),
+        }
+    )
+    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(settings)}
+    trainer = PersonalizedGRPOTrainer(
+        str(model_id),
+        list(task.reward_funcs),
+        args,
+        stream,
+        eval_stream(settings, common),
+        processing_class=processor,
+        prompt_template=task.prompt_template,
+        answer_frame=task.answer_frame,
+        shared_prefix=task.shared_prefix,
+        peft_config=get_peft_config(settings.model),
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ShortProgressCallback())
+    trainer.train(resume_from_checkpoint=resume_from(args.resume_from_checkpoint))
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    trainer.close()
+
+
+def eval_stream(settings: Settings, common: dict[str, Any]) -> Any:
+    """The stream for evaluation while training; None without ``eval_shards``."""
+    args, data = settings.args, settings.data
+    if data.eval_shards is None:
+        return None
+    num_generations = args.num_generations_eval or args.num_generations
+    num_lanes = args.world_size * args.per_device_eval_batch_size // num_generations
+    if num_lanes < 1:
+        raise ConfigError(
+            "per_device_eval_batch_size",
+            args.per_device_eval_batch_size,
+            f"must be a multiple of num_generations={num_generations}",
+        )
+    source = open_source(type(data)(shards=data.eval_shards))
+    return make_stream(source, data, num_lanes=num_lanes, **common)
+
+
+def model_init_kwargs(settings: Settings) -> dict[str, Any]:
+    """How the policy is loaded; the weights' dtype follows the run's precision unless it is set."""
+    model = settings.model
+    kwargs: dict[str, Any] = {"revision": model.model_revision, "dtype": model.dtype}
+    if model.attn_implementation is not None:
+        kwargs["attn_implementation"] = model.attn_implementation
+    return kwargs
+
+
+def resume_from(value: str | None) -> str | bool | None:
+    """``true`` means the last checkpoint of ``output_dir``; anything else is a checkpoint."""
+    words = {"true": True, "false": None}
+    return words.get(value.lower(), value) if value else None
+
+
+def versions() -> dict[str, str]:
+    """Versions that change numbers when they differ between ranks."""
+    names = ("torch", "transformers", "trl", "accelerate", "deepspeed", "grpo_stream")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
