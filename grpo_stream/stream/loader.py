@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+from grpo_stream.errors import CursorError
 from grpo_stream.stream.cursor import Cursor
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.sources import StreamSample
@@ -91,10 +92,12 @@ class PromptLoader(Generic[T]):
         """Seeks to a saved cursor; costs the same wherever it stands.
 
         Raises:
-            CursorError: it was saved with other data or another order.
+            CursorError: it was saved with other data or another order, or is no place in it.
         """
         saved = Cursor.from_dict(state)
         self.stream.cursor().check_same_order(saved)
+        if saved.batch_index >= len(self):
+            raise CursorError(f"batch {saved.batch_index} of an epoch of {len(self)} batches")
         self._epoch, self._next_batch = saved.epoch, saved.batch_index
 
     def close(self) -> None:
