@@ -95,9 +95,7 @@ def sample_from_record(
     return StreamSample.from_sample(sample, rule)
 
 
-def _read(
-    record: Mapping[str, Any], position: int, root: Path, rules: Rules, limits: ImageLimits
-) -> Sample:
+def _read(record: object, position: int, root: Path, rules: Rules, limits: ImageLimits) -> Sample:
     def open_picture(path: str) -> Picture:
         # Not load_picture: that one decodes, and the stream decodes what it gets, once.
         try:
@@ -107,7 +105,9 @@ def _read(
         info = probe(data, limits)
         return Picture(data, SUFFIXES.get(info.format, "png"), info.size, ())
 
-    path = record.get(rules.image_key) if isinstance(record, Mapping) else None
+    if isinstance(record, Mapping):
+        record = dict(record)  # what the judge takes
+    path = record.get(rules.image_key) if isinstance(record, dict) else None
     key = make_key(position, path if isinstance(path, str) else "")
     return judge(record, key, rules, open_picture).sample
 
