@@ -1,0 +1,152 @@
+import re
+
+import numpy as np
+import pytest
+
+from grpo_stream.errors import BadSamplesError, ConfigError
+from grpo_stream.images import ResizeRule
+from grpo_stream.stream.sources import ShardSource
+from tests.stream.support import (
+    CountingStore,
+    damage,
+    epoch_keys,
+    keys_of,
+    make_stream,
+    write_numbered_set,
+)
+
+WORLD_SIZES = (1, 2, 4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_numbered_set(tmp_path)  # 23 samples, 4 lanes: T=5, reserve 3
+
+
+def key_at(plan, ordinal):
+    (shard,), (sample,) = plan.locate(np.array([ordinal]))
+    return f"{4 * shard + sample:06d}", int(shard), int(sample)
+
+
+def damage_ordinals(stream, ordinals):
+    """Damages the samples of ``ordinals`` of epoch 0; their keys."""
+    plan = stream.plan(0)
+    found = [key_at(plan, ordinal) for ordinal in ordinals]
+    for _, shard, sample in found:
+        damage(stream.source, shard, sample)
+    return [key for key, _, _ in found]
+
+
+def test_samples_of_a_batch_in_slot_order(folder):
+    stream = make_stream(folder)
+    plan = stream.plan(0)
+    for batch in range(5):
+        expected = [key_at(plan, ordinal)[0] for ordinal in plan.slot_ordinals(batch, range(4))]
+        assert keys_of(stream.read_batch(0, batch)) == expected
+
+
+def test_settings_reach_the_sample(folder):
+    stream = make_stream(folder, resize=ResizeRule())
+    assert stream.read_slot(0, 0, 0).pixels.shape == (56, 84, 3)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_each_sample_is_fetched_once_an_epoch(folder, world_size, num_threads):
+    store = CountingStore(folder)
+    batches = epoch_keys(folder, world_size, store=store, num_threads=num_threads)
+    keys = [key for batch in batches for key in batch]
+    assert len(keys) == len(set(keys)) == 20
+    assert len(store.reads) == 20
+    assert set(store.reads.values()) == {1}
+
+
+def test_every_rank_has_the_same_number_of_batches(folder):
+    streams = [make_stream(folder, rank=rank, world_size=4) for rank in range(4)]
+    assert {stream.num_batches for stream in streams} == {5}
+
+
+class TestBadSamples:
+    def test_the_reserve_stands_in_and_then_the_neighbours(self, folder):
+        stream = make_stream(folder)
+        plan = stream.plan(0)
+        own = plan.slot_ordinals(2, range(1, 2))
+        # Its own sample, the whole reserve and the first neighbour.
+        stand_ins = plan.stand_ins(2, 1, 6)
+        bad = [own[0], *stand_ins[:4]]
+        for num_bad in range(1, 6):
+            damage_ordinals(stream, bad[num_bad - 1 : num_bad])
+            expected = key_at(plan, stand_ins[num_bad - 1])[0]
+            assert stream.read_slot(0, 2, 1).key == expected
+
+    @pytest.mark.parametrize("num_threads", [0, 2])
+    def test_every_world_size_sees_the_same_stand_ins(self, folder, num_threads):
+        stream = make_stream(folder)
+        whole = epoch_keys(folder)
+        plan = stream.plan(0)
+        bad = damage_ordinals(stream, [*plan.slot_ordinals(1, range(4))[::2], plan.num_samples - 1])
+        runs = [
+            epoch_keys(folder, world_size, num_threads=num_threads) for world_size in WORLD_SIZES
+        ]
+        assert runs[0] == runs[1] == runs[2]
+        for batch, (before, after) in enumerate(zip(whole, runs[0], strict=True)):
+            assert not set(bad) & set(after)
+            kept = [(b, a) for b, a in zip(before, after, strict=True) if b not in bad]
+            assert all(b == a for b, a in kept)
+            assert len(kept) == (2 if batch == 1 else 4)
+
+    def test_counted_by_cause_and_listed(self, folder):
+        stream = make_stream(folder)
+        plan = stream.plan(0)
+        (key, shard, sample), (_, gone, _) = (
+            key_at(plan, ordinal) for ordinal in (plan.slot_ordinals(0, range(2)))
+        )
+        assert shard != gone
+        damage(stream.source, shard, sample)
+        (folder / stream.source.manifest.shards[gone].name).unlink()
+        for batch in range(stream.num_batches):
+            assert len(stream.read_batch(0, batch)) == 4
+        causes = stream.counters.num_bad_by_cause
+        assert causes["checksum"] == 1
+        assert causes["not_found"] >= 1
+        assert causes.total() == len(stream.counters.quarantine)
+        assert f"{shard}/{sample}" in stream.counters.quarantine
+        assert stream.counters.num_samples == 20
+        assert key not in {s.key for s in stream.read_batch(0, 0)}
+
+    def test_above_the_tolerance_it_stops(self, folder):
+        stream = make_stream(folder, max_bad_samples=2)
+        damage_ordinals(stream, stream.plan(0).slot_ordinals(0, range(3)))
+        stream.read_slot(0, 0, 0)
+        stream.read_slot(0, 0, 1)
+        with pytest.raises(BadSamplesError, match=r"3 samples .*max_bad_samples=2.*'checksum': 3"):
+            stream.read_slot(0, 0, 2)
+
+    def test_no_tolerance(self, folder):
+        stream = make_stream(folder, max_bad_samples=0)
+        damage_ordinals(stream, stream.plan(0).slot_ordinals(0, range(1)))
+        with pytest.raises(BadSamplesError, match="max_bad_samples=0"):
+            stream.read_slot(0, 0, 0)
+
+    def test_when_nothing_can_be_read_it_says_so(self, folder):
+        stream = make_stream(folder)
+        for info in stream.source.manifest.shards:
+            (folder / info.name).unlink()
+        expected = re.escape("epoch 0, generation batch 1, slot 2: the sample and 16 stand-ins")
+        with pytest.raises(BadSamplesError, match=expected):
+            stream.read_slot(0, 1, 2)
+
+
+@pytest.mark.parametrize(("num_lanes", "field"), [(6, "world_size"), (24, "num_lanes")])
+def test_refused_before_anything_is_read(folder, num_lanes, field):
+    with pytest.raises(ConfigError) as info:
+        make_stream(folder, rank=1, world_size=4, num_lanes=num_lanes)
+    assert info.value.field == field
+
+
+def test_the_cursor_tells_data_and_order(folder):
+    stream = make_stream(folder, seed=9, block_shards=2)
+    cursor = stream.cursor(3, 4)
+    assert cursor.digest == ShardSource(str(folder)).digest
+    assert (cursor.seed, cursor.num_lanes, cursor.block_shards) == (9, 4, 2)
+    assert (cursor.epoch, cursor.batch_index) == (3, 4)
