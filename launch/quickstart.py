@@ -39,8 +39,7 @@ SPLITS = {"cold_start": (9_600, 1), "dev": (200, 2), "train": (1_600, 3), "test"
 
 NUM_PICTURES = 12
 NOTES = (
-    "Each image holds one shape, so the instruction carries no information: "
-    "this shows localisation, not the understanding of instructions.",
+    "Each image holds one shape: this shows localisation, not the understanding of instructions.",
     "Answers lie on a grid of 8 pixels, because the cold start teaches them so.",
     f"The pictures are the first {NUM_PICTURES} of the held-out set, not chosen.",
 )
@@ -156,9 +155,9 @@ def phases(out: Path, seed: int, reward: str) -> Iterator[Phase]:
     yield Phase("cold start", [cold_start], started / "model.safetensors", num_cores)
     yield _evaluation("evaluation before", started, shards / "test", out / "before.json")
     num_ranks, num_completions = _ranks()
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "-q", "--num_gpus", str(num_ranks)]
     grpo = command(
-        [str(Path(sys.executable).parent / "deepspeed"), "-q", "--num_gpus", str(num_ranks)]
-        + ["launch/train.py", "--config", str(CONFIG.relative_to(ROOT))],
+        [*deepspeed, "launch/train.py", "--config", str(CONFIG.relative_to(ROOT))],
         per_device_train_batch_size=num_completions // num_ranks,
         model_name_or_path=started,
         shards=shards / "train",
@@ -198,6 +197,8 @@ def run(words: list[str], num_threads: int) -> bool:
     environment = {
         # Several ranks and readers share the cores; without this every rank takes all of them.
         "OMP_NUM_THREADS": str(num_threads),
+        # Threads that wait by spinning halve the speed as soon as anything else wants a core.
+        "GOMP_SPINCOUNT": "1000",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),

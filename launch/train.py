@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback
 from trl import get_peft_config
 
+import grpo_stream
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.stream.world import World
 from grpo_stream.train.agreement import check_agreement
@@ -126,8 +127,11 @@ def resume_from(value: str | None) -> str | bool | None:
 
 def versions() -> dict[str, str]:
     """Versions that change numbers when they differ between ranks."""
-    names = ("torch", "transformers", "trl", "accelerate", "deepspeed", "grpo_stream")
-    return {name: importlib.metadata.version(name) for name in names}
+    names = ("torch", "transformers", "trl", "accelerate", "deepspeed")
+    return {
+        "grpo_stream": grpo_stream.__version__,
+        **{name: importlib.metadata.version(name) for name in names},
+    }
 
 
 if __name__ == "__main__":
