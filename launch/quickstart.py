@@ -67,7 +67,10 @@ def main(argv: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     fingerprint = _code_fingerprint()
     seconds: dict[str, float] = {}
-    for phase in phases(out, args.seed, args.reward):
+    num_gpus = _num_gpus()
+    if not num_gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares a warning in every process
+    for phase in phases(out, args.seed, args.reward, min(num_gpus, 2) or 2):
         line = json.dumps(phase.commands)
         fingerprint = hashlib.sha256(f"{fingerprint} {line}".encode()).hexdigest()
         stamp = out / "phases" / f"{phase.name}.json"
@@ -93,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def phases(out: Path, seed: int, reward: str) -> Iterator[Phase]:
+def phases(out: Path, seed: int, reward: str, num_ranks: int) -> Iterator[Phase]:
     """The line's phases in order."""
     python = [sys.executable]
     raw, shards = out / "raw", out / "shards"
@@ -154,7 +157,7 @@ def phases(out: Path, seed: int, reward: str) -> Iterator[Phase]:
     num_cores = os.cpu_count() or 1
     yield Phase("cold start", [cold_start], started / "model.safetensors", num_cores)
     yield _evaluation("evaluation before", started, shards / "test", out / "before.json")
-    num_ranks, num_completions = _ranks()
+    num_completions = 2 * yaml.safe_load(CONFIG.read_text())["per_device_train_batch_size"]
     deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "-q", "--num_gpus", str(num_ranks)]
     grpo = command(
         [*deepspeed, "launch/train.py", "--config", str(CONFIG.relative_to(ROOT))],
@@ -268,13 +271,10 @@ def report(out: Path, seed: int, reward: str, seconds: dict[str, float]) -> None
     )
 
 
-def _ranks() -> tuple[int, int]:
-    """Ranks to start, and completions per generation batch over all of them."""
-    import torch  # noqa: PLC0415 - seconds, and only needed when something is to be run
-
-    config = yaml.safe_load(CONFIG.read_text())
-    num_gpus = torch.cuda.device_count()
-    return (min(num_gpus, 2) or 2), 2 * config["per_device_train_batch_size"]
+def _num_gpus() -> int:
+    probe = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return int(done.stdout)
 
 
 def _code_fingerprint() -> str:

@@ -52,7 +52,7 @@ th, td { padding: 5px 12px 5px 0; text-align: left; vertical-align: top; font-we
 th[scope=row] { color: var(--pale); }
 thead th { color: var(--pale); font-size: .82rem; }
 tbody tr { border-top: 1px solid var(--rule); }
-td { overflow-wrap: break-word; }
+td { overflow-wrap: anywhere; min-width: 7em; }
 td:last-child { padding-right: 0; }
 .notes { color: var(--pale); font-size: .92rem; max-width: 52em; }
 .notes ul { padding-left: 1.2em; margin: 0; }

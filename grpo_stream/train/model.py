@@ -8,8 +8,14 @@ from typing import Any
 
 import transformers
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from grpo_stream.errors import ConfigError
+
+_EXAMPLE = "Qwen/Qwen2.5-VL-3B-Instruct"
 
 
 class Qwen2_5_VLForConditionalGenerationWithLogits(Qwen2_5_VLForConditionalGeneration):  # noqa: N801
@@ -35,6 +41,15 @@ class Qwen2_5_VLForConditionalGenerationWithLogits(Qwen2_5_VLForConditionalGener
             config = json.loads(path.read_text())
             config["architectures"] = [Qwen2_5_VLForConditionalGeneration.__name__]
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+# transformers (5.23) brings a checkpoint's names of weights up to date by the name of the class.
+# Under a name that it does not know, a policy would start from random weights.
+register_checkpoint_conversion_mapping(
+    Qwen2_5_VLForConditionalGenerationWithLogits.__name__,
+    get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__) or [],
+    overwrite=True,
+)
 
 
 def forward_keeping_logits(forward: Any, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
@@ -63,23 +78,41 @@ def forward_keeping_logits(forward: Any, *args: Any, logits_to_keep: Any = 0, **
     return output
 
 
-def load_policy(model_id: str | Path, **model_init_kwargs: Any) -> Any:
-    """The model of a folder or hub id, with the class that its config names.
+def policy_config(model_id: str | Path) -> Any:
+    """The configuration of an image-and-text model.
 
     Raises:
-        ConfigError: the config names no image-and-text model that transformers knows.
+        ConfigError: there is none, or it names no image-and-text model that transformers knows.
     """
-    config = AutoConfig.from_pretrained(model_id)
+    try:
+        config = AutoConfig.from_pretrained(model_id)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "model_name_or_path",
+            str(model_id),
+            f"cannot be loaded ({_first_line(error)}); give a folder or hub id, for example "
+            "Qwen/Qwen2.5-VL-3B-Instruct",
+        ) from error
     name = (config.architectures or [""])[0]
-    if name == Qwen2_5_VLForConditionalGenerationWithLogits.__name__:
-        architecture: Any = Qwen2_5_VLForConditionalGenerationWithLogits
-    else:
-        architecture = getattr(transformers, name, None)
-    if architecture is None or not hasattr(config, "vision_config"):
+    if not hasattr(transformers, name) or not hasattr(config, "vision_config"):
         raise ConfigError(
             "model_name_or_path",
             str(model_id),
             f"its architecture {name!r} is no image-and-text model of transformers "
             f"{transformers.__version__}; use for example Qwen/Qwen2.5-VL-3B-Instruct",
         )
+    return config
+
+
+def load_policy(model_id: str | Path, **model_init_kwargs: Any) -> Any:
+    """The model of a folder or hub id, with the class that its configuration names.
+
+    Raises:
+        ConfigError: see :func:`policy_config`.
+    """
+    architecture = getattr(transformers, policy_config(model_id).architectures[0])
     return architecture.from_pretrained(model_id, **model_init_kwargs)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

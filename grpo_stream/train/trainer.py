@@ -31,7 +31,7 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.batches import MicroStepDataset, first_of
 from grpo_stream.train.collate import Batch, PromptCollator
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
-from grpo_stream.train.model import load_policy
+from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import (
     pack_groups,
     prefix_positions,
@@ -111,10 +111,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
+        model_type = policy_config(model_id).model_type if isinstance(model, str) else None
         processor = processing_class or load_processor(model_id)
-        if isinstance(model, str):
-            model = load_policy(model, **_init_kwargs(args))
-        model_type = model.config.model_type
         super().__init__(
             model,
             rewards,
@@ -128,7 +126,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.data_collator = data_collator or PromptCollator(
             processor,
             template,
-            answer_frame_for(model_type, answer_frame),
+            answer_frame_for(model_type or self.model.config.model_type, answer_frame),
             image_processor=image_processor,
             images_root=images_root,
         )
@@ -475,10 +473,3 @@ def _named_rewards(
         else list(reward_funcs)
     )
     return [named_reward(load_reward(f) if isinstance(f, str) else f) for f in given]
-
-
-def _init_kwargs(args: GRPOConfig) -> dict[str, Any]:
-    """The policy's keyword arguments; distributed runs must place it themselves (trl 1.16)."""
-    kwargs = dict(args.model_init_kwargs or {})
-    kwargs.setdefault("device_map", None)
-    return kwargs
