@@ -28,6 +28,18 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         kwargs.pop("video_processor", None)
         super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Extends ``ProcessorMixin.to_dict`` (transformers 5.23): saved as the class it stands for.
+
+        ``AutoProcessor`` on a machine with torchvision then finds that class, and the settings of
+        its video half, which are those of images.
+        """
+        saved: dict[str, Any] = super().to_dict()
+        video = {k: v for k, v in saved["image_processor"].items() if k != "image_processor_type"}
+        saved["video_processor"] = video | {"video_processor_type": "Qwen2VLVideoProcessor"}
+        saved["processor_class"] = Qwen2_5_VLProcessor.__name__
+        return saved
+
     @classmethod
     def get_attributes(cls) -> list[str]:
         """Overrides ``ProcessorMixin.get_attributes`` (transformers 5.23): no video processor."""
