@@ -91,7 +91,7 @@ def policy_config(model_id: str | Path) -> Any:
             "model_name_or_path",
             str(model_id),
             f"cannot be loaded ({_first_line(error)}); give a folder or hub id, for example "
-            "Qwen/Qwen2.5-VL-3B-Instruct",
+            f"{_EXAMPLE}",
         ) from error
     name = (config.architectures or [""])[0]
     if not hasattr(transformers, name) or not hasattr(config, "vision_config"):
@@ -99,7 +99,7 @@ def policy_config(model_id: str | Path) -> Any:
             "model_name_or_path",
             str(model_id),
             f"its architecture {name!r} is no image-and-text model of transformers "
-            f"{transformers.__version__}; use for example Qwen/Qwen2.5-VL-3B-Instruct",
+            f"{transformers.__version__}; use for example {_EXAMPLE}",
         )
     return config
 
