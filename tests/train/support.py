@@ -1,0 +1,53 @@
+"""Prompts, images and a collator for the training tests."""
+
+import numpy as np
+import torch
+from trl.trainer.utils import add_fused_lm_head
+
+from grpo_stream.boxes import Size
+from grpo_stream.grounding.prompts import TEMPLATES
+from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.collate import PromptCollator
+from grpo_stream.train.groups import PromptGroups
+from grpo_stream.train.model import load_policy
+from tools.make_shapes import COLOURS, SHAPES
+
+CPU = torch.device("cpu")
+
+TASK_TEXTS = [
+    *(f"Click on the {colour} {shape}" for colour in COLOURS for shape in SHAPES),
+    *(f"({x}, {y})" for x in range(112) for y in (x, 111 - x)),
+    "The image is 112x112 pixels. Answer with the position alone, as",
+]
+
+
+def load_model(folder):
+    """The tiny policy in float32 with trl's fused head, as the trainer prepares it."""
+    model = load_policy(folder, dtype=torch.float32, attn_implementation="sdpa")
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    return model.eval()
+
+
+def make_stream_sample(number=0, size=(56, 56), solution=(10, 20, 30, 40), **changes):
+    """A sample whose pixels depend on ``number``; its original is twice as large."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    fields = {
+        "key": f"{number:06d}",
+        "pixels": pixels,
+        "prompt": f"Click on the red circle{' please' * number}",
+        "solution": solution,
+        "scales": Size(size[0] * 2, size[1] * 2),
+        "extra": {},
+    }
+    return StreamSample(**(fields | changes))
+
+
+def make_collator(processor, template="point", answer_frame="model", **changes):
+    return PromptCollator(processor, TEMPLATES[template], answer_frame, **changes)
+
+
+def make_groups(processor, sizes=((56, 56),), num_generations=2):
+    """Groups of prompts of different lengths over images of ``sizes`` (width, height)."""
+    samples = [make_stream_sample(number, size) for number, size in enumerate(sizes)]
+    return PromptGroups.from_batch(make_collator(processor)(samples), num_generations, CPU)
