@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -106,7 +108,7 @@ class TestCheckGroups:
 class TestCutMicroBatches:
     @pytest.mark.parametrize("num_micro_batches", [1, 2, 3, 4, 6])
     def test_keeps_the_order(self, groups, num_micro_batches):
-        scored = {
+        scored: dict[str, Any] = {
             "completion_ids": torch.arange(24).reshape(12, 2),
             "advantages": torch.arange(12.0),
             "num_items_in_batch": torch.tensor(99),
