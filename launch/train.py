@@ -10,9 +10,10 @@ same command goes on from the last checkpoint with --resume_from_checkpoint true
 
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import get_peft_config
 
 import grpo_stream
@@ -53,8 +54,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train(settings: Settings, plan: RunPlan) -> None:
-    """Builds stream and trainer, and trains."""
+def train(
+    settings: Settings, plan: RunPlan, callbacks: Sequence[TrainerCallback] = ()
+) -> PersonalizedGRPOTrainer:
+    """Builds stream and trainer, and trains; returns the trainer."""
     args, data, task = settings.args, settings.data, settings.task
     model_id = settings.model.model_name_or_path
     processor = load_processor(model_id, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
@@ -86,11 +89,13 @@ def train(settings: Settings, plan: RunPlan) -> None:
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(ShortProgressCallback())
+    for callback in (ShortProgressCallback(), *callbacks):
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume_from(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
     trainer.save_state()
     trainer.close()
+    return trainer
 
 
 def eval_stream(settings: Settings, common: dict[str, Any]) -> Any:

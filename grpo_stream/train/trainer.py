@@ -111,8 +111,17 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
-        model_type = policy_config(model_id).model_type if isinstance(model, str) else None
+        config = policy_config(model_id) if isinstance(model, str) else model.config
+        frame = answer_frame_for(config.model_type, answer_frame)
         processor = processing_class or load_processor(model_id)
+        images = (image_processor or processor.image_processor, images_root)
+        train_stream = _stream(train_dataset, args, num_prompts, *images)
+        _check_stream(train_stream, args, num_prompts)
+        eval_stream = None
+        if eval_dataset is not None:
+            num_generations = args.num_generations_eval or args.num_generations
+            num_eval_prompts = args.world_size * args.per_device_eval_batch_size // num_generations
+            eval_stream = _stream(eval_dataset, args, num_eval_prompts, *images)
         super().__init__(
             model,
             rewards,
@@ -126,21 +135,15 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.data_collator = data_collator or PromptCollator(
             processor,
             template,
-            answer_frame_for(model_type or self.model.config.model_type, answer_frame),
+            frame,
             image_processor=image_processor,
             images_root=images_root,
         )
-        self.world = World(args.process_index, args.world_size, args.local_process_index)
-        images = (image_processor or processor.image_processor, images_root)
-        self.train_stream = self._stream(train_dataset, num_prompts, *images)
-        self.train_loader = PromptLoader(self.train_stream, self.data_collator)
+        self.train_stream = train_stream
+        self.train_loader = PromptLoader(train_stream, self.data_collator)
         self.eval_loader: PromptLoader[Batch] | None = None
-        if eval_dataset is not None:
-            num_eval = args.world_size * args.per_device_eval_batch_size
-            num_eval //= self.num_generations_eval
-            stream = self._stream(eval_dataset, num_eval, *images)
-            self.eval_loader = PromptLoader(stream, self.data_collator)
-        self._check_lanes(num_prompts)
+        if eval_stream is not None:
+            self.eval_loader = PromptLoader(eval_stream, self.data_collator)
         self._micro_steps = MicroStepDataset(
             self.train_loader, args.steps_per_generation * self.num_iterations
         )
@@ -171,33 +174,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """Overrides ``Trainer.num_examples`` (transformers 5.23): prompts of an epoch."""
         loader: PromptLoader[Batch] = dataloader.dataset.loader  # type: ignore[attr-defined]
         return len(loader) * loader.stream.config.num_lanes
-
-    def _stream(
-        self,
-        data: PromptStream | Sequence[Mapping[str, Any]],
-        num_lanes: int,
-        image_processor: Any,
-        images_root: str | Path | None,
-    ) -> PromptStream:
-        if isinstance(data, PromptStream):
-            return data
-        source = RecordSource(data, images_root)
-        rule = resize_rule(image_processor)
-        config = StreamConfig(num_lanes=num_lanes, seed=self.args.seed, resize=rule)
-        return PromptStream(source, config, self.world)
-
-    def _check_lanes(self, num_prompts: int) -> None:
-        stream = self.train_stream
-        if stream.config.num_lanes != num_prompts:
-            raise ConfigError(
-                "num_lanes",
-                stream.config.num_lanes,
-                f"the batch arithmetic gives {num_prompts} prompts per generation batch "
-                "(world size x per_device_train_batch_size x steps_per_generation / "
-                f"num_generations); use num_lanes={num_prompts}",
-            )
-        if stream.world != self.world:
-            raise ConfigError("world", stream.world, f"the trainer runs as {self.world}")
 
     # ---------------------------------------------------------------- position
 
@@ -473,3 +449,34 @@ def _named_rewards(
         else list(reward_funcs)
     )
     return [named_reward(load_reward(f) if isinstance(f, str) else f) for f in given]
+
+
+def _stream(
+    data: PromptStream | Sequence[Mapping[str, Any]],
+    args: GRPOConfig,
+    num_lanes: int,
+    image_processor: Any,
+    images_root: str | Path | None,
+) -> PromptStream:
+    if isinstance(data, PromptStream):
+        return data
+    rule = resize_rule(image_processor)
+    config = StreamConfig(num_lanes=num_lanes, seed=args.seed, resize=rule)
+    return PromptStream(RecordSource(data, images_root), config, _world(args))
+
+
+def _check_stream(stream: PromptStream, args: GRPOConfig, num_prompts: int) -> None:
+    if stream.config.num_lanes != num_prompts:
+        raise ConfigError(
+            "num_lanes",
+            stream.config.num_lanes,
+            f"the batch arithmetic gives {num_prompts} prompts per generation batch "
+            "(world size x per_device_train_batch_size x steps_per_generation / "
+            f"num_generations); use num_lanes={num_prompts}",
+        )
+    if stream.world != _world(args):
+        raise ConfigError("world", stream.world, f"the trainer runs as {_world(args)}")
+
+
+def _world(args: GRPOConfig) -> World:
+    return World(args.process_index, args.world_size, args.local_process_index)

@@ -1,0 +1,55 @@
+"""launch/train.py with a look inside: run by the DeepSpeed launcher, one process per rank.
+
+Every rank writes what it saw to ``PROBE_DIR/rank-N.json``.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from grpo_stream.grounding.rewards import accuracy_reward_coord
+from grpo_stream.train import launching
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS: list[list[str]] = []
+SIZES: list[list[int]] = []
+
+
+def spying_reward(**columns):
+    """The ordinary reward; notes which groups this rank scores."""
+    KEYS.append(columns["key"])
+    SIZES.extend(columns["model_size"])
+    return accuracy_reward_coord(**columns)
+
+
+def main():
+    spec = importlib.util.spec_from_file_location("launch_train", ROOT / "launch/train.py")
+    launch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launch)
+    use_cpu = launching.use_cpu_only()
+    launching.start_process_group(use_cpu=use_cpu)
+    settings = launching.parse_settings(sys.argv[1:], use_cpu=use_cpu)
+    trainer = launch.train(settings, launching.plan_run(settings))
+    engine = trainer.model_wrapped
+    weights = dict(engine.module.named_parameters())
+    weight = weights["model.language_model.layers.0.mlp.gate_proj.weight"]
+    seen = {
+        "engine": type(engine).__name__,
+        "zero_stage": engine.zero_optimization_stage(),
+        "weight_shape": list(weight.shape),
+        "weight_elements_here": weight.ds_tensor.numel(),
+        "weight_elements": weight.ds_numel,
+        "keys": KEYS,
+        "sizes": SIZES,
+        "counted_samples": trainer.train_stream.counters.num_samples,
+        "shared_prefix": trainer.shared_prefix,
+    }
+    path = Path(os.environ["PROBE_DIR"]) / f"rank-{os.environ['RANK']}.json"
+    path.write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    # trl finds the reward under the module's own name; there must be one KEYS, not two.
+    importlib.import_module("tests.multiprocess.probe").main()
