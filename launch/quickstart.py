@@ -151,7 +151,6 @@ def phases(out: Path, seed: int, reward: str, num_ranks: int) -> Iterator[Phase]
         dev_shards=shards / "dev",
         output_dir=started,
         max_completion_length=8,
-        eval_every_steps=15,
         seed=seed,
     )
     num_cores = os.cpu_count() or 1

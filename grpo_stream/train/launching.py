@@ -14,6 +14,7 @@ from grpo_stream.grounding.prompts import load_template
 from grpo_stream.grounding.rewards import load_reward
 from grpo_stream.stream.plan import EpochPlan
 from grpo_stream.stream.sources import Source
+from grpo_stream.stream.world import World
 from grpo_stream.train.config import DataArguments, RunArguments, TaskArguments
 from grpo_stream.train.data import open_source
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
@@ -78,6 +79,7 @@ def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:
     except ConfigError:
         raise
     except ValueError as error:
+        _explain_batches(parser, argv)
         raise GrpoStreamError(f"the settings cannot be used: {error}") from error
 
 
@@ -169,6 +171,19 @@ _ALONE = {
     "MASTER_PORT": "29500",
 }
 """torch's variables for a process that no launcher started."""
+
+
+def _explain_batches(parser: TrlParser, argv: Sequence[str]) -> None:
+    """Says what would work where trl (1.16) refuses a generation batch without saying it."""
+    given, _ = parser.parse_known_args(argv)
+    check_batch_arithmetic(
+        world_size=World.from_env().world_size,
+        per_device_train_batch_size=given.per_device_train_batch_size,
+        steps_per_generation=given.steps_per_generation or given.gradient_accumulation_steps,
+        gradient_accumulation_steps=given.gradient_accumulation_steps,
+        num_generations=given.num_generations,
+        num_iterations=given.num_iterations,
+    )
 
 
 def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
