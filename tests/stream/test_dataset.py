@@ -3,8 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from grpo_stream.errors import BadSamplesError, ConfigError
+from grpo_stream.errors import BadSamplesError, ConfigError, ShardFormatError
 from grpo_stream.images import ResizeRule
+from grpo_stream.stream.dataset import read_in_order
 from grpo_stream.stream.sources import ShardSource
 from tests.stream.support import (
     CountingStore,
@@ -150,3 +151,23 @@ def test_the_cursor_tells_data_and_order(folder):
     assert cursor.digest == ShardSource(str(folder)).digest
     assert (cursor.seed, cursor.num_lanes, cursor.block_shards) == (9, 4, 2)
     assert (cursor.epoch, cursor.batch_index) == (3, 4)
+
+
+class TestReadInOrder:
+    @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+    def test_every_sample_once(self, folder, batch_size):
+        batches = list(read_in_order(ShardSource(str(folder)), None, batch_size))
+        assert [key for batch in batches for key in keys_of(batch)] == [
+            f"{number:06d}" for number in range(23)
+        ]
+        assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+
+    def test_resizes(self, folder):
+        (sample,) = next(read_in_order(ShardSource(str(folder)), ResizeRule(), 1))
+        assert sample.pixels.shape == (56, 84, 3)
+
+    def test_a_bad_sample_is_an_error(self, folder):
+        source = ShardSource(str(folder))
+        damage(source, 0, 1)
+        with pytest.raises(ShardFormatError, match="checksum"):
+            next(read_in_order(source, None, 4))

@@ -10,7 +10,7 @@ import torch
 
 from grpo_stream.train.processor import load_processor
 from grpo_stream.train.tiny import make_tiny_policy
-from tests.train.support import TASK_TEXTS, load_model
+from tests.train.support import TASK_TEXTS, load_model, write_shapes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,3 +34,9 @@ def processor(tiny_folder):
 @pytest.fixture
 def model(tiny_folder):
     return load_model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Shards of 13 coloured shapes, and the raw records and images that they hold."""
+    return write_shapes(tmp_path_factory.mktemp("shapes"), 13)

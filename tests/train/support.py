@@ -1,16 +1,22 @@
 """Prompts, images and a collator for the training tests."""
 
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from grpo_stream.boxes import Size
 from grpo_stream.grounding.prompts import TEMPLATES
+from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.stream.sources import StreamSample
 from grpo_stream.train.collate import PromptCollator
 from grpo_stream.train.groups import PromptGroups
 from grpo_stream.train.model import load_policy
-from tools.make_shapes import COLOURS, SHAPES
+from tests.shards.support import write_set
+from tools.make_shapes import COLOURS, SHAPES, make_shape
 
 CPU = torch.device("cpu")
 
@@ -19,6 +25,34 @@ TASK_TEXTS = [
     *(f"({x}, {y})" for x in range(112) for y in (x, 111 - x)),
     "The image is 112x112 pixels. Answer with the position alone, as",
 ]
+
+
+class Shapes(NamedTuple):
+    """A small set in both forms."""
+
+    shards: Path
+    images: Path
+    records: list[dict[str, Any]]
+
+
+def write_shapes(folder, num_images, per_shard=4):
+    """Writes generated shapes as shards (keys ``000000``...) and as PNG files with records."""
+    images, shards = folder / "images", folder / "shards"
+    images.mkdir()
+    records, samples = [], []
+    for number in range(num_images):
+        image, record = make_shape(0, number)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        name = f"{number:06d}"
+        (images / f"{name}.png").write_bytes(buffer.getvalue())
+        records.append({"image": f"{name}.png", **record})
+        extra = {"shape": record["shape"], "colour": record["colour"]}
+        size = Size(*image.size)
+        meta = make_meta(record["prompt"], tuple(record["solution"]), size, size, extra)
+        samples.append(Sample(name, buffer.getvalue(), "png", meta))
+    write_set(shards, samples, per_shard)
+    return Shapes(shards, images, records)
 
 
 def load_model(folder):
