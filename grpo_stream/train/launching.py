@@ -168,7 +168,7 @@ _ALONE = {
     "LOCAL_RANK": "0",
     "WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29500",
+    "MASTER_PORT": "0",  # any free one: a dry run beside a training run must not take its port
 }
 """torch's variables for a process that no launcher started."""
 

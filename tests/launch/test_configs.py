@@ -1,0 +1,83 @@
+"""The files in launch/configs/ fit the world sizes that their headers name, and their ZeRO files."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo_stream.train.launching import parse_settings, plan_run
+from tests.stream.support import write_numbered_set
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "launch/configs").glob("*.yaml"))
+NUM_SAMPLES = 70
+
+
+def headers(path):
+    """(world size, further flags) of every command in the comment at the file's top."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = "".join(line.lstrip("#").rstrip("\\") + "\n" for line in lines if line.startswith("#"))
+    commands = re.split(r"^ {3}(?=\w)", header, flags=re.MULTILINE)
+    for command in commands:
+        ranks = re.search(r"--num[-_](?:ranks|gpus) (\d+)", command)
+        if ranks:
+            more = re.search(r"--gradient_accumulation_steps \d+", command)
+            yield int(ranks[1]), more[0].split() if more else []
+
+
+CASES = [
+    pytest.param(path, num_ranks, flags, id=f"{path.stem}-{num_ranks}")
+    for path in FILES
+    for num_ranks, flags in headers(path)
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_numbered_set(tmp_path_factory.mktemp("shards"), NUM_SAMPLES, per_shard=16)
+
+
+def settings_of(path, shards, flags=()):
+    argv = ["--config", str(path), "--shards", str(shards), "--eval_strategy", "no", *flags]
+    # Parsed without its DeepSpeed file, which would join a process group; put back for the checks.
+    settings = parse_settings([*argv, "--deepspeed", ""], use_cpu=True)
+    settings.args.deepspeed = yaml.safe_load(path.read_text(encoding="utf-8"))["deepspeed"]
+    return settings
+
+
+def test_every_file_names_a_world_size():
+    assert {case.values[0] for case in CASES} == set(FILES)
+
+
+@pytest.mark.parametrize(("path", "num_ranks", "flags"), CASES)
+def test_a_file_fits_the_world_sizes_of_its_header(path, num_ranks, flags, shards, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = settings_of(path, shards, flags)
+    settings.run.num_ranks = num_ranks
+    plan = plan_run(settings)
+    args = settings.args
+    completions = num_ranks * args.per_device_train_batch_size * args.steps_per_generation
+    assert plan.num_lanes == completions // args.num_generations
+    assert plan.num_batches == NUM_SAMPLES // plan.num_lanes
+    assert plan.notes == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_checkpoint_falls_between_generation_batches(path, shards):
+    args = settings_of(path, shards).args
+    micro_steps = args.save_steps * args.gradient_accumulation_steps
+    assert micro_steps % (args.steps_per_generation * args.num_iterations) == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_group_is_never_cut(path, shards):
+    args = settings_of(path, shards).args
+    assert args.per_device_train_batch_size % args.num_generations == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_rewards_have_a_weight_each_or_none(path, shards):
+    settings = settings_of(path, shards)
+    weights = settings.args.reward_weights
+    assert weights is None or len(weights) == len(settings.task.reward_funcs)
