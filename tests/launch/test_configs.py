@@ -1,4 +1,4 @@
-"""The files in launch/configs/ fit the world sizes that their headers name, and their ZeRO files."""
+"""The files in launch/configs/ fit the world sizes that their headers name."""
 
 import re
 from pathlib import Path
