@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and training")
     parser.add_argument("--reward", default="accuracy_reward_coord", help="%(default)s")
     args = parser.parse_args(argv)
+    # A batch system's SIGTERM must end the running phase too, as an interrupt does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     fingerprint = _code_fingerprint()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
@@ -71,15 +72,10 @@ def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:
     parser = TrlParser(types)
     if use_cpu:
         parser.set_defaults(use_cpu=True, bf16=False)
-    path = _config_path(argv)
-    if path is not None and not path.is_file():
-        raise ConfigError("config", str(path), "is no file; see launch/configs/ for examples")
+    _check_early(parser, argv)
     try:
         return Settings(*parser.parse_args_and_config(argv))
-    except ConfigError:
-        raise
     except ValueError as error:
-        _explain_batches(parser, argv)
         raise GrpoStreamError(f"the settings cannot be used: {error}") from error
 
 
@@ -173,17 +169,30 @@ _ALONE = {
 """torch's variables for a process that no launcher started."""
 
 
-def _explain_batches(parser: TrlParser, argv: Sequence[str]) -> None:
-    """Says what would work where trl (1.16) refuses a generation batch without saying it."""
-    given, _ = parser.parse_known_args(argv)
-    check_batch_arithmetic(
-        world_size=World.from_env().world_size,
-        per_device_train_batch_size=given.per_device_train_batch_size,
-        steps_per_generation=given.steps_per_generation or given.gradient_accumulation_steps,
-        gradient_accumulation_steps=given.gradient_accumulation_steps,
-        num_generations=given.num_generations,
-        num_iterations=given.num_iterations,
-    )
+def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:
+    """Checks what GRPOConfig would refuse, or fail on, without saying what would work."""
+    words = list(argv)
+    if "--config" in words:
+        place = words.index("--config")
+        path = Path(words[place + 1]) if place + 1 < len(words) else Path()
+        if not path.is_file():
+            raise ConfigError("config", str(path), "is no file; see launch/configs/ for examples")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            parser.set_defaults_with_config(**content)
+        del words[place : place + 2]
+    given, _ = parser.parse_known_args(words)
+    if isinstance(given.deepspeed, str):
+        load_zero_config(given.deepspeed)
+    if given.generation_batch_size is None:
+        check_batch_arithmetic(
+            world_size=given.num_ranks or World.from_env().world_size,
+            per_device_train_batch_size=given.per_device_train_batch_size,
+            steps_per_generation=given.steps_per_generation or given.gradient_accumulation_steps,
+            gradient_accumulation_steps=given.gradient_accumulation_steps,
+            num_generations=given.num_generations,
+            num_iterations=given.num_iterations,
+        )
 
 
 def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
@@ -201,10 +210,3 @@ def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
         fp16=bool(args.fp16),
         max_grad_norm=args.max_grad_norm,
     )
-
-
-def _config_path(argv: Sequence[str]) -> Path | None:
-    for i, word in enumerate(argv):
-        if word == "--config":
-            return Path(argv[i + 1]) if i + 1 < len(argv) else Path()
-    return None

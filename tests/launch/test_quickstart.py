@@ -117,7 +117,7 @@ def test_ending_the_script_ends_what_it_started(tmp_path):
     inner = psutil.Process(int(mark.read_text()))
     outer.terminate()
     assert outer.wait(timeout=30) == 143
-    gone, alive = psutil.wait_procs([inner], timeout=30)
+    _gone, alive = psutil.wait_procs([inner], timeout=30)
     assert not alive
 
 

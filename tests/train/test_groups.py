@@ -97,7 +97,6 @@ class TestCheckGroups:
             (["a", "b"], r"group 0 mixes the prompts \['a', 'b'\]"),
             (["a", "a", "b", "a"], "group 1 mixes"),
             (["a", "a", "a"], "3 completions are no whole number of groups of 2"),
-            (["a", "a", "b", "b", "a", "a"], r"\['a'\] stand in one generation batch twice"),
         ],
     )
     def test_refuses(self, keys, message):

@@ -1,0 +1,99 @@
+import pytest
+
+from grpo_stream.errors import ConfigError, GrpoStreamError, ManifestError
+from grpo_stream.train.launching import parse_settings, plan_run
+from grpo_stream.train.metrics import short_line
+from tests.train.support import write_shapes
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("launching"), 11)
+
+
+def settings(shapes, *flags):
+    words = ["--model_name_or_path", "some/model", "--shards", str(shapes.shards)]
+    words += ["--output_dir", "out", "--per_device_train_batch_size", "4"]
+    words += ["--num_generations", "4", "--report_to", "none", *flags]
+    return parse_settings(words, use_cpu=True)
+
+
+def test_a_plan_needs_no_max_steps(shapes):
+    plan = plan_run(settings(shapes, "--num_ranks", "2", "--num_train_epochs", "3"))
+    assert plan.num_lanes == 2
+    assert plan.num_batches == 5
+    assert plan.max_steps == 15
+    text = plan.describe()
+    assert "11 in 3 shards" in text
+    assert "5 generation batches, 1 samples in reserve" in text
+
+
+def test_max_steps_wins(shapes):
+    assert plan_run(settings(shapes, "--max_steps", "7")).max_steps == 7
+
+
+def test_micro_steps_of_a_generation_share_its_prompts(shapes):
+    flags = ["--steps_per_generation", "2", "--gradient_accumulation_steps", "2"]
+    plan = plan_run(settings(shapes, *flags, "--num_iterations", "2"))
+    assert plan.num_lanes == 2
+    # 5 generation batches x 2 micro-steps x 2 iterations, 2 micro-steps an update, 3 epochs
+    assert plan.max_steps == 30
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--reward_funcs", "nope"], "accuracy_reward_coord"),
+        (["--prompt_template", "nope"], "point"),
+        (["--json", "x.json"], "exactly one of"),
+        (["--num_generations", "3"], r"num_generations=3.*use num_generations="),
+        (["--per_device_train_batch_size", "6"], r"num_generations=4.*use "),
+        (["--num_ranks", "12"], "only 11 samples"),
+        (["--deepspeed", "nope.json"], "ds_configs/zero3.json"),
+        (["--config", "nope.yaml"], "launch/configs/"),
+    ],
+)
+def test_mistakes_are_named_with_what_works(shapes, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_run(settings(shapes, *flags))
+
+
+def test_an_unknown_flag_is_named(shapes):
+    with pytest.raises(GrpoStreamError, match="--bogus"):
+        settings(shapes, "--bogus", "1")
+
+
+def test_no_manifest_no_data(shapes, tmp_path):
+    with pytest.raises(ManifestError, match="shard-builder build"):
+        plan_run(settings(shapes, "--shards", str(tmp_path)))
+
+
+def test_records_instead_of_shards(shapes, tmp_path):
+    records = tmp_path / "records.json"
+    records.write_text('[{"image": "a.png", "prompt": "p", "solution": [1, 2, 3, 4]}]')
+    words = ["--model_name_or_path", "m", "--output_dir", "out", "--json", str(records)]
+    words += ["--per_device_train_batch_size", "8", "--num_generations", "8"]
+    with pytest.raises(ConfigError, match="images_root"):
+        plan_run(parse_settings(words, use_cpu=True))
+    plan = plan_run(parse_settings([*words, "--images_root", str(tmp_path)], use_cpu=True))
+    assert plan.num_batches == 1
+
+
+def test_flags_win_over_the_file_and_the_launchers_rank_is_dropped(shapes, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("learning_rate: 3.0e-5\nseed: 5\n")
+    parsed = settings(shapes, "--config", str(config), "--seed", "6", "--local_rank=0")
+    assert parsed.args.learning_rate == 3e-5
+    assert parsed.args.seed == 6
+
+
+def test_without_a_gpu_the_run_takes_the_cpu_in_float32(shapes):
+    args = settings(shapes).args
+    assert args.use_cpu
+    assert not args.bf16
+
+
+def test_short_line_shows_what_one_watches():
+    line = short_line(3, {"reward": 0.25, "step_time": 1.5, "loss": 9.0, "grad_norm": None})
+    assert line == "global step 3: reward 0.25, step (s) 1.5"
+    assert short_line(3, {"train_runtime": 1.0}) == ""
