@@ -197,6 +197,27 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         )
         return state
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.
+
+        Checkpoints of Qwen2.5-VL name their weights as its first files did. transformers looks for
+        the model's own names in them, without the renaming of ``from_pretrained``, and would go on
+        with the weights that the run began with (huggingface/transformers issue 43701). DeepSpeed
+        does not come through here: it restores its own files.
+        """
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        """Extends ``Trainer._load_best_model`` (transformers 5.23): the same, for the best one."""
+        super()._load_best_model()
+        if not self.is_deepspeed_enabled and isinstance(self.model, PreTrainedModel):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Extends ``Trainer._run_epoch`` (transformers 5.23): tells the stream the epoch.
 
