@@ -55,10 +55,11 @@ def test_learns_and_looks_at_the_dev_split(model, loader):
 
 
 def test_stops_when_it_is_good_enough(model, loader):
-    config = ColdStartConfig(max_steps=50, eval_every_steps=2, stop_accuracy=0.35)
-    accuracies = iter([0.34, 0.35, 0.9])
+    config = ColdStartConfig(max_steps=50, eval_every_steps=3, stop_accuracy=0.35)
+    accuracies = iter([0.1, 0.34, 0.35, 0.9])
     result = cold_start(model, loader, config, lambda: next(accuracies))
-    assert result.num_steps == 4
+    assert result.dev_accuracies == [(3, 0.1), (6, 0.34), (7, 0.35)]
+    assert result.num_steps == 7
     assert result.dev_accuracy == 0.35
 
 

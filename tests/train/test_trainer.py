@@ -1,0 +1,527 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import GRPOConfig
+
+from grpo_stream.config import StreamConfig
+from grpo_stream.errors import ConfigError, CursorError
+from grpo_stream.images import decode
+from grpo_stream.stream import sources
+from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.world import World
+from grpo_stream.train.collate import PromptCollator
+from grpo_stream.train.processor import load_processor
+from grpo_stream.train.trainer import CURSOR_NAME, PersonalizedGRPOTrainer
+from tests.train.support import write_shapes
+
+NUM_LANES = 4  # 4 completions x 2 steps per generation / groups of 2
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    def make(**changes):
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": [],
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 4,
+            "steps_per_generation": 2,
+            "gradient_accumulation_steps": 2,
+            "num_generations": 2,
+            "max_completion_length": 4,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+        }
+        return GRPOConfig(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tiny_folder, processor, shapes, make_args):
+    made = []
+
+    def make(
+        args=None, *, reward_funcs=None, train_dataset=None, folder=None, num_lanes=NUM_LANES, **kw
+    ):
+        if train_dataset is None:
+            source = ShardSource(str(folder or shapes.shards))
+            train_dataset = PromptStream(source, StreamConfig(num_lanes=num_lanes, num_threads=1))
+        trainer = PersonalizedGRPOTrainer(
+            str(tiny_folder),
+            reward_funcs or spread_reward,
+            args or make_args(),
+            train_dataset,
+            processing_class=processor,
+            **kw,
+        )
+        made.append(trainer)
+        return trainer
+
+    yield make
+    for trainer in made:
+        trainer.close()
+
+
+def spread_reward(completions, **_):
+    """Another reward for each completion of a group, so that every group teaches something."""
+    return [float(number % 4) for number in range(len(completions))]
+
+
+class KeySpy:
+    """A reward that notes the keys it is given: one list per generation batch, once per group."""
+
+    __name__ = "key_spy"
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, completions, key, **_):
+        assert len(completions) == len(key)
+        self.batches.append(list(dict.fromkeys(key)))
+        return spread_reward(completions)
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def weights_of(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def force_completions(trainer, tokenizer):
+    """Gives the same ragged completions whichever way they would have been sampled."""
+    table = [tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+             for text in ("(8, 16)", "(100, 3)", "no", "", "(1, 2)", "Click on", "5")]  # fmt: skip
+    trainer._generate_single_turn = lambda ids, *_, **__: (
+        [table[row % len(table)] for row in range(len(ids))],
+        None,
+    )
+
+
+class TestTraining:
+    def test_every_weight_moves(self, make_trainer):
+        trainer = make_trainer()
+        before = weights_of(trainer)
+        trainer.train()
+        unmoved = [n for n, p in weights_of(trainer).items() if torch.equal(p, before[n])]
+        assert unmoved == []
+        assert len(logged(trainer, "loss")) == 2
+        assert all(std > 0 for std in logged(trainer, "reward_std"))
+        assert logged(trainer, "frac_reward_zero_std") == [0, 0]
+        assert logged(trainer, "stream/num_bad_samples") == [0, 0]
+        assert all(seconds >= 0 for seconds in logged(trainer, "stream/wait_seconds"))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"beta": 0.1},
+            {"num_iterations": 2, "max_steps": 4},
+            {"steps_per_generation": 4, "per_device_train_batch_size": 2, "num_generations": 4,
+             "gradient_accumulation_steps": 4},
+            {"loss_type": "grpo", "top_entropy_quantile": 0.5},
+        ],
+        ids=["plain", "reference model", "old log-probs", "cut groups", "entropy mask"],
+    )  # fmt: skip
+    def test_shared_prefix_changes_nothing_but_the_work(
+        self, make_trainer, make_args, processor, changes
+    ):
+        num_lanes = 2 if "per_device_train_batch_size" in changes else NUM_LANES
+        args = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, **changes}
+        runs = []
+        for shared_prefix in ("on", "off"):
+            trainer = make_trainer(
+                make_args(**args), shared_prefix=shared_prefix, num_lanes=num_lanes
+            )
+            assert trainer.shared_prefix is (shared_prefix == "on")
+            force_completions(trainer, processor.tokenizer)
+            trainer.train()
+            runs.append((trainer, weights_of(trainer)))
+        (on, weights), (off, expected) = runs
+        for name in ("loss", "entropy", "reward", *(["kl"] if "beta" in changes else [])):
+            assert logged(on, name) == pytest.approx(logged(off, name), abs=1e-5), name
+        initial = weights_of(make_trainer(make_args(**args), num_lanes=num_lanes))
+        for name, weight in weights.items():
+            moved = (expected[name] - initial[name]).norm()
+            assert moved > 0, name
+            assert (weight - expected[name]).norm() < 1e-3 * moved + 1e-6, name
+
+    def test_each_record_is_worked_on_once(
+        self, make_trainer, make_args, processor, tmp_path, monkeypatch
+    ):
+        write_shapes(tmp_path, 5)  # one is the reserve
+        decoded: Counter[bytes] = Counter()
+        monkeypatch.setattr(
+            sources, "decode", lambda data, *args: decoded.update([data]) or decode(data, *args)
+        )
+        args = make_args(
+            per_device_train_batch_size=8,
+            num_generations=8,
+            num_iterations=2,
+            max_steps=-1,
+            num_train_epochs=1,
+            beta=0.0,
+        )
+        trainer = make_trainer(args, num_lanes=2, folder=tmp_path / "shards")
+        images: list[int] = []
+        collator = trainer.data_collator
+        collator.image_processor = CountingProcessor(collator.image_processor, images)
+        patches = []
+        trainer.model.model.visual.register_forward_pre_hook(
+            lambda _module, args, kwargs: patches.append(
+                (args or tuple(kwargs.values()))[0].size(0)
+            ),
+            with_kwargs=True,
+        )
+        trainer.train()
+        assert trainer.state.global_step == 4  # 2 generation batches x 4 micro-steps / 2
+        assert len(decoded) == 4
+        assert set(decoded.values()) == {1}
+        assert sum(images) == 4
+        # 112x112 are 64 patches. Per generation batch of 2 prompts: once for sampling, once for
+        # the old log-probabilities, and a forward for each of 4 micro-steps, 1 prompt each.
+        assert sum(patches) == 2 * 64 * (2 + 2 + 4)
+
+    def test_a_bad_sample_does_not_stop_it(self, make_trainer, make_args, shapes):
+        records = [*shapes.records[:4]]
+        records[1] = records[1] | {"image": "missing.png"}
+        spy = KeySpy()
+        # No reserve and one batch: the stand-in is a prompt that the batch already holds.
+        trainer = make_trainer(
+            make_args(max_steps=1),
+            reward_funcs=spy,
+            train_dataset=records,
+            images_root=shapes.images,
+        )
+        trainer.train()
+        assert logged(trainer, "stream/num_bad_samples") == [1]
+        assert len(spy.batches[0]) == 3
+
+    def test_an_epoch_needs_no_max_steps(self, make_trainer, make_args):
+        trainer = make_trainer(make_args(max_steps=-1, num_train_epochs=2))
+        trainer.train()
+        assert trainer.state.global_step == 6  # 13 shapes are 3 generation batches of 4
+        assert trainer.num_examples(trainer.get_train_dataloader()) == 12
+
+    def test_rewards_by_name_and_weight(self, make_trainer, make_args):
+        args = make_args(max_steps=1, reward_weights=[1.0, 0.5])
+        trainer = make_trainer(args, reward_funcs=["accuracy_reward_coord", spread_reward])
+        trainer.train()
+        assert logged(trainer, "rewards/spread_reward/mean") == [1.5]
+        assert len(logged(trainer, "rewards/accuracy_reward_coord/mean")) == 1
+        assert logged(trainer, "reward")[0] >= 0.75
+
+    def test_gradient_checkpointing(self, make_trainer, make_args):
+        trainer = make_trainer(make_args(gradient_checkpointing=True, max_steps=1))
+        before = weights_of(trainer)
+        trainer.train()
+        assert all(not torch.equal(p, before[n]) for n, p in weights_of(trainer).items())
+
+
+class CountingProcessor:
+    """An image processor that notes how many images each call is given."""
+
+    def __init__(self, image_processor, counts):
+        self.image_processor = image_processor
+        self.counts = counts
+
+    def __getattr__(self, name):
+        return getattr(self.image_processor, name)
+
+    def __call__(self, images, **kwargs):
+        self.counts.append(len(images))
+        return self.image_processor(images=images, **kwargs)
+
+
+class TestRewardColumns:
+    def test_what_a_reward_receives(self, make_trainer, make_args, shapes):
+        received = {}
+
+        def spy(completions, **columns):
+            received.update(columns)
+            return spread_reward(completions)
+
+        make_trainer(make_args(max_steps=1), reward_funcs=spy).train()
+        assert {len(received[n]) for n in ("prompts", "key", "solution", "scales", "shape")} == {8}
+        by_key = {f"{n:06d}": record for n, record in enumerate(shapes.records)}
+        for row, key in enumerate(received["key"]):
+            assert received["solution"][row] == by_key[key]["solution"]
+            assert received["shape"][row] == by_key[key]["shape"]
+            assert tuple(received["scales"][row]) == (112, 112)
+            assert received["answer_frame"][row] == "model"
+            assert by_key[key]["prompt"] in str(received["prompts"][row])
+        assert received["key"][::2] == received["key"][1::2]
+
+
+class TestRawRecords:
+    def test_train_from_json_and_images_root(self, make_trainer, make_args, shapes):
+        spy = KeySpy()
+        trainer = make_trainer(
+            make_args(),
+            reward_funcs=spy,
+            train_dataset=json.loads(json.dumps(shapes.records)),
+            images_root=shapes.images,
+        )
+        trainer.train()
+        keys = [key for batch in spy.batches for key in batch]
+        assert len(keys) == len(set(keys)) == 8
+        assert all(key.split("_")[1] == key.split("_")[0][3:] for key in keys)  # "000000003_000003"
+
+    def test_another_image_processor_decides_the_size(
+        self, make_trainer, make_args, shapes, tiny_folder
+    ):
+        image_processor = load_processor(tiny_folder, max_pixels=56 * 56).image_processor
+        sizes = []
+
+        def spy(completions, model_size, **_):
+            sizes.extend(model_size)
+            return spread_reward(completions)
+
+        make_trainer(
+            make_args(max_steps=1),
+            reward_funcs=spy,
+            train_dataset=shapes.records,
+            images_root=shapes.images,
+            image_processor=image_processor,
+        ).train()
+        assert {tuple(size) for size in sizes} == {(56, 56)}
+
+    def test_images_root_is_needed(self, make_trainer, shapes):
+        with pytest.raises(ConfigError, match="images_root"):
+            make_trainer(train_dataset=shapes.records)
+
+    def test_another_collator_is_used(self, make_trainer, make_args, processor):
+        seen = []
+        collator = PromptCollator(processor, make_trainer().data_collator.template, "model")
+
+        def collate(samples):
+            seen.append(len(samples))
+            return collator(samples)
+
+        make_trainer(make_args(max_steps=1), data_collator=collate).train()
+        assert set(seen) == {4}
+
+
+class StopAfter(TrainerCallback):
+    """Ends a run after so many global steps, as a crash right behind a checkpoint would."""
+
+    def __init__(self, num_steps):
+        self.num_steps = num_steps
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.num_steps
+        return control
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+
+
+class TestResume:
+    def run(self, make_trainer, args, *, stop_after=None, resume_from=None, **changes):
+        spy = KeySpy()
+        trainer = make_trainer(args, reward_funcs=spy, **changes)
+        if stop_after is not None:
+            trainer.add_callback(StopAfter(stop_after))
+        trainer.train(resume_from_checkpoint=resume_from)
+        return trainer, spy.batches
+
+    @pytest.mark.parametrize("num_done", [1, 3])
+    def test_is_the_exact_continuation(self, make_trainer, make_args, tmp_path, num_done):
+        whole, expected = self.run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+        assert len(expected) == 4
+        _, first = self.run(make_trainer, make_args(**SAVING), stop_after=num_done)
+        checkpoint = tmp_path / "out" / f"checkpoint-{num_done}"
+        cursor = json.loads((checkpoint / CURSOR_NAME).read_text())
+        # An epoch has 3 generation batches.
+        assert (cursor["epoch"], cursor["batch_index"]) == divmod(num_done, 3)
+        resumed, rest = self.run(make_trainer, make_args(**SAVING), resume_from=str(checkpoint))
+        assert first == expected[:num_done]
+        assert rest == expected[num_done:]
+        assert logged(resumed, "loss") == logged(whole, "loss")
+        weights, wanted = weights_of(resumed), weights_of(whole)
+        assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+
+    def test_in_the_middle_of_a_generation_batch_it_is_sampled_again(
+        self, make_trainer, make_args, tmp_path
+    ):
+        # 4 micro-steps per generation batch, a global step after every second.
+        args = SAVING | {"num_iterations": 2, "max_steps": 6}
+        _, expected = self.run(make_trainer, make_args(**args | {"save_strategy": "no"}))
+        assert len(expected) == 3
+        self.run(make_trainer, make_args(**args), stop_after=3)
+        checkpoint = tmp_path / "out" / "checkpoint-3"
+        assert json.loads((checkpoint / CURSOR_NAME).read_text())["batch_index"] == 1
+        resumed, rest = self.run(make_trainer, make_args(**args), resume_from=str(checkpoint))
+        assert rest == expected[1:]
+        assert resumed.state.global_step == 6
+
+    def test_of_a_resume(self, make_trainer, make_args, tmp_path):
+        _, expected = self.run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+        read, resume_from = [], None
+        for stop_after in (1, 2, 4):
+            _, batches = self.run(
+                make_trainer, make_args(**SAVING), stop_after=stop_after, resume_from=resume_from
+            )
+            read += batches
+            resume_from = str(tmp_path / "out" / f"checkpoint-{stop_after}")
+        assert read == expected
+
+    def test_the_newest_checkpoint_is_found(self, make_trainer, make_args):
+        self.run(make_trainer, make_args(**SAVING), stop_after=2)
+        trainer, rest = self.run(make_trainer, make_args(**SAVING), resume_from=True)
+        assert len(rest) == 2
+        assert trainer.state.global_step == 4
+
+    def test_the_best_model_is_loaded_whole(self, make_trainer, make_args, shapes, tmp_path):
+        rewards = iter([0.0, 1.0, 0.5])
+
+        class Improving(TrainerCallback):
+            def on_evaluate(self, args, state, control, metrics, **_):
+                metrics["eval_reward"] = next(rewards)
+
+        args = make_args(
+            **SAVING | {"max_steps": 3},
+            eval_strategy="steps",
+            eval_steps=1,
+            per_device_eval_batch_size=4,
+            load_best_model_at_end=True,
+            metric_for_best_model="reward",
+        )
+        trainer = make_trainer(args, eval_dataset=shapes.records[:2], images_root=shapes.images)
+        trainer.add_callback(Improving())
+        trainer.train()
+        best = tmp_path / "out" / "checkpoint-2"
+        assert trainer.state.best_model_checkpoint == str(best)
+        saved = type(trainer.model).from_pretrained(best).state_dict()
+        weights = trainer.model.state_dict()
+        assert [name for name in saved if not torch.equal(weights[name], saved[name])] == []
+
+    @pytest.mark.parametrize("what", ["data", "no cursor"])
+    def test_refuses(self, make_trainer, make_args, tmp_path, what):
+        args = SAVING | {"max_steps": 1}
+        self.run(make_trainer, make_args(**args))
+        checkpoint = tmp_path / "out" / "checkpoint-1"
+        folder = None
+        if what == "data":
+            write_shapes(tmp_path, 14)
+            folder = tmp_path / "shards"
+        else:
+            (checkpoint / CURSOR_NAME).unlink()
+        words = "manifest digest" if what == "data" else f"holds no {CURSOR_NAME}"
+        with pytest.raises(CursorError, match=words):
+            self.run(make_trainer, make_args(**args), resume_from=str(checkpoint), folder=folder)
+
+
+class TestEvaluation:
+    def test_while_training(self, make_trainer, make_args, shapes):
+        spy = KeySpy()
+        args = make_args(max_steps=2, eval_strategy="steps", eval_steps=1,
+                         per_device_eval_batch_size=4)  # fmt: skip
+        trainer = make_trainer(
+            args, reward_funcs=spy, eval_dataset=shapes.records, images_root=shapes.images
+        )
+        trainer.train()
+        assert logged(trainer, "eval_reward") == [1.5, 1.5]
+        # 13 records in batches of 2 prompts: 6, and the same ones each time.
+        per_evaluation = [batch for batch in spy.batches if len(batch) == 2]
+        assert len(per_evaluation) == 12
+        assert per_evaluation[:6] == per_evaluation[6:]
+
+    def test_without_data(self, make_trainer):
+        with pytest.raises(ConfigError, match="eval_dataset"):
+            make_trainer().get_eval_dataloader()
+
+
+class TestSettings:
+    def test_vision_tokens_are_never_sampled(self, make_trainer, processor):
+        trainer = make_trainer()
+        suppressed = processor.tokenizer.convert_ids_to_tokens(
+            trainer.generation_config.suppress_tokens
+        )
+        assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>"} <= set(suppressed)
+        assert trainer.generation_kwargs["suppress_tokens"]
+
+    @pytest.mark.parametrize(
+        ("args", "changes", "field"),
+        [
+            ({"use_vllm": True}, {}, "use_vllm"),
+            ({}, {"num_lanes": 2}, "num_lanes"),
+            ({}, {"reward_funcs": "no_such_reward"}, "reward_funcs"),
+            ({}, {"reward_funcs": ["format_reward", "json:nothing"]}, "reward_funcs"),
+            ({}, {"prompt_template": "no_such"}, "prompt_template"),
+            ({}, {"answer_frame": "inches"}, "answer_frame"),
+            ({}, {"shared_prefix": "maybe"}, "shared_prefix"),
+            ({"gradient_accumulation_steps": 3}, {}, "gradient_accumulation_steps"),
+        ],
+    )
+    def test_refused(self, make_trainer, make_args, args, changes, field):
+        with pytest.raises(ConfigError) as info:
+            make_trainer(make_args(**args), **changes)
+        assert info.value.field == field
+
+    def test_another_rank_of_the_stream_is_refused(self, make_trainer, shapes):
+        source = ShardSource(str(shapes.shards))
+        stream = PromptStream(source, StreamConfig(num_lanes=NUM_LANES), World(1, 2))
+        with pytest.raises(ConfigError, match="world="):
+            make_trainer(train_dataset=stream)
+
+    def test_data_are_needed(self, tiny_folder, make_args):
+        with pytest.raises(ConfigError, match="train_dataset"):
+            PersonalizedGRPOTrainer(str(tiny_folder), spread_reward, make_args())
+
+    def test_no_such_model(self, make_args, shapes, tmp_path):
+        with pytest.raises(ConfigError, match="model_name_or_path"):
+            PersonalizedGRPOTrainer(
+                str(tmp_path / "nowhere"),
+                spread_reward,
+                make_args(),
+                shapes.records,
+                images_root=shapes.images,
+            )
+
+    def test_a_model_instead_of_its_name(self, model, make_args, shapes, processor):
+        trainer = PersonalizedGRPOTrainer(
+            model,
+            "format_reward",
+            make_args(max_steps=1),
+            shapes.records,
+            images_root=shapes.images,
+        )
+        trainer.train()
+        trainer.close()
+        assert trainer.state.global_step == 1
+
+    def test_shared_prefix_falls_back_with_the_reason(self, make_trainer, monkeypatch):
+        from grpo_stream.train import trainer as module
+
+        monkeypatch.setattr(module, "shared_prefix_obstacle", lambda _: "it is Tuesday")
+        assert make_trainer().shared_prefix is False
+        with pytest.raises(ConfigError, match="it is Tuesday"):
+            make_trainer(shared_prefix="on")
+
+    def test_threads_end(self, make_trainer, make_args):
+        trainer = make_trainer(make_args(max_steps=1))
+        trainer.train()
+        trainer.close()
+        assert trainer.train_loader._readers._shutdown
+
+    def test_a_saved_model_is_the_real_architecture(self, make_trainer, make_args, tmp_path):
+        trainer = make_trainer(make_args(max_steps=1))
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        config = json.loads((Path(tmp_path) / "saved" / "config.json").read_text())
+        assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
+        assert load_processor(tmp_path / "saved").image_processor.patch_size == 14
