@@ -38,12 +38,20 @@ def shards(tmp_path_factory):
     return write_numbered_set(tmp_path_factory.mktemp("shards"), NUM_SAMPLES, per_shard=16)
 
 
-def settings_of(path, shards, flags=()):
-    argv = ["--config", str(path), "--shards", str(shards), "--eval_strategy", "no", *flags]
-    # Parsed without its DeepSpeed file, which would join a process group; put back for the checks.
-    settings = parse_settings([*argv, "--deepspeed", ""], use_cpu=True)
-    settings.args.deepspeed = yaml.safe_load(path.read_text(encoding="utf-8"))["deepspeed"]
-    return settings
+@pytest.fixture
+def settings_of(shards, tmp_path):
+    def parse(path, flags=()):
+        # Parsed without the DeepSpeed file, which would join a process group; put back for checks.
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        deepspeed = content.pop("deepspeed")
+        alone = tmp_path / path.name
+        alone.write_text(yaml.safe_dump(content), encoding="utf-8")
+        argv = ["--config", str(alone), "--shards", str(shards), "--eval_strategy", "no", *flags]
+        settings = parse_settings(argv, use_cpu=True)
+        settings.args.deepspeed = deepspeed
+        return settings
+
+    return parse
 
 
 def test_every_file_names_a_world_size():
@@ -51,9 +59,11 @@ def test_every_file_names_a_world_size():
 
 
 @pytest.mark.parametrize(("path", "num_ranks", "flags"), CASES)
-def test_a_file_fits_the_world_sizes_of_its_header(path, num_ranks, flags, shards, monkeypatch):
+def test_a_file_fits_the_world_sizes_of_its_header(
+    path, num_ranks, flags, settings_of, monkeypatch
+):
     monkeypatch.chdir(ROOT)
-    settings = settings_of(path, shards, flags)
+    settings = settings_of(path, flags)
     settings.run.num_ranks = num_ranks
     plan = plan_run(settings)
     args = settings.args
@@ -64,20 +74,20 @@ def test_a_file_fits_the_world_sizes_of_its_header(path, num_ranks, flags, shard
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_checkpoint_falls_between_generation_batches(path, shards):
-    args = settings_of(path, shards).args
+def test_a_checkpoint_falls_between_generation_batches(path, settings_of):
+    args = settings_of(path).args
     micro_steps = args.save_steps * args.gradient_accumulation_steps
     assert micro_steps % (args.steps_per_generation * args.num_iterations) == 0
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_group_is_never_cut(path, shards):
-    args = settings_of(path, shards).args
+def test_a_group_is_never_cut(path, settings_of):
+    args = settings_of(path).args
     assert args.per_device_train_batch_size % args.num_generations == 0
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_rewards_have_a_weight_each_or_none(path, shards):
-    settings = settings_of(path, shards)
+def test_rewards_have_a_weight_each_or_none(path, settings_of):
+    settings = settings_of(path)
     weights = settings.args.reward_weights
     assert weights is None or len(weights) == len(settings.task.reward_funcs)
