@@ -87,6 +87,9 @@ def train(
         shared_prefix=task.shared_prefix,
         peft_config=get_peft_config(settings.model),
     )
+    if args.process_index == 0:
+        ways = {True: "on, each prompt is computed once per group", False: "off"}
+        print(f"shared_prefix: {ways[trainer.shared_prefix]}", flush=True)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     for callback in (ShortProgressCallback(), *callbacks):

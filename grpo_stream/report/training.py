@@ -12,6 +12,12 @@ from grpo_stream.report.stats import wilson_interval
 from grpo_stream.stream.sources import StreamSample
 
 _SMOOTH_POINTS = 5
+_CURVES = (
+    ("Reward while training (sampled)", "mean reward", "reward"),
+    ("Groups whose rewards are all equal: they teach nothing", "share", "frac_reward_zero_std"),
+    ("Entropy of the policy, per answer token", "nats", "entropy"),
+)
+"""Title, y label and logged name of each curve."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +80,13 @@ def _charts(run: TrainingRun) -> list[Svg]:
             note="bars: 95 % Wilson interval",
         )
     ]
-    for title, y_label, names in (
-        ("Reward while training (sampled)", "mean reward", ["reward"]),
-        ("Groups that teach nothing", "share of groups", ["frac_reward_zero_std"]),
-    ):
-        series = [_series(run.log_history, name) for name in names]
-        if all(curve.xs for curve in series):
+    for title, y_label, name in _CURVES:
+        curve = _series(run.log_history, name)
+        if curve.xs:
             charts.append(
                 line_chart(
                     title,
-                    series,
+                    [curve],
                     x_label="global step",
                     y_label=y_label,
                     smooth=_SMOOTH_POINTS,

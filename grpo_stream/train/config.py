@@ -55,8 +55,8 @@ class DataArguments:
             ConfigError: not exactly one of ``shards`` and ``json``, or no ``images_root``.
         """
         if (self.shards is None) == (self.json is None):
-            expected = "give exactly one of shards=FOLDER_OR_URL and json=FILE"
-            raise ConfigError("shards", self.shards, f"and json={self.json!r}: {expected}")
+            expected = f"give exactly one of shards and json (json={self.json!r}), as in shards=DIR"
+            raise ConfigError("shards", self.shards, expected)
         if self.json is not None and self.images_root is None:
             raise ConfigError("images_root", None, "is needed with json: the images' folder")
 

@@ -93,6 +93,10 @@ def plan_run(settings: Settings) -> RunPlan:
         raise ConfigError("model_name_or_path", None, expected)
     for name in task.reward_funcs:
         load_reward(name)
+    weights = args.reward_weights
+    if weights is not None and len(weights) != len(task.reward_funcs):
+        expected = f"must be as many as reward_funcs={task.reward_funcs}: one weight each"
+        raise ConfigError("reward_weights", weights, expected)
     load_template(task.prompt_template)
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = check_batch_arithmetic(

@@ -424,10 +424,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if wanted == "on" and obstacle:
             raise ConfigError("shared_prefix", wanted, f"cannot be: {obstacle}; use 'auto'")
         is_on = wanted != "off" and obstacle is None
-        reason = obstacle if wanted == "auto" else "as set"
-        message = "on: each prompt is computed once per group" if is_on else f"off: {reason}"
-        if self.accelerator.is_main_process:
-            logger.info("shared_prefix %s", message)
+        if obstacle and wanted == "auto" and self.accelerator.is_main_process:
+            logger.warning("shared_prefix is off: %s", obstacle)
         return is_on
 
     def _suppress_vision_tokens(self) -> None:

@@ -3,7 +3,7 @@
 Every rank writes what it saw to ``PROBE_DIR/rank-N.json``.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from grpo_stream.grounding.rewards import accuracy_reward_coord
 from grpo_stream.train import launching
+from tests.launch.support import load_script
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS: list[list[str]] = []
 SIZES: list[list[int]] = []
 
@@ -25,9 +25,7 @@ def spying_reward(**columns):
 
 
 def main():
-    spec = importlib.util.spec_from_file_location("launch_train", ROOT / "launch/train.py")
-    launch = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launch)
+    launch = load_script("train")
     use_cpu = launching.use_cpu_only()
     launching.start_process_group(use_cpu=use_cpu)
     settings = launching.parse_settings(sys.argv[1:], use_cpu=use_cpu)
