@@ -49,11 +49,16 @@ def permute(index: Indices, size: Indices | int, key: _U64 | int) -> Indices:
 
     Returns:
         int64, the shape of ``index``.
+
+    Raises:
+        IndexError: an index is not in [0, size); walking it would never end.
     """
     index = np.asarray(index, dtype=np.int64)
     sizes = np.broadcast_to(np.asarray(size, dtype=np.uint64), index.shape).ravel()
     keys = np.broadcast_to(np.asarray(key, dtype=np.uint64), index.shape).ravel()
-    values = index.astype(np.uint64).ravel()
+    values = index.astype(np.uint64).ravel()  # a negative index becomes a huge one
+    if np.any(values >= sizes):
+        raise IndexError(f"an index is outside of [0, {size})")
     # In pieces: at a million shards the temporaries of one go would take ten times the result.
     for start in range(0, values.size, _PIECE):
         piece = slice(start, start + _PIECE)

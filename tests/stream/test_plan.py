@@ -81,6 +81,12 @@ class TestPermute:
     def test_empty(self):
         assert permute(np.arange(0), 5, 1).shape == (0,)
 
+    @pytest.mark.parametrize("index", [-1, 5, 2**40])
+    @pytest.mark.timeout(20)
+    def test_outside(self, index):
+        with pytest.raises(IndexError, match="outside"):
+            permute(np.array([2, index]), 5, 1)
+
 
 def test_derive_key_depends_on_every_part_and_their_order():
     keys = [derive_key(*parts) for parts in ((1, 2), (2, 1), (1,), (12,), ("a", 1, 2))]
@@ -150,6 +156,11 @@ class TestOrder:
         with pytest.raises(ConfigError, match=rf"only {sum(counts)} samples") as info:
             make_plan(counts, num_lanes)
         assert info.value.field == "num_lanes"
+
+    @pytest.mark.parametrize("ordinal", [-1, 20])
+    def test_ordinal_outside_the_epoch(self, ordinal):
+        with pytest.raises(IndexError):
+            make_plan([20]).locate(np.array([ordinal]))
 
     @pytest.mark.parametrize("batch", [-1, 5])
     def test_batch_outside_the_epoch(self, batch):
