@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "launch/configs/quickstart.yaml"
 CODE = ("grpo_stream", "tools", "launch", "ds_configs", "data", "requirements.lock")
 
-SPLITS = {"cold_start": (9_600, 1), "dev": (200, 2), "train": (1_600, 3), "test": (400, 4)}
+SPLITS = {"cold_start": (9_600, 1), "dev": (200, 2), "train": (2_080, 3), "test": (400, 4)}
 """Split of the shapes -> number of images and offset of its seed: no image is in two splits."""
 
 NUM_PICTURES = 12

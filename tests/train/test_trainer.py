@@ -210,10 +210,19 @@ class TestTraining:
         assert logged(trainer, "stream/num_bad_samples") == [1]
         assert len(spy.batches[0]) == 3
 
-    def test_an_epoch_needs_no_max_steps(self, make_trainer, make_args):
-        trainer = make_trainer(make_args(max_steps=-1, num_train_epochs=2))
+    def test_an_epoch_needs_no_max_steps_and_the_next_has_another_order(
+        self, make_trainer, make_args
+    ):
+        spy = KeySpy()
+        trainer = make_trainer(make_args(max_steps=-1, num_train_epochs=2), reward_funcs=spy)
         trainer.train()
         assert trainer.state.global_step == 6  # 13 shapes are 3 generation batches of 4
+        stream = trainer.train_stream
+        assert spy.batches == [
+            [sample.key for sample in stream.read_batch(epoch, batch)]
+            for epoch in range(2)
+            for batch in range(3)
+        ]
         assert trainer.num_examples(trainer.get_train_dataloader()) == 12
 
     def test_rewards_by_name_and_weight(self, make_trainer, make_args):
@@ -329,6 +338,12 @@ class StopAfter(TrainerCallback):
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
 
 
+def place_of(checkpoint):
+    """Epoch and generation batch of a checkpoint's cursor."""
+    cursor = json.loads((checkpoint / CURSOR_NAME).read_text())
+    return cursor["epoch"], cursor["batch_index"]
+
+
 class TestResume:
     def run(self, make_trainer, args, *, stop_after=None, resume_from=None, **changes):
         spy = KeySpy()
@@ -344,10 +359,9 @@ class TestResume:
         assert len(expected) == 4
         _, first = self.run(make_trainer, make_args(**SAVING), stop_after=num_done)
         checkpoint = tmp_path / "out" / f"checkpoint-{num_done}"
-        cursor = json.loads((checkpoint / CURSOR_NAME).read_text())
-        # An epoch has 3 generation batches.
-        assert (cursor["epoch"], cursor["batch_index"]) == divmod(num_done, 3)
+        assert place_of(checkpoint) == divmod(num_done, 3)  # an epoch has 3 generation batches
         resumed, rest = self.run(make_trainer, make_args(**SAVING), resume_from=str(checkpoint))
+        assert place_of(tmp_path / "out" / "checkpoint-4") == (1, 1)
         assert first == expected[:num_done]
         assert rest == expected[num_done:]
         assert logged(resumed, "loss") == logged(whole, "loss")
@@ -363,7 +377,7 @@ class TestResume:
         assert len(expected) == 3
         self.run(make_trainer, make_args(**args), stop_after=3)
         checkpoint = tmp_path / "out" / "checkpoint-3"
-        assert json.loads((checkpoint / CURSOR_NAME).read_text())["batch_index"] == 1
+        assert place_of(checkpoint) == (0, 1)
         resumed, rest = self.run(make_trainer, make_args(**args), resume_from=str(checkpoint))
         assert rest == expected[1:]
         assert resumed.state.global_step == 6
