@@ -101,6 +101,10 @@ def load_template(name_or_path: str) -> PromptTemplate:
 def messages(template: PromptTemplate, instruction: str, size: Size) -> list[dict[str, Any]]:
     """The conversation that is put to the model; the image comes before the text.
 
+    Control words in the instruction, such as ``<|im_end|>`` or ``<|image_pad|>``, get a space
+    behind the ``<`` and so lose their meaning: a record can neither end its turn nor ask for a
+    second image.
+
     Args:
         template: The words around the instruction.
         instruction: The sample's prompt.
@@ -111,7 +115,8 @@ def messages(template: PromptTemplate, instruction: str, size: Size) -> list[dic
         Messages whose ``content`` is a list of blocks ``{"type": "image"}`` and
         ``{"type": "text", "text": ...}``.
     """
-    text = template.user.format(instruction=instruction, width=size[0], height=size[1])
+    plain = instruction.replace("<|", "< |")
+    text = template.user.format(instruction=plain, width=size[0], height=size[1])
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     if template.system is None:
         return [user]

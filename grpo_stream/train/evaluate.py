@@ -98,29 +98,31 @@ def evaluate(
         title: Stands beside the progress bar.
 
     Raises:
-        ConfigError: the set's solutions are points; accuracy needs boxes.
+        ConfigError: the set is empty, or its solutions are points; accuracy needs boxes.
         GrpoStreamError: a sample cannot be read.
     """
+    total = int(source.shard_counts.sum())
+    if total == 0:
+        raise ConfigError("source", "0 samples", "must hold at least one sample to be evaluated")
     tokenizer = collator.processor.tokenizer
-    suppressed = suppressed_token_ids(tokenizer)
+    eos_token_ids = _eos_token_ids(model, tokenizer)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_completion_length,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=eos_token_ids,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=suppressed,
+        suppress_tokens=suppressed_token_ids(tokenizer),
         disable_compile=True,
     )
     device = next(model.parameters()).device
     model.eval()
     predictions: list[Prediction] = []
-    total = int(source.shard_counts.sum())
     with tqdm(total=total, desc=title, unit="sample", mininterval=0.5) as progress:
         for samples in read_in_order(source, collator.rule, batch_size):
             groups = PromptGroups.from_batch(collator(samples), 1, device)
             with torch.no_grad():
                 ids = generate_groups(model, groups, config, tokenizer.pad_token_id)
-            completions = trim_completions(ids, [tokenizer.eos_token_id])
+            completions = trim_completions(ids, eos_token_ids)
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
             predictions += score(samples, texts, collator.answer_frame)
             progress.update(len(samples))
@@ -167,6 +169,13 @@ def score(
             )
         )
     return predictions
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that the model or its tokenizer ends an answer with, as trl 1.16 takes them."""
+    declared = model.generation_config.eos_token_id
+    several = declared if isinstance(declared, list) else [declared]
+    return sorted({tokenizer.eos_token_id, *(one for one in several if one is not None)})
 
 
 def _point(answer: Answer, sample: StreamSample, frame: Frame) -> tuple[float, float]:

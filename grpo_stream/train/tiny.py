@@ -35,7 +35,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-_CHAT_WORDS = ("user\n", "assistant\n", "system\n", ", ")  # pieces of every prompt and answer
+_CHAT_WORDS = ("user\n", "assistant\n", "system\n", ", ")  # parts of every prompt and answer
 
 # Qwen2.5-VL's turns, without its default system text: a system message stands where one is given.
 CHAT_TEMPLATE = (

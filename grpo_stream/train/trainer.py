@@ -122,6 +122,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             num_generations = args.num_generations_eval or args.num_generations
             num_eval_prompts = args.world_size * args.per_device_eval_batch_size // num_generations
             eval_stream = _stream(eval_dataset, args, num_eval_prompts, *images)
+            _check_stream(eval_stream, args, num_eval_prompts)
         super().__init__(
             model,
             rewards,
@@ -446,6 +447,11 @@ def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
     """Checks what can be checked before anything is loaded; prompts per generation batch."""
     if args.use_vllm:
         raise ConfigError("use_vllm", True, "is not supported yet; use False")
+    if args.ignore_data_skip:
+        expected = (
+            "would count samples as done that were not; use False, resuming costs nothing here"
+        )
+        raise ConfigError("ignore_data_skip", True, expected)
     if shared_prefix not in ("auto", "on", "off"):
         raise ConfigError("shared_prefix", shared_prefix, "must be auto, on or off")
     num_prompts: int = check_batch_arithmetic(
@@ -489,9 +495,8 @@ def _check_stream(stream: PromptStream, args: GRPOConfig, num_prompts: int) -> N
         raise ConfigError(
             "num_lanes",
             stream.config.num_lanes,
-            f"the batch arithmetic gives {num_prompts} prompts per generation batch "
-            "(world size x per_device_train_batch_size x steps_per_generation / "
-            f"num_generations); use num_lanes={num_prompts}",
+            f"the batch sizes give {num_prompts} prompts per generation batch (completions over "
+            f"all ranks / num_generations); use num_lanes={num_prompts}",
         )
     if stream.world != _world(args):
         raise ConfigError("world", stream.world, f"the trainer runs as {_world(args)}")

@@ -5,8 +5,9 @@ from PIL import Image
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.grounding.prompts import PromptTemplate
 from grpo_stream.images import resize
-from grpo_stream.train.collate import IGNORED_LABEL, SupervisedCollator
+from grpo_stream.train.collate import IGNORED_LABEL, PromptCollator, SupervisedCollator
 from grpo_stream.train.processor import load_processor
 from tests.train.support import make_collator, make_stream_sample
 
@@ -78,10 +79,19 @@ class TestPrompts:
         assert text.startswith("<|im_start|>system\nFirst think")
         assert text.endswith("<|im_start|>assistant\n")
 
-    @pytest.mark.parametrize("word", ["<|image_pad|>", "<|vision_start|><|image_pad|>"])
-    def test_an_instruction_may_not_hold_the_image_token(self, processor, word):
+    @pytest.mark.parametrize("word", ["<|image_pad|>", "<|vision_start|>", "<|im_end|>"])
+    def test_control_words_of_a_record_are_plain_text(self, processor, word):
+        control = processor.tokenizer.convert_tokens_to_ids(word)
+        collate = make_collator(processor)
+        (usual,) = collate([make_stream_sample(prompt="Click here")])["prompt_ids"]
+        (odd,) = collate([make_stream_sample(prompt=f"Click {word} here")])["prompt_ids"]
+        assert (odd == control).sum() == (usual == control).sum()
+
+    def test_a_template_may_not_hold_the_image_token(self, processor):
+        template = PromptTemplate(None, "<|image_pad|>{instruction}")
+        collate = PromptCollator(processor, template, "model")
         with pytest.raises(RecordError, match=r"image_pad\|> 2 times, once is expected"):
-            make_collator(processor)([make_stream_sample(prompt=f"Click {word}")])
+            collate([make_stream_sample()])
 
     def test_another_image_processor(self, processor, tiny_folder, samples):
         other = load_processor(tiny_folder, max_pixels=784 * 4).image_processor

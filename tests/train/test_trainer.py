@@ -472,6 +472,7 @@ class TestSettings:
         ("args", "changes", "field"),
         [
             ({"use_vllm": True}, {}, "use_vllm"),
+            ({"ignore_data_skip": True}, {}, "ignore_data_skip"),
             ({}, {"num_lanes": 2}, "num_lanes"),
             ({}, {"reward_funcs": "no_such_reward"}, "reward_funcs"),
             ({}, {"reward_funcs": ["format_reward", "json:nothing"]}, "reward_funcs"),

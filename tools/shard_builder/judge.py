@@ -201,7 +201,7 @@ def _prompt_warnings(prompt: str) -> list[tuple[str, str]]:
     if len(prompt) > _LONG_PROMPT_CHARS:
         warnings.append(("prompt_long", f"{len(prompt)} characters"))
     if tokens := _CONTROL_TOKENS.findall(prompt):
-        detail = f"holds {', '.join(tokens[:5])}: control words of a model, kept as plain text"
+        detail = f"holds {', '.join(tokens[:5])}: control words of a model, taken as plain text"
         warnings.append(("prompt_control_tokens", detail))
     return warnings
 
