@@ -235,7 +235,7 @@ records = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(json_values | records)
 def test_any_json_value_gets_a_verdict(root, record):
     try:
