@@ -1,0 +1,28 @@
+"""``python -m tools.bench order``: look at what the stream delivers."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from grpo_stream.errors import GrpoStreamError
+from tools.bench import order
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the process's exit code (0 done, 2 settings that cannot work)."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    order.add_command(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except GrpoStreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
