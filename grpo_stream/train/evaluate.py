@@ -112,6 +112,9 @@ def evaluate(
         eos_token_id=eos_token_ids,
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=suppressed_token_ids(tokenizer),
+        # What is not set here is taken from the model, and Qwen2.5-VL's files say 1.05: answers
+        # would be other ones than training sees, which samples without it.
+        repetition_penalty=1.0,
         disable_compile=True,
     )
     device = next(model.parameters()).device

@@ -86,6 +86,13 @@ class TestEvaluate:
         text = processor.tokenizer.decode(ids, skip_special_tokens=True)
         assert result.predictions[0].text == text
 
+    def test_a_models_own_repetition_penalty_is_not_taken(self, model, processor, source):
+        collator = make_collator(processor)
+        expected = evaluate(model, collator, source, batch_size=13, max_completion_length=6)
+        model.generation_config.repetition_penalty = 50.0
+        found = evaluate(model, collator, source, batch_size=13, max_completion_length=6)
+        assert found.predictions == expected.predictions
+
     def test_numbers(self, model, processor, source, monkeypatch):
         texts = ["(1000, 1000)"] * 3 + ["no"]
         calls = iter(range(100))
