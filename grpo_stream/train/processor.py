@@ -65,15 +65,19 @@ def load_processor(
     Returns:
         The model's ordinary processor where torchvision is installed; otherwise an
         :class:`ImageTextProcessor`, which gives the same tensors for images and text.
+
+    Raises:
+        ConfigError: there is no such folder or hub id, or it holds no processor.
     """
-    if importlib.util.find_spec("torchvision") is not None:
-        processor = AutoProcessor.from_pretrained(model_id, padding_side="left")
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left")
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id)
-        processor = ImageTextProcessor(
-            image_processor, tokenizer, chat_template=tokenizer.chat_template
-        )
+    try:
+        processor = _loaded(model_id)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "model_name_or_path",
+            str(model_id),
+            f"holds no processor ({str(error).strip().partition(chr(10))[0]}); give a folder or "
+            "hub id, for example Qwen/Qwen2.5-VL-3B-Instruct",
+        ) from error
     size = dict(processor.image_processor.size)
     if min_pixels is not None:
         size["shortest_edge"] = min_pixels
@@ -81,6 +85,17 @@ def load_processor(
         size["longest_edge"] = max_pixels
     processor.image_processor.size = type(processor.image_processor.size)(**size)
     return processor
+
+
+def _loaded(model_id: str | Path) -> Any:
+    if importlib.util.find_spec("torchvision") is not None:
+        return AutoProcessor.from_pretrained(model_id, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left")
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id)
+    # The template may lie in chat_template.json, which only a processor reads.
+    settings, _ = ImageTextProcessor.get_processor_dict(model_id)
+    template = settings.get("chat_template") or tokenizer.chat_template
+    return ImageTextProcessor(image_processor, tokenizer, chat_template=template)
 
 
 def resize_rule(image_processor: Any) -> ResizeRule:

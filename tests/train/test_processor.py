@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -84,6 +85,33 @@ class TestLoad:
         grid = processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"]
         target = rule.target(Size(300, 200))
         assert grid.tolist() == [[1, target.height // 14, target.width // 14]]
+
+    def test_the_hubs_files_of_qwen_are_read(self, tiny_folder, tmp_path):
+        """Sizes as min_pixels and max_pixels; the template in a file that no tokenizer reads."""
+        folder = tmp_path / "policy"
+        shutil.copytree(tiny_folder, folder)
+        template = (folder / "chat_template.jinja").read_text()
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+        (folder / "chat_template.jinja").unlink()
+        (folder / "processor_config.json").unlink()
+        preprocessor = {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "min_pixels": 784,
+            "max_pixels": 784 * 9,
+            "patch_size": 14,
+            "merge_size": 2,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+        processor = load_processor(folder)
+        assert processor.chat_template == template
+        rule = resize_rule(processor.image_processor)
+        assert (rule.min_pixels, rule.max_pixels) == (784, 784 * 9)
+
+    @pytest.mark.parametrize("name", ["no/such/folder", "tests"])
+    def test_a_missing_processor_is_named(self, name):
+        with pytest.raises(ConfigError, match=f"model_name_or_path='{name}'"):
+            load_processor(name)
 
     def test_sizes_that_cannot_be_are_refused(self, tiny_folder):
         processor = load_processor(tiny_folder, max_pixels=784)
