@@ -74,7 +74,7 @@ def train(
             "versions": versions(),
         }
     )
-    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(settings)}
+    args.model_init_kwargs = model_init_kwargs(settings)
     trainer = PersonalizedGRPOTrainer(
         str(model_id),
         list(task.reward_funcs),
@@ -119,12 +119,15 @@ def eval_stream(settings: Settings, common: dict[str, Any]) -> Any:
 
 
 def model_init_kwargs(settings: Settings) -> dict[str, Any]:
-    """How the policy is loaded; the weights' dtype follows the run's precision unless it is set."""
+    """How the policy is loaded; GRPOConfig's ``model_init_kwargs`` win over ModelConfig's fields.
+
+    The fields have values even where nobody set them (``dtype`` is float32 in trl 1.16).
+    """
     model = settings.model
     kwargs: dict[str, Any] = {"revision": model.model_revision, "dtype": model.dtype}
     if model.attn_implementation is not None:
         kwargs["attn_implementation"] = model.attn_implementation
-    return kwargs
+    return kwargs | (settings.args.model_init_kwargs or {})
 
 
 def resume_from(value: str | None) -> str | bool | None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from grpo_stream.errors import ConfigError
 
+SHARED_PREFIX = ("auto", "on", "off")
+"""Values of ``shared_prefix``."""
+
 
 @dataclass
 class DataArguments:

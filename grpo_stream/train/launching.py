@@ -11,13 +11,20 @@ import yaml
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
 from grpo_stream.grounding.rewards import load_reward
 from grpo_stream.stream.plan import EpochPlan
-from grpo_stream.stream.sources import Source
+from grpo_stream.stream.sources import ShardSource, Source
 from grpo_stream.stream.world import World
-from grpo_stream.train.config import DataArguments, RunArguments, TaskArguments
+from grpo_stream.train.config import (
+    SHARED_PREFIX,
+    DataArguments,
+    RunArguments,
+    TaskArguments,
+)
 from grpo_stream.train.data import open_source
+from grpo_stream.train.model import policy_config
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
 
 
@@ -88,9 +95,7 @@ def plan_run(settings: Settings) -> RunPlan:
         StoreError: they cannot be reached.
     """
     args, data, task = settings.args, settings.data, settings.task
-    if settings.model.model_name_or_path is None:
-        expected = "give a folder or hub id, for example Qwen/Qwen2.5-VL-3B-Instruct"
-        raise ConfigError("model_name_or_path", None, expected)
+    _check_model(settings)
     for name in task.reward_funcs:
         load_reward(name)
     weights = args.reward_weights
@@ -109,6 +114,8 @@ def plan_run(settings: Settings) -> RunPlan:
     )
     notes = _check_zero(args, num_ranks)
     source = open_source(data)
+    if data.eval_shards is not None:
+        ShardSource(data.eval_shards)
     seed = args.seed if data.stream_seed is None else data.stream_seed
     plan = EpochPlan(source.shard_counts, num_lanes, seed, 0, data.block_shards)
     micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
@@ -197,6 +204,28 @@ def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:
             num_generations=given.num_generations,
             num_iterations=given.num_iterations,
         )
+
+
+def _check_model(settings: Settings) -> None:
+    """Checks the policy as far as its folder tells; a hub id is left for the run to look up."""
+    model, task = settings.model, settings.task
+    name = model.model_name_or_path
+    if name is None:
+        expected = "give a folder or hub id, for example Qwen/Qwen2.5-VL-3B-Instruct"
+        raise ConfigError("model_name_or_path", None, expected)
+    for field_name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model, field_name):
+            raise ConfigError(field_name, True, "is not supported yet; use False")
+    is_folder = Path(name).is_dir()
+    if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        expected = "is no folder; give one or a hub id, as in Qwen/Qwen2.5-VL-3B-Instruct"
+        raise ConfigError("model_name_or_path", name, expected)
+    if is_folder or task.answer_frame is not None:
+        model_type = policy_config(name).model_type if is_folder else ""
+        answer_frame_for(model_type, task.answer_frame)
+    if task.shared_prefix not in SHARED_PREFIX:
+        expected = f"must be one of {', '.join(SHARED_PREFIX)}"
+        raise ConfigError("shared_prefix", task.shared_prefix, expected)
 
 
 def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:

@@ -30,6 +30,7 @@ from grpo_stream.stream.records import RecordSource
 from grpo_stream.stream.world import World
 from grpo_stream.train.batches import MicroStepDataset, first_of
 from grpo_stream.train.collate import Batch, PromptCollator
+from grpo_stream.train.config import SHARED_PREFIX
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import (
@@ -452,8 +453,9 @@ def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
             "would count samples as done that were not; use False, resuming costs nothing here"
         )
         raise ConfigError("ignore_data_skip", True, expected)
-    if shared_prefix not in ("auto", "on", "off"):
-        raise ConfigError("shared_prefix", shared_prefix, "must be auto, on or off")
+    if shared_prefix not in SHARED_PREFIX:
+        expected = f"must be one of {', '.join(SHARED_PREFIX)}"
+        raise ConfigError("shared_prefix", shared_prefix, expected)
     num_prompts: int = check_batch_arithmetic(
         world_size=args.world_size,
         per_device_train_batch_size=args.per_device_train_batch_size,

@@ -46,7 +46,9 @@ def settings_of(shards, tmp_path):
         deepspeed = content.pop("deepspeed")
         alone = tmp_path / path.name
         alone.write_text(yaml.safe_dump(content), encoding="utf-8")
-        argv = ["--config", str(alone), "--shards", str(shards), "--eval_strategy", "no", *flags]
+        # A hub id in place of the quickstart's policy, which only a run of it makes.
+        argv = ["--config", str(alone), "--model_name_or_path", "some/model"]
+        argv += ["--shards", str(shards), "--eval_strategy", "no", *flags]
         settings = parse_settings(argv, use_cpu=True)
         settings.args.deepspeed = deepspeed
         return settings

@@ -3,6 +3,7 @@ import pytest
 from grpo_stream.errors import ConfigError, GrpoStreamError, ManifestError
 from grpo_stream.train.launching import parse_settings, plan_run
 from grpo_stream.train.metrics import short_line
+from tests.launch.support import load_script
 from tests.train.support import write_shapes
 
 
@@ -52,6 +53,12 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--num_ranks", "12"], "only 11 samples"),
         (["--deepspeed", "nope.json"], "ds_configs/zero3.json"),
         (["--config", "nope.yaml"], "launch/configs/"),
+        (["--model_name_or_path", "/no/such/folder"], "is no folder"),
+        (["--model_name_or_path", "runs/no/such"], "is no folder"),
+        (["--model_name_or_path", "tests"], "model_name_or_path='tests'"),
+        (["--load_in_4bit", "true"], "load_in_4bit"),
+        (["--answer_frame", "nope"], "per_mille"),
+        (["--shared_prefix", "maybe"], "auto, on, off"),
     ],
 )
 def test_mistakes_are_named_with_what_works(shapes, flags, message):
@@ -98,3 +105,22 @@ def test_short_line_shows_what_one_watches():
     line = short_line(3, {"reward": 0.25, "step_time": 1.5, "loss": 9.0, "grad_norm": None})
     assert line == "global step 3: reward 0.25, step (s) 1.5"
     assert short_line(3, {"train_runtime": 1.0}) == ""
+
+
+def test_eval_shards_are_looked_at(shapes, tmp_path):
+    with pytest.raises(ManifestError):
+        plan_run(settings(shapes, "--eval_shards", str(tmp_path)))
+
+
+def test_the_folder_of_a_policy_is_looked_at(shapes, tiny_folder):
+    plan_run(settings(shapes, "--model_name_or_path", str(tiny_folder)))
+
+
+def test_how_a_policy_is_loaded(shapes):
+    model_init_kwargs = load_script("train").model_init_kwargs
+    assert model_init_kwargs(settings(shapes)) == {"revision": "main", "dtype": "float32"}
+    flags = ["--attn_implementation", "eager", "--dtype", "bfloat16"]
+    found = model_init_kwargs(settings(shapes, *flags))
+    assert found == {"revision": "main", "dtype": "bfloat16", "attn_implementation": "eager"}
+    found = model_init_kwargs(settings(shapes, "--model_init_kwargs", '{"dtype": "float16"}'))
+    assert found == {"revision": "main", "dtype": "float16"}
