@@ -5,6 +5,8 @@ Every field is a key of the YAML file and a flag of ``launch/train.py``.
 
 from dataclasses import dataclass, field
 
+from trl import GRPOConfig
+
 from grpo_stream.errors import ConfigError
 
 SHARED_PREFIX = ("auto", "on", "off")
@@ -98,3 +100,21 @@ class RunArguments:
         default=None,
         metadata={"help": "With dry_run: the world size to check for; None: this launch's."},
     )
+
+
+def check_supported(args: GRPOConfig) -> None:
+    """Refuses what trl offers but the trainer here cannot do.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if args.use_vllm:
+        raise ConfigError("use_vllm", True, "is not supported yet; use False")
+    if args.use_transformers_continuous_batching:
+        expected = "would compute every prompt once per completion; use False"
+        raise ConfigError("use_transformers_continuous_batching", True, expected)
+    if args.ignore_data_skip:
+        expected = (
+            "would count samples as done that were not; use False, resuming costs nothing here"
+        )
+        raise ConfigError("ignore_data_skip", True, expected)

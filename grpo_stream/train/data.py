@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_stream.config import StreamConfig
+from grpo_stream.images import ResizeRule
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.records import RecordSource
 from grpo_stream.stream.sources import ShardSource, Source
@@ -48,13 +49,24 @@ def make_stream(
     Raises:
         ConfigError: the world size does not divide the lanes, or there are too few samples.
     """
-    config = StreamConfig(
+    config = stream_config(data, num_lanes=num_lanes, seed=seed, rule=resize_rule(image_processor))
+    return PromptStream(source, config, world)
+
+
+def stream_config(
+    data: DataArguments, *, num_lanes: int, seed: int, rule: ResizeRule | None
+) -> StreamConfig:
+    """The stream's settings among a user's; see :func:`make_stream`.
+
+    Raises:
+        ConfigError: one of them cannot work.
+    """
+    return StreamConfig(
         num_lanes=num_lanes,
         seed=seed if data.stream_seed is None else data.stream_seed,
         block_shards=data.block_shards,
         num_threads=data.num_reader_threads,
         prefetch_batches=data.prefetch_batches,
         max_bad_samples=data.max_bad_samples,
-        resize=resize_rule(image_processor),
+        resize=rule,
     )
-    return PromptStream(source, config, world)

@@ -22,9 +22,11 @@ from grpo_stream.train.config import (
     DataArguments,
     RunArguments,
     TaskArguments,
+    check_supported,
 )
-from grpo_stream.train.data import open_source
+from grpo_stream.train.data import open_source, stream_config
 from grpo_stream.train.model import policy_config
+from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
 
 
@@ -103,6 +105,7 @@ def plan_run(settings: Settings) -> RunPlan:
         expected = f"must be as many as reward_funcs={task.reward_funcs}: one weight each"
         raise ConfigError("reward_weights", weights, expected)
     load_template(task.prompt_template)
+    check_supported(args)
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = check_batch_arithmetic(
         world_size=num_ranks,
@@ -116,8 +119,8 @@ def plan_run(settings: Settings) -> RunPlan:
     source = open_source(data)
     if data.eval_shards is not None:
         ShardSource(data.eval_shards)
-    seed = args.seed if data.stream_seed is None else data.stream_seed
-    plan = EpochPlan(source.shard_counts, num_lanes, seed, 0, data.block_shards)
+    stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=None)
+    plan = EpochPlan(source.shard_counts, num_lanes, stream.seed, 0, stream.block_shards)
     micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
     per_epoch = -(-micro_steps // args.gradient_accumulation_steps)
     from_epochs = int(-(-args.num_train_epochs * per_epoch // 1))
@@ -223,6 +226,10 @@ def _check_model(settings: Settings) -> None:
     if is_folder or task.answer_frame is not None:
         model_type = policy_config(name).model_type if is_folder else ""
         answer_frame_for(model_type, task.answer_frame)
+    if is_folder:
+        data = settings.data
+        processor = load_processor(name, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+        resize_rule(processor.image_processor)
     if task.shared_prefix not in SHARED_PREFIX:
         expected = f"must be one of {', '.join(SHARED_PREFIX)}"
         raise ConfigError("shared_prefix", task.shared_prefix, expected)

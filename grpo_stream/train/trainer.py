@@ -30,7 +30,7 @@ from grpo_stream.stream.records import RecordSource
 from grpo_stream.stream.world import World
 from grpo_stream.train.batches import MicroStepDataset, first_of
 from grpo_stream.train.collate import Batch, PromptCollator
-from grpo_stream.train.config import SHARED_PREFIX
+from grpo_stream.train.config import SHARED_PREFIX, check_supported
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import (
@@ -446,13 +446,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
 
 def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
     """Checks what can be checked before anything is loaded; prompts per generation batch."""
-    if args.use_vllm:
-        raise ConfigError("use_vllm", True, "is not supported yet; use False")
-    if args.ignore_data_skip:
-        expected = (
-            "would count samples as done that were not; use False, resuming costs nothing here"
-        )
-        raise ConfigError("ignore_data_skip", True, expected)
+    check_supported(args)
     if shared_prefix not in SHARED_PREFIX:
         expected = f"must be one of {', '.join(SHARED_PREFIX)}"
         raise ConfigError("shared_prefix", shared_prefix, expected)

@@ -59,6 +59,10 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--load_in_4bit", "true"], "load_in_4bit"),
         (["--answer_frame", "nope"], "per_mille"),
         (["--shared_prefix", "maybe"], "auto, on, off"),
+        (["--block_shards", "0"], "block_shards=0"),
+        (["--num_reader_threads", "-1"], "num_threads=-1"),
+        (["--use_vllm", "true"], "use_vllm"),
+        (["--use_transformers_continuous_batching", "true"], "once per completion"),
     ],
 )
 def test_mistakes_are_named_with_what_works(shapes, flags, message):
@@ -113,7 +117,10 @@ def test_eval_shards_are_looked_at(shapes, tmp_path):
 
 
 def test_the_folder_of_a_policy_is_looked_at(shapes, tiny_folder):
-    plan_run(settings(shapes, "--model_name_or_path", str(tiny_folder)))
+    model = ["--model_name_or_path", str(tiny_folder)]
+    plan_run(settings(shapes, *model))
+    with pytest.raises(ConfigError, match="max_pixels=5"):
+        plan_run(settings(shapes, *model, "--max_pixels", "5"))
 
 
 def test_how_a_policy_is_loaded(shapes):
