@@ -119,7 +119,7 @@ class Manifest:
         """
         if not store.exists(MANIFEST_NAME):
             raise ManifestError(
-                f"{store.url}: no manifest, no data set: run shard-builder build or index "
+                f"{store.url}: no manifest, no data set: run shard-builder build "
                 f"and give the folder that holds {MANIFEST_NAME}"
             )
         return cls.from_json(store.read(MANIFEST_NAME))
