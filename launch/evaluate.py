@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from grpo_stream.errors import GrpoStreamError
+from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
 from grpo_stream.report.stats import wilson_interval
@@ -53,6 +53,8 @@ def run(args: EvaluateArguments, data: DataArguments) -> None:
     """Answers every sample and writes one JSON file."""
     import torch  # noqa: PLC0415 - only for the device
 
+    if args.batch_size < 1:
+        raise ConfigError("batch_size", args.batch_size, "must be at least 1, for example 100")
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,16 +11,18 @@ same command goes on from the last checkpoint with --resume_from_checkpoint true
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config
 
 import grpo_stream
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.stream.world import World
 from grpo_stream.train.agreement import check_agreement
-from grpo_stream.train.data import make_stream, open_source
+from grpo_stream.train.data import make_stream, num_eval_lanes, open_source
 from grpo_stream.train.launching import (
     RunPlan,
     Settings,
@@ -45,7 +47,8 @@ def main(argv: list[str]) -> int:
         if settings.args.process_index == 0:
             print(plan.describe(), flush=True)
         if settings.run.dry_run:
-            print("dry run: the settings fit together; no weights were loaded")
+            if settings.args.process_index == 0:
+                print("dry run: the settings fit together; no weights were loaded")
             return 0
         train(settings, plan)
     except GrpoStreamError as error:
@@ -59,6 +62,7 @@ def train(
 ) -> PersonalizedGRPOTrainer:
     """Builds stream and trainer, and trains; returns the trainer."""
     args, data, task = settings.args, settings.data, settings.task
+    checkpoint = resume_from(args.resume_from_checkpoint, args.output_dir)
     model_id = settings.model.model_name_or_path
     processor = load_processor(model_id, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
     world = World(args.process_index, args.world_size, args.local_process_index)
@@ -90,11 +94,12 @@ def train(
     if args.process_index == 0:
         ways = {True: "on, each prompt is computed once per group", False: "off"}
         print(f"shared_prefix: {ways[trainer.shared_prefix]}", flush=True)
+        print(f"begins {f'from {checkpoint}' if checkpoint else 'anew'}", flush=True)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     for callback in (ShortProgressCallback(), *callbacks):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=resume_from(args.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()
     trainer.close()
@@ -106,16 +111,8 @@ def eval_stream(settings: Settings, common: dict[str, Any]) -> Any:
     args, data = settings.args, settings.data
     if data.eval_shards is None:
         return None
-    num_generations = args.num_generations_eval or args.num_generations
-    num_lanes = args.world_size * args.per_device_eval_batch_size // num_generations
-    if num_lanes < 1:
-        raise ConfigError(
-            "per_device_eval_batch_size",
-            args.per_device_eval_batch_size,
-            f"must be a multiple of num_generations={num_generations}",
-        )
     source = open_source(type(data)(shards=data.eval_shards))
-    return make_stream(source, data, num_lanes=num_lanes, **common)
+    return make_stream(source, data, num_lanes=num_eval_lanes(args), **common)
 
 
 def model_init_kwargs(settings: Settings) -> dict[str, Any]:
@@ -130,10 +127,20 @@ def model_init_kwargs(settings: Settings) -> dict[str, Any]:
     return kwargs | (settings.args.model_init_kwargs or {})
 
 
-def resume_from(value: str | None) -> str | bool | None:
-    """``true`` means the last checkpoint of ``output_dir``; anything else is a checkpoint."""
-    words = {"true": True, "false": None}
-    return words.get(value.lower(), value) if value else None
+def resume_from(value: str | None, output_dir: str) -> str | None:
+    """The checkpoint to go on from: of ``true`` the last one of ``output_dir``, else a path.
+
+    ``true`` without a checkpoint begins a new run, so that one command serves the first start and
+    every restart.
+    """
+    if value is None or value.lower() == "false":
+        return None
+    if value.lower() != "true":
+        if not Path(value).is_dir():
+            raise ConfigError("resume_from_checkpoint", value, "is no folder; give one, or true")
+        return value
+    found: str | None = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ leaves it out of the sum): a kind of solution that it cannot score, or a true bo
 import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -27,6 +28,9 @@ from grpo_stream.grounding.answers import REASONS, Answer, ParseFailure, parse_a
 from grpo_stream.grounding.cases import Completion, Numbers, cases_of, completion_text
 
 Rewards: TypeAlias = list[float | None]
+
+logger = logging.getLogger(__name__)
+_warned: set[tuple[str, ...]] = set()  # (reward, missing columns) that were told of
 
 
 def accuracy_reward_coord(
@@ -169,6 +173,10 @@ def load_reward(name: str) -> Callable[..., Any]:
 def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` such that its errors name it and the sample; ``__name__`` is kept.
 
+    A column that the function needs and that no record of the batch has is None throughout (a
+    record's own field may be missing in a whole batch by chance); the first time, a warning lists
+    the columns there are.
+
     After an error the completions are tried one by one (without logging) to find the sample, whose
     name is its entry in the column ``key``. A coroutine function is tried as a whole.
 
@@ -176,10 +184,12 @@ def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
         GrpoStreamError: when called, for any exception that ``function`` raises.
     """
     name = _name_of(function)
+    needed = _needed_columns(function)
 
     if inspect.iscoroutinefunction(function):
 
         async def call_async(**columns: Any) -> Any:
+            columns = _filled(columns, needed, name)
             try:
                 return await function(**columns)
             except Exception as error:
@@ -189,6 +199,7 @@ def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
     else:
 
         def call_sync(**columns: Any) -> Any:
+            columns = _filled(columns, needed, name)
             try:
                 return function(**columns)
             except Exception as error:
@@ -200,6 +211,31 @@ def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.wraps(function)(call)
     call.__name__ = name
     return call
+
+
+def _needed_columns(function: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a callable without a signature is given what there is
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named and p.default is p.empty]
+
+
+def _filled(columns: dict[str, Any], needed: Sequence[str], name: str) -> dict[str, Any]:
+    missing = [column for column in needed if column not in columns]
+    if not missing or "completions" not in columns:
+        return columns
+    if (name, *missing) not in _warned:
+        _warned.add((name, *missing))
+        logger.warning(
+            "reward %s asks for %s, which no record of this batch has (None is passed); it has %s",
+            name,
+            ", ".join(missing),
+            ", ".join(sorted(columns)),
+        )
+    nothing = [None] * len(columns["completions"])
+    return columns | dict.fromkeys(missing, nothing)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from trl import GRPOConfig
+
 from grpo_stream.config import StreamConfig
+from grpo_stream.errors import ConfigError
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.records import RecordSource
@@ -70,3 +73,21 @@ def stream_config(
         max_bad_samples=data.max_bad_samples,
         resize=rule,
     )
+
+
+def num_eval_lanes(args: GRPOConfig) -> int:
+    """Prompts per evaluation batch over all ranks.
+
+    Raises:
+        ConfigError: a group would be split between ranks.
+    """
+    num_generations = args.num_generations_eval or args.num_generations
+    if args.per_device_eval_batch_size % num_generations:
+        raise ConfigError(
+            "per_device_eval_batch_size",
+            args.per_device_eval_batch_size,
+            f"must be a multiple of the {num_generations} completions of a group, for example "
+            f"{num_generations}",
+        )
+    num_lanes: int = args.world_size * args.per_device_eval_batch_size // num_generations
+    return num_lanes

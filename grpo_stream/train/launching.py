@@ -1,6 +1,7 @@
 """What every launch script does before training: environment, settings, checks, one summary."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from grpo_stream.train.config import (
     TaskArguments,
     check_supported,
 )
-from grpo_stream.train.data import open_source, stream_config
+from grpo_stream.train.data import num_eval_lanes, open_source, stream_config
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
@@ -119,6 +120,9 @@ def plan_run(settings: Settings) -> RunPlan:
     source = open_source(data)
     if data.eval_shards is not None:
         ShardSource(data.eval_shards)
+        num_eval_lanes(args)
+    elif args.eval_strategy != "no":
+        raise ConfigError("eval_strategy", str(args.eval_strategy), "needs eval_shards=DIR_OR_URL")
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=None)
     plan = EpochPlan(source.shard_counts, num_lanes, stream.seed, 0, stream.block_shards)
     micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
@@ -219,6 +223,8 @@ def _check_model(settings: Settings) -> None:
     for field_name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model, field_name):
             raise ConfigError(field_name, True, "is not supported yet; use False")
+    if model.use_peft and importlib.util.find_spec("peft") is None:
+        raise ConfigError("use_peft", True, "needs the package peft: pip install peft")
     is_folder = Path(name).is_dir()
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         expected = "is no folder; give one or a hub id, as in Qwen/Qwen2.5-VL-3B-Instruct"

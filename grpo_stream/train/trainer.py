@@ -31,6 +31,7 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.batches import MicroStepDataset, first_of
 from grpo_stream.train.collate import Batch, PromptCollator
 from grpo_stream.train.config import SHARED_PREFIX, check_supported
+from grpo_stream.train.data import num_eval_lanes
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import (
@@ -120,8 +121,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         _check_stream(train_stream, args, num_prompts)
         eval_stream = None
         if eval_dataset is not None:
-            num_generations = args.num_generations_eval or args.num_generations
-            num_eval_prompts = args.world_size * args.per_device_eval_batch_size // num_generations
+            num_eval_prompts = num_eval_lanes(args)
             eval_stream = _stream(eval_dataset, args, num_eval_prompts, *images)
             _check_stream(eval_stream, args, num_eval_prompts)
         super().__init__(
@@ -242,10 +242,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Extends ``Trainer._save_checkpoint`` (transformers 5.23): the cursor goes with it."""
-        super()._save_checkpoint(model, trial)
         if self.args.should_save:
+            # Before the rest: older checkpoints are removed as soon as the rest is written.
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / CURSOR_NAME).write_text(json.dumps(self._cursor().to_dict(), indent=1))
+        super()._save_checkpoint(model, trial)
 
     def _cursor(self) -> Cursor:
         """The first generation batch that is not done; one in use counts as not done."""

@@ -213,3 +213,21 @@ def test_named_reward_of_a_coroutine():
     coroutine = wrapped(completions=["x", "x", "y"], key=["a", "a", "b"])
     with pytest.raises(GrpoStreamError, match="'slow' failed on sample 'a', 'b': OSError: gone"):
         coroutine.send(None)
+
+
+class TestMissingColumns:
+    def test_are_none_and_told_of_once(self, caplog):
+        def by_shape(completions, shape, weight=1.0, **_):
+            return [weight if kind == "circle" else None for kind in shape]
+
+        reward = named_reward(by_shape)
+        for _ in range(2):
+            assert reward(completions=["a", "b"], solution=[[1, 2], [3, 4]]) == [None, None]
+        (record,) = caplog.records
+        assert "shape" in record.message
+        assert "completions, solution" in record.message
+
+    def test_present_ones_are_passed_on(self, caplog):
+        reward = named_reward(lambda shape, **_: list(shape))
+        assert reward(completions=["a"], shape=["circle"]) == ["circle"]
+        assert not caplog.records

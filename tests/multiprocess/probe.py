@@ -15,12 +15,14 @@ from tests.launch.support import load_script
 
 KEYS: list[list[str]] = []
 SIZES: list[list[int]] = []
+SCALES: list[list[int]] = []
 
 
 def spying_reward(**columns):
     """The ordinary reward; notes which groups this rank scores."""
     KEYS.append(columns["key"])
     SIZES.extend(columns["model_size"])
+    SCALES.extend(columns["scales"])
     return accuracy_reward_coord(**columns)
 
 
@@ -41,6 +43,7 @@ def main():
         "weight_elements": weight.ds_numel,
         "keys": KEYS,
         "sizes": SIZES,
+        "scales": SCALES,
         "counted_samples": trainer.train_stream.counters.num_samples,
         "shared_prefix": trainer.shared_prefix,
     }

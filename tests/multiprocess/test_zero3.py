@@ -19,6 +19,7 @@ from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
+SCREENSHOTS = ROOT / "data/screenshots"
 NUM_RANKS, NUM_GENERATIONS, PER_DEVICE = 2, 4, 8
 NUM_LANES = NUM_RANKS * PER_DEVICE // NUM_GENERATIONS
 
@@ -26,13 +27,24 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Shards of the real screenshots and a tiny policy, made by the commands that users type."""
+def records():
+    """Real records: one of every image size and kind, and those with the longest prompts."""
+    everything = json.loads((SCREENSHOTS / "records.json").read_text())
+    by_length = sorted(everything, key=lambda record: -len(record["prompt"]))
+    chosen = {kind_of(record): record for record in reversed(by_length)}
+    longest = [record for record in by_length if record not in chosen.values()]
+    num_records = -(-len(chosen) // NUM_LANES) * NUM_LANES
+    return [*chosen.values(), *longest][:num_records]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, records):
+    """Shards of them and a tiny policy, made by the commands that users type."""
     folder = tmp_path_factory.mktemp("zero3")
-    records = ROOT / "data/screenshots/records.json"
-    build = ["-m", "tools.shard_builder", "build", records, "--images-root", records.parent]
-    call([*build, "--out", folder / "shards", "--where", "split=train", "--quiet"])
-    call(["launch/tiny_policy.py", "--json", records, "--out", folder / "tiny"])
+    (folder / "records.json").write_text(json.dumps(records))
+    build = ["-m", "tools.shard_builder", "build", folder / "records.json", "--quiet"]
+    call([*build, "--images-root", SCREENSHOTS, "--out", folder / "shards"])
+    call(["launch/tiny_policy.py", "--json", folder / "records.json", "--out", folder / "tiny"])
     return folder
 
 
@@ -63,25 +75,32 @@ def test_every_rank_scores_its_own_whole_groups_in_the_plans_order(folder, two_s
     assert not first & second
 
 
-def test_images_of_several_sizes_flow(two_steps):
-    sizes = {tuple(size) for seen in two_steps for size in seen["sizes"]}
-    assert len(sizes) > 1
-    assert all(width % 28 == 0 and height % 28 == 0 for width, height in sizes)
-
-
-def test_resuming_goes_on_with_the_next_batch(folder, two_steps):
+def test_resuming_goes_on_with_the_next_batch_until_all_images_have_flown(
+    folder, records, two_steps
+):
     assert (folder / "out/checkpoint-2/cursor.json").is_file()
-    run(folder, "probe", "--max_steps", "3", "--resume_from_checkpoint", "true")
+    num_batches = len(records) // NUM_LANES
+    run(folder, "probe", "--max_steps", str(num_batches), "--resume_from_checkpoint", "true")
+    scales = [tuple(size) for seen in two_steps for size in seen["scales"]]
     for rank in range(NUM_RANKS):
         seen = json.loads((folder / f"rank-{rank}.json").read_text())
-        expected = [sample.key for sample in planned(folder, rank).read_batch(0, 2)]
-        assert [keys[::NUM_GENERATIONS] for keys in seen["keys"]] == [expected]
+        stream = planned(folder, rank)
+        expected = [[s.key for s in stream.read_batch(0, b)] for b in range(2, num_batches)]
+        assert [keys[::NUM_GENERATIONS] for keys in seen["keys"]] == expected
+        scales += [tuple(size) for size in seen["scales"]]
+        assert all(w % 28 == 0 and h % 28 == 0 for w, h in seen["sizes"])
+    assert set(scales) == {(record["width"], record["height"]) for record in records}
+    assert {(390, 844), (1920, 1080)} <= set(scales)
+    assert {kind for _, kind in map(kind_of, records)} == {".png", ".jpg"}
 
 
 def test_the_run_ends_when_a_rank_is_killed(folder):
     log = folder / "killed.log"
     with log.open("w") as file:
-        launcher = start(folder, "train", file, "--max_steps", "1000", "--output_dir", folder / "k")
+        flags = ["--output_dir", folder / "k", "--max_steps", "1000", "--beta", "0.1"]
+        flags += ["--gradient_checkpointing", "true", "--num_iterations", "2"]
+        flags += ["--gradient_accumulation_steps", "2", "--logging_steps", "1"]
+        launcher = start(folder, "train", file, *flags)
         try:
             wait_for(lambda: "global step 1:" in log.read_text(), 240, launcher)
             ranks = [p for p in psutil.Process(launcher.pid).children(recursive=True) if is_rank(p)]
@@ -95,6 +114,10 @@ def test_the_run_ends_when_a_rank_is_killed(folder):
     assert code != 0
     assert "exits with return code" in log.read_text()
     assert not [rank for rank in ranks if rank.is_running()]
+
+
+def kind_of(record):
+    return (record["width"], record["height"]), Path(record["image"]).suffix
 
 
 def planned(folder, rank):

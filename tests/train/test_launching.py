@@ -48,6 +48,7 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--prompt_template", "nope"], "point"),
         (["--json", "x.json"], "exactly one of"),
         (["--reward_weights", "1", "2"], "one weight each"),
+        (["--eval_strategy", "steps", "--eval_steps", "1"], "needs eval_shards"),
         (["--num_generations", "3"], r"num_generations=3.*use num_generations="),
         (["--per_device_train_batch_size", "6"], r"num_generations=4.*use "),
         (["--num_ranks", "12"], "only 11 samples"),
