@@ -35,7 +35,7 @@ CONFIG = ROOT / "launch/configs/quickstart.yaml"
 CODE = ("grpo_stream", "tools", "launch", "ds_configs", "data", "requirements.lock")
 
 SPLITS = {"cold_start": (9_600, 1), "dev": (200, 2), "train": (2_080, 3), "test": (400, 4)}
-"""Split of the shapes -> number of images and offset of its seed: no image is in two splits."""
+"""Split -> number of shapes and offset of its seed; NOTES.md counts the few equal images."""
 
 NUM_PICTURES = 12
 NOTES = (

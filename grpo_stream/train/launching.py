@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from trl import GRPOConfig, ModelConfig, TrlParser
 
@@ -154,8 +155,6 @@ def plan_run(settings: Settings) -> RunPlan:
 
 def use_cpu_only() -> bool:
     """Whether there is no accelerator; DeepSpeed is then told so, which spares a warning."""
-    import torch  # noqa: PLC0415 - importing this module for its parser needs no device
-
     if torch.cuda.is_available():
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -171,7 +170,7 @@ def start_process_group(*, use_cpu: bool) -> None:
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
     if use_cpu:
-        import deepspeed  # noqa: PLC0415 - slow to import, and not needed by a dry run
+        import deepspeed  # noqa: PLC0415 - slow to import, and not needed here on a GPU
 
         with contextlib.redirect_stdout(sys.stderr):
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)

@@ -23,7 +23,7 @@ from grpo_stream.train.groups import PromptGroups
 _IGNORED = -100
 _PADDING, _PREFIX = -1, 0
 
-_MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
+_MODEL_TYPES = ("qwen2_5_vl",)  # those that a test holds to the plain forward
 _ATTENTION = ("sdpa", "eager")
 
 

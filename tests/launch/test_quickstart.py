@@ -31,10 +31,10 @@ def test_every_phase_is_a_command_that_exists_and_ends_in_one_file(tmp_path):
             assert (ROOT / script).is_file()
 
 
-def test_held_out_images_are_in_no_other_split():
+def test_every_split_and_every_run_draws_from_a_seed_of_its_own():
     offsets = [offset for _, offset in quickstart.SPLITS.values()]
     assert len(set(offsets)) == len(offsets)
-    assert max(offsets) < 10  # seeds are 10 * seed + offset: two runs share no image either
+    assert max(offsets) < 10  # seeds are 10 * seed + offset
 
 
 def test_the_grpo_phase_uses_all_completions_whatever_the_ranks(tmp_path):
