@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.images import Pixels
 from grpo_stream.report.charts import Bar, Series, Svg, bar_chart, line_chart
 from grpo_stream.report.html import PictureCard, Report, Table
 from grpo_stream.report.pictures import Mark, draw_marks, encode_picture
 from grpo_stream.report.stats import wilson_interval
-from grpo_stream.stream.sources import StreamSample
 
 _SMOOTH_POINTS = 5
 _CURVES = (
@@ -18,6 +18,30 @@ _CURVES = (
     ("Entropy of the policy, per answer token", "nats", "entropy"),
 )
 """Title, y label and logged name of each curve."""
+
+
+class ShownSample(Protocol):
+    """What a picture needs of a sample; the stream's ``StreamSample`` has it all."""
+
+    @property
+    def key(self) -> str:
+        """Unique name in the data set; an evaluation's predictions carry it too."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """uint8, shape (height, width, 3)."""
+
+    @property
+    def prompt(self) -> str:
+        """The instruction."""
+
+    @property
+    def solution(self) -> tuple[float, ...]:
+        """``(x1, y1, x2, y2)``, ends exclusive, in the frame ``original``."""
+
+    @property
+    def scales(self) -> Size:
+        """Width and height of the original image in pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +57,7 @@ class TrainingRun:
     """The same set after GRPO."""
     log_history: Sequence[Mapping[str, Any]]
     """transformers' ``trainer_state.json``: one mapping per logging step."""
-    samples: Sequence[StreamSample]
+    samples: Sequence[ShownSample]
     """Held-out samples to show, at the model's size."""
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -106,9 +130,10 @@ def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> Series:
     return Series(name, [x for x, _ in points], [y for _, y in points])
 
 
-def _picture(sample: StreamSample, evaluation: Mapping[str, Any]) -> PictureCard:
+def _picture(sample: ShownSample, evaluation: Mapping[str, Any]) -> PictureCard:
     (prediction,) = [p for p in evaluation["predictions"] if p["key"] == sample.key]
-    original, shown = Size(*sample.scales), sample.model_size
+    height, width = sample.pixels.shape[:2]
+    original, shown = Size(*sample.scales), Size(width, height)
     x1, y1, x2, y2 = sample.solution
     marks = [Mark(Box(x1, y1, x2, y2).scaled(original, shown, "model"), "truth")]
     is_correct = bool(prediction["is_correct"])
