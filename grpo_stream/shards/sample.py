@@ -1,16 +1,21 @@
-"""One sample at rest: its key, its image bytes and its JSON, and the rules all three keep."""
+"""One sample at rest: its key, its image bytes and its JSON, and the rules all three keep.
+
+Schema 2. A sample of one image and one box or point is written exactly as schema 1 wrote it. Of
+several images the further ones are members of their own, and the JSON has ``images``; of several
+boxes ``solution`` is the list of them.
+"""
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ShardFormatError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the JSON member's fields and of the member names."""
 
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
@@ -19,14 +24,26 @@ IMAGE_SUFFIXES = ("jpg", "png", "webp")
 RESERVED_FIELDS = ("prompt", "solution", "width", "height", "original_width", "original_height")
 """Fields of the JSON member that have a meaning here; all others are the record's own."""
 
+RESERVED_OF_SEVERAL = (*RESERVED_FIELDS, "images", "solution_images")
+"""As :data:`RESERVED_FIELDS`, for a sample of several images."""
+
+_SIDES = ("width", "height", "original_width", "original_height")
+
+Solution = tuple[float, ...]
+"""A box ``(x1, y1, x2, y2)``, ends exclusive, or a point ``(x, y)``, in pixels."""
+
 # No dot: WebDataset ends the key at the first one. No leading "_": it skips "__name__" members.
 # At most 90 bytes: key and suffix fit the 100 bytes of a plain tar header.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
 
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+)
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, its prompt and its solution, as stored in a shard.
+    """Images, a prompt and a solution, as stored in a shard; mostly one image and one box.
 
     Build one with :func:`make_meta` or take it from :mod:`grpo_stream.shards.tar`; both have
     checked ``meta``, so the properties below never fail.
@@ -35,11 +52,13 @@ class Sample:
     key: str
     """Unique name in the data set."""
     image: bytes
-    """The encoded image, exactly as stored."""
+    """The (first) encoded image, exactly as stored."""
     image_suffix: str
     """``jpg``, ``png`` or ``webp``."""
     meta: dict[str, Any]
     """The parsed JSON member."""
+    more_images: tuple[tuple[str, bytes], ...] = ()
+    """Suffix and bytes of the second image and those after it."""
 
     @property
     def prompt(self) -> str:
@@ -47,54 +66,93 @@ class Sample:
         return str(self.meta["prompt"])
 
     @property
-    def solution(self) -> tuple[float, ...]:
-        """``(x1, y1, x2, y2)``, ends exclusive, or ``(x, y)``, in pixels of the stored image."""
-        return tuple(self.meta["solution"])
+    def solution(self) -> Solution:
+        """The (first) box or point, in pixels of the stored image."""
+        return self.solutions[0]
+
+    @property
+    def solutions(self) -> tuple[Solution, ...]:
+        """All boxes and points, each in pixels of the stored image it lies in."""
+        return _as_solutions(self.meta["solution"])
+
+    @property
+    def solution_images(self) -> tuple[int, ...]:
+        """For each of ``solutions`` the image it lies in, counted from 0."""
+        if is_of_several_images(self.meta) and "solution_images" in self.meta:
+            return tuple(self.meta["solution_images"])
+        return (0,) * len(self.solutions)
+
+    @property
+    def images(self) -> tuple[tuple[str, bytes], ...]:
+        """Suffix and bytes of every image."""
+        return ((self.image_suffix, self.image), *self.more_images)
 
     @property
     def size(self) -> Size:
-        """Size of the stored image in pixels."""
+        """Size of the (first) stored image in pixels."""
         return Size(self.meta["width"], self.meta["height"])
 
     @property
     def original_size(self) -> Size:
-        """Upright size in pixels of the image that the record named."""
+        """Upright size in pixels of the (first) image that the record named."""
         return Size(self.meta["original_width"], self.meta["original_height"])
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Size of every stored image in pixels."""
+        return tuple(Size(image["width"], image["height"]) for image in self._sides)
+
+    @property
+    def original_sizes(self) -> tuple[Size, ...]:
+        """Upright size in pixels of every image that the record named."""
+        return tuple(
+            Size(image["original_width"], image["original_height"]) for image in self._sides
+        )
 
     @property
     def extra(self) -> dict[str, Any]:
         """The record's own further fields."""
-        return {name: value for name, value in self.meta.items() if name not in RESERVED_FIELDS}
+        reserved = RESERVED_OF_SEVERAL if is_of_several_images(self.meta) else RESERVED_FIELDS
+        return {name: value for name, value in self.meta.items() if name not in reserved}
+
+    @property
+    def _sides(self) -> Sequence[Mapping[str, int]]:
+        return self.meta["images"] if is_of_several_images(self.meta) else (self.meta,)
 
 
 def make_meta(
     prompt: str,
-    solution: tuple[float, ...],
+    solution: Solution | Sequence[Solution],
     size: Size,
     original_size: Size,
     extra: Mapping[str, Any],
+    more_sizes: Sequence[tuple[Size, Size]] = (),
+    solution_images: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The fields of a sample's JSON member, checked.
 
     Args:
         prompt: The instruction, not blank.
-        solution: Four or two finite numbers in pixels of the stored image.
-        size: Size of the stored image in pixels.
+        solution: Four or two finite numbers in pixels of the stored image, or several of these.
+        size: Size of the (first) stored image in pixels.
         original_size: Upright size of the image that the record named, in pixels.
-        extra: Further fields, JSON values; names in :data:`RESERVED_FIELDS` are left out.
+        extra: Further fields, JSON values; reserved names are left out.
+        more_sizes: Size and original size of the second image and those after it.
+        solution_images: Where there are several images, the one that each box lies in, counted
+            from 0; empty for the first image.
 
     Raises:
         ShardFormatError: cause ``bad_meta``.
     """
-    meta = {name: value for name, value in extra.items() if name not in RESERVED_FIELDS}
-    meta |= {
-        "prompt": prompt,
-        "solution": [_whole_as_int(number) for number in solution],
-        "width": size.width,
-        "height": size.height,
-        "original_width": original_size.width,
-        "original_height": original_size.height,
-    }
+    reserved = RESERVED_OF_SEVERAL if more_sizes else RESERVED_FIELDS
+    meta = {name: value for name, value in extra.items() if name not in reserved}
+    solutions = _as_solutions(solution)
+    lists = [[_whole_as_int(number) for number in numbers] for numbers in solutions]
+    meta |= {"prompt": prompt, "solution": lists[0] if len(lists) == 1 else lists}
+    meta |= _named_sides(size, original_size)
+    if more_sizes:
+        meta["images"] = [_named_sides(*pair) for pair in ((size, original_size), *more_sizes)]
+        meta["solution_images"] = list(solution_images) or [0] * len(lists)
     check_meta(meta, "new sample")
     return meta
 
@@ -107,10 +165,7 @@ def encode_meta(meta: Mapping[str, Any]) -> bytes:
             infinity, half a surrogate pair) or nesting that is too deep.
     """
     try:
-        text = json.dumps(
-            meta, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-        )
-        return text.encode("utf-8")
+        return _ENCODER.encode(meta).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise ShardFormatError("bad_meta", f"cannot be written as JSON: {error}") from error
 
@@ -145,17 +200,35 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
     prompt = meta.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ShardFormatError("bad_meta", f"{where}: prompt={prompt!r} is no text")
-    solution = meta.get("solution")
-    if not isinstance(solution, list) or len(solution) not in (2, 4):
-        expected = "is not [x1, y1, x2, y2] or [x, y]"
-        raise ShardFormatError("bad_meta", f"{where}: solution={solution!r} {expected}")
-    if not all(_is_finite_number(number) for number in solution):
-        raise ShardFormatError("bad_meta", f"{where}: solution={solution!r} has no finite numbers")
-    for name in ("width", "height", "original_width", "original_height"):
-        value = meta.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            detail = f"{where}: {name}={value!r} is no positive whole number of pixels"
-            raise ShardFormatError("bad_meta", detail)
+    num_solutions = _check_solution(meta.get("solution"), where)
+    _check_sides(meta, where)
+    if not is_of_several_images(meta):
+        return
+    for number, image in enumerate(meta["images"]):
+        _check_sides(image, f"{where}: image {number}")
+    if any(meta["images"][0][name] != meta[name] for name in _SIDES):
+        raise ShardFormatError("bad_meta", f"{where}: the first of images has other sides")
+    lies_in = meta.get("solution_images", [0] * num_solutions)
+    if (
+        not isinstance(lies_in, list)
+        or len(lies_in) != num_solutions
+        or not all(type(n) is int and 0 <= n < len(meta["images"]) for n in lies_in)
+    ):
+        detail = f"solution_images={lies_in!r} does not name an image for each solution"
+        raise ShardFormatError("bad_meta", f"{where}: {detail}")
+
+
+def is_of_several_images(meta: Mapping[str, Any]) -> bool:
+    """Whether ``images`` in a JSON member is this format's list, not a field of the record's own.
+
+    The format's is a list of two or more objects that have a ``width``.
+    """
+    images = meta.get("images")
+    return (
+        isinstance(images, list)
+        and len(images) > 1
+        and all(isinstance(image, dict) and "width" in image for image in images)
+    )
 
 
 def check_key(key: str) -> None:
@@ -167,6 +240,38 @@ def check_key(key: str) -> None:
     if not _KEY.fullmatch(key):
         expected = "1 to 90 of A-Z a-z 0-9 _ - that start with a letter or digit, as in 000042_page"
         raise ShardFormatError("bad_key", f"key={key!r}: expected {expected}")
+
+
+def _check_solution(solution: object, where: str) -> int:
+    found = f"{where}: solution={solution!r}"
+    if not isinstance(solution, list) or not solution:
+        raise ShardFormatError("bad_meta", f"{found} is not [x1, y1, x2, y2] or [x, y]")
+    several = solution if isinstance(solution[0], list) else [solution]
+    for numbers in several:
+        if not isinstance(numbers, list) or len(numbers) not in (2, 4):
+            raise ShardFormatError("bad_meta", f"{found} is not [x1, y1, x2, y2] or [x, y]")
+        if not all(map(_is_finite_number, numbers)):
+            raise ShardFormatError("bad_meta", f"{found} has no finite numbers")
+    return len(several)
+
+
+def _check_sides(image: Mapping[str, Any], where: str) -> None:
+    for name in _SIDES:
+        value = image.get(name)
+        if type(value) is not int or value < 1:
+            detail = f"{where}: {name}={value!r} is no positive whole number of pixels"
+            raise ShardFormatError("bad_meta", detail)
+
+
+def _as_solutions(solution: Any) -> tuple[Solution, ...]:
+    """One box or several, from a tuple or from JSON, as several."""
+    if len(solution) > 0 and isinstance(solution[0], (list, tuple)):
+        return tuple(tuple(numbers) for numbers in solution)
+    return (tuple(solution),)
+
+
+def _named_sides(size: Size, original: Size) -> dict[str, int]:
+    return dict(zip(_SIDES, (*size, *original), strict=True))
 
 
 def _is_finite_number(value: object) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ShardFormatError
-from grpo_stream.shards.sample import check_key, encode_meta, make_meta, parse_meta
+from grpo_stream.shards.sample import Sample, check_key, encode_meta, make_meta, parse_meta
 from tests.shards.support import make_sample
 
 SIZE = Size(10, 20)
@@ -69,6 +69,75 @@ def test_wrong_fields_are_named(bad):
     with pytest.raises(ShardFormatError, match="bad_meta: key='k'") as caught:
         parse_meta(json.dumps(good | bad).encode(), "key='k'")
     assert next(iter(bad)) in caught.value.detail
+
+
+def several(**changes):
+    meta = make_meta(
+        "p",
+        [(1, 2, 3, 4), (5.5, 6)],
+        SIZE,
+        Size(20, 40),
+        {"images": ["a.png", "b.png"], "own": 1},
+        more_sizes=[(Size(7, 8), Size(70, 80))],
+        solution_images=(1, 0),
+    )
+    return meta | changes
+
+
+def test_several_images_and_boxes():
+    sample = Sample("k", b"1", "png", several(), (("jpg", b"2"),))
+    assert sample.images == (("png", b"1"), ("jpg", b"2"))
+    assert sample.solutions == ((1, 2, 3, 4), (5.5, 6))
+    assert sample.solution_images == (1, 0)
+    assert sample.sizes == ((10, 20), (7, 8))
+    assert sample.original_sizes == ((20, 40), (70, 80))
+    assert sample.extra == {"own": 1}
+    assert (sample.solution, sample.size) == ((1, 2, 3, 4), (10, 20))
+    assert parse_meta(encode_meta(sample.meta), "here") == sample.meta
+
+
+def test_one_image_and_one_box_are_written_as_in_schema_1():
+    meta = make_meta("p", [(1.0, 2, 3, 4)], SIZE, SIZE, {})
+    sides = '"height":20,"original_height":20,"original_width":10'
+    expected = f'{{{sides},"prompt":"p","solution":[1,2,3,4],"width":10}}'
+    assert encode_meta(meta).decode() == expected
+    sample = Sample("k", b"1", "png", meta)
+    assert (sample.solutions, sample.solution_images) == (((1, 2, 3, 4),), (0,))
+    assert (sample.sizes, sample.original_sizes) == ((SIZE,), (SIZE,))
+
+
+@pytest.mark.parametrize("own", [["a.png", "b.png"], "a.png", [{"path": "a"}, {"path": "b"}], [{}]])
+def test_images_of_the_record_itself_stay_its_own(own):
+    meta = make_meta("p", (1, 2), SIZE, SIZE, {"images": own, "solution_images": "own"})
+    sample = Sample("k", b"1", "png", parse_meta(encode_meta(meta), "here"))
+    assert sample.extra == {"images": own, "solution_images": "own"}
+    assert sample.sizes == (SIZE,)
+
+
+SIDES = {"width": 10, "height": 20, "original_width": 20, "original_height": 40}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"solution": []},
+        {"solution": [[1, 2], [3]]},
+        {"solution": [[1, 2], 3]},
+        {"solution": [[1, 2], [[3, 4]]]},
+        {"solution": [[1, 2], [3, math.nan]]},
+        {"solution_images": [0]},
+        {"solution_images": [0, 2]},
+        {"solution_images": [0, -1]},
+        {"solution_images": [0, True]},
+        {"solution_images": 0},
+        {"images": [SIDES, SIDES | {"height": 0}]},
+        {"images": [SIDES, {"width": 10}]},
+        {"images": [SIDES | {"width": 11}, SIDES]},
+    ],
+)
+def test_wrong_fields_of_several(bad):
+    with pytest.raises(ShardFormatError, match="bad_meta: here"):
+        parse_meta(json.dumps(several(**bad)).encode(), "here")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000])
