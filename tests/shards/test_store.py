@@ -52,8 +52,63 @@ def test_writes_replace_and_names_are_sorted(store):
     assert store.list_names() == ["a", "b", "c.json"]
 
 
+def test_streams_read_forwards(store):
+    store.write("a", DATA)
+    with store.open_stream("a") as stream:
+        parts = [stream.read(7), stream.read(0), stream.read(5000), stream.read(), stream.read(1)]
+    assert [len(part) for part in parts] == [7, 0, 5000, len(DATA) - 5007, 0]
+    assert b"".join(parts) == DATA
+    with store.open_stream("a") as stream:
+        assert b"".join(stream) == DATA
+
+
+def test_files_are_put_whole(store, tmp_path):
+    path = tmp_path / "elsewhere"
+    path.write_bytes(DATA)
+    store.write("sub/a.tar", b"old")
+    store.put_file("sub/a.tar", path)
+    assert store.read("sub/a.tar") == DATA
+    with pytest.raises(StoreError, match="not_found"):
+        store.put_file("b", tmp_path / "absent")
+    assert not store.exists("b")
+
+
+def test_delete(store):
+    store.write("a", DATA)
+    for _ in range(2):
+        store.delete("a")
+        assert not store.exists("a")
+    with pytest.raises(StoreError, match="bad_name"):
+        store.delete("../a")
+
+
+def test_walk_names_everything_below(store):
+    names = ["a", "sub/b", "sub/deep/c", "sub2/d"]
+    for name in names:
+        store.write(name, b"")
+    assert store.walk() == names
+    assert store.walk("sub") == store.walk("sub/") == ["sub/b", "sub/deep/c"]
+    assert store.walk("absent") == []
+    with pytest.raises(StoreError, match="bad_name"):
+        store.walk("../x")
+
+
+def test_walk_leaves_hidden_files_out_and_follows_links_once(tmp_path):
+    for name in ("set/a", "set/.a.tmp", "set/.git/config", "far/b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "set/link").symlink_to(tmp_path / "far")
+    (tmp_path / "far/up").symlink_to(tmp_path / "set")
+    assert LocalStore(tmp_path / "set").walk() == ["a", "link/b"]
+
+
 def test_missing_blobs(store):
-    for action in (store.read, store.size, lambda name: store.read_range(name, 0, 1)):
+    for action in (
+        store.open_stream,
+        store.read,
+        store.size,
+        lambda name: store.read_range(name, 0, 1),
+    ):
         with pytest.raises(StoreError, match="not_found") as caught:
             action("absent.tar")
         assert "absent.tar" in caught.value.detail
@@ -61,7 +116,8 @@ def test_missing_blobs(store):
 
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", "", "a\0b"])
 def test_names_stay_inside(store, name):
-    for action in (store.read, store.exists, lambda name: store.write(name, b"")):
+    actions = (store.read, store.open_stream, store.exists, lambda name: store.write(name, b""))
+    for action in actions:
         with pytest.raises(StoreError, match="bad_name"):
             action(name)
 

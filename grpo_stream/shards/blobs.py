@@ -1,0 +1,41 @@
+"""What every store says alike: which names lie in it, and its errors."""
+
+from pathlib import PurePosixPath
+
+from grpo_stream.errors import StoreError
+
+
+def check_name(name: str, url: str) -> str:
+    """``name``, when it stays inside the store.
+
+    Raises:
+        StoreError: cause ``bad_name``.
+    """
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise StoreError("bad_name", f"{name!r} does not lie in {url}")
+    return name
+
+
+def check_length(data: bytes, url: str, name: str, offset: int, num_bytes: int) -> bytes:
+    """``data``, when it is ``num_bytes`` long.
+
+    Raises:
+        StoreError: cause ``short_read``.
+    """
+    if len(data) != num_bytes:
+        detail = f"{url}: {name}: {len(data)} of {num_bytes} bytes at offset {offset}"
+        raise StoreError("short_read", detail)
+    return data
+
+
+def store_error(cause: str, url: str, name: str, error: Exception) -> StoreError:
+    """``error`` in one line; ``not_found`` whatever the cause, where nothing is there."""
+    if isinstance(error, FileNotFoundError):
+        cause = "not_found"
+    return StoreError(cause, f"{url}: {name}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """What obstore says in its first line; the others are Rust's own view of it."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
