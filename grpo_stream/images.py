@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError
+from grpo_stream.headers import ImageInfo, read_header
 
 try:  # the fast JPEG decoder is an extra; its pixels equal Pillow's (tested)
     import simplejpeg
@@ -54,20 +55,6 @@ class ImageLimits:
     """Largest ratio of the longer to the shorter side."""
 
 
-@dataclass(frozen=True)
-class ImageInfo:
-    """What an image's header says."""
-
-    format: str
-    """Pillow's name: JPEG, PNG, WEBP, ..."""
-    size: Size
-    """Upright size, EXIF orientation applied, in pixels."""
-    is_plain: bool
-    """The stored pixels are the upright RGB pixels: no rotation, alpha, palette or frames."""
-    num_frames: int
-    """More than 1 for an animation; only the first frame is used."""
-
-
 DEFAULT_LIMITS = ImageLimits()
 
 
@@ -78,15 +65,26 @@ def probe(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
         ImageError: causes ``image_empty``, ``image_unreadable``, ``image_too_large``,
             ``image_too_small``, ``image_aspect_ratio``.
     """
+    info = read_header(data)
+    if info is not None:
+        _check_limits(info.size, limits)
+        return info
     with _open(data, limits) as image:
         return _info(image)
 
 
-def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
+def decode(
+    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, info: ImageInfo | None = None
+) -> Pixels:
     """Decodes an image to upright RGB.
 
     EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled to
     8 bits, CMYK, palette and grey become RGB, and of an animation the first frame is taken.
+
+    Args:
+        data: The whole file.
+        limits: Checked before anything is decoded.
+        info: What :func:`probe` said of ``data`` with these limits, to save asking it again.
 
     Returns:
         uint8 array of shape (height, width, 3).
@@ -94,17 +92,19 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     Raises:
         ImageError: as :func:`probe`, and ``image_truncated`` for damaged pixel data.
     """
-    with _open(data, limits) as image:
-        info = _info(image)
-        if simplejpeg is not None and info.format == "JPEG" and info.is_plain:
+    if simplejpeg is not None:
+        if info is None:
+            info = probe(data, limits)
+        if info.format == "JPEG" and info.is_plain:
             try:
                 return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
             except ValueError:
                 pass  # damaged or unusual: Pillow decides, with its own message
+    with _open(data, limits) as image:
         try:
             image.load()
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ImageError("image_truncated", f"{info.format} pixel data: {error}") from error
+            raise ImageError("image_truncated", f"{image.format} pixel data: {error}") from error
         upright = _UPRIGHT.get(_orientation(image))
         return np.asarray(_to_rgb(image if upright is None else image.transpose(upright)))
 
@@ -170,13 +170,6 @@ def resize(pixels: Pixels, size: Size) -> Pixels:
     return np.asarray(image)
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """``pixels`` as PNG bytes, the same bytes every time."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise ImageError("image_empty", "0 bytes")
@@ -189,7 +182,12 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageError("image_too_large", str(error)) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ImageError("image_unreadable", "not an image that Pillow knows") from error
-    width, height = image.size
+    _check_limits(Size(*image.size), limits)
+    return image
+
+
+def _check_limits(size: Size, limits: ImageLimits) -> None:
+    width, height = size
     if width * height > limits.max_pixels:
         detail = f"{width}x{height} is more than max_pixels={limits.max_pixels}"
         raise ImageError("image_too_large", detail)
@@ -198,7 +196,6 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
         detail = f"{width}x{height}: beyond {limits.max_aspect_ratio:g} to 1"
         raise ImageError("image_aspect_ratio", detail)
-    return image
 
 
 def _info(image: Image.Image) -> ImageInfo:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_stream.boxes import Size
+from grpo_stream.encoding import encode_png
 from grpo_stream.errors import RecordError
-from grpo_stream.images import SUFFIXES, ImageLimits, decode, encode_png, probe
+from grpo_stream.images import SUFFIXES, ImageLimits, decode, probe
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _SUFFIX_OF_NAME = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF"}
