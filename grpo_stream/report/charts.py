@@ -9,8 +9,9 @@ from typing import NewType
 Svg = NewType("Svg", str)
 """SVG markup whose texts are escaped: what this module's functions return."""
 
-PALETTE = ("#1d5fd1", "#c2571a")
-_INK, _PALE, _GRID = "#1f2328", "#667079", "#e4e6e8"
+# The page's own colours, light or dark; those behind the comma where a chart stands alone.
+PALETTE = ("var(--line-1,#1d5fd1)", "var(--line-2,#c2571a)")
+_INK, _PALE, _GRID = "var(--ink,#1f2328)", "var(--pale,#667079)", "var(--rule,#e4e6e8)"
 _FONT = "font-family='system-ui,-apple-system,Segoe UI,Roboto,sans-serif'"
 _WIDTH, _HEIGHT = 520, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 46, 48

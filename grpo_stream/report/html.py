@@ -53,45 +53,77 @@ class Report:
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Writes ``index.html`` into ``folder`` (made if missing) and returns its path.
+    """Writes ``index.html`` into ``folder`` (made if missing) and returns its path."""
+    return write_page(render(report), folder)
+
+
+def write_page(page: str, folder: str | Path) -> Path:
+    """Writes ``page`` as ``index.html`` into ``folder`` (made if missing) and returns its path.
 
     The page appears whole or not at all: it is written under another name and then renamed.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / PAGE_NAME
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{PAGE_NAME}.", suffix=".part")
+    return write_whole(Path(folder) / PAGE_NAME, page.encode(errors="replace"))
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Writes a file that appears whole or not at all; its folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(render(report))
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         # mkstemp's files are private to their owner; a report is for everyone.
         Path(name).chmod(0o644)
-        Path(name).replace(page)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return page
+    return path
 
 
 def render(report: Report) -> str:
     """The page's HTML."""
     parts = [
-        f"<header><h1>{escape(report.title)}</h1>",
-        f"<p class='lead'>{escape(report.lead)}</p></header>\n",
-        _facts(report.facts),
+        header_html(report.title, report.lead, report.facts),
         _charts(report.charts),
         _pictures(report.pictures, report.picture_title),
         _tables(report.tables),
         _notes(report.notes),
     ]
+    return page_html(report.title, "".join(parts))
+
+
+def page_html(title: str, body: str, style: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: Plain text.
+        body: HTML, its texts escaped.
+        style: Rules behind those of every page.
+    """
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta name='color-scheme' content='light dark'>"
         # An empty icon keeps the browser from asking a server for one.
         "<link rel='icon' href='data:,'>"
-        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
+        f"<body><main>{body}</main></body></html>\n"
     )
+
+
+def header_html(title: str, lead: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Heading, what it is about, and the numbers to be seen at a glance; all plain text."""
+    return (
+        f"<header><h1>{escape(title)}</h1>"
+        f"<p class='lead'>{escape(lead)}</p></header>\n{_facts(facts)}"
+    )
+
+
+def data_uri(image_bytes: bytes) -> str:
+    """An encoded image as an address that holds it."""
+    data = base64.b64encode(image_bytes).decode("ascii")
+    return f"data:{_mime(image_bytes)};base64,{data}"
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
@@ -127,11 +159,10 @@ def _pictures(cards: Sequence[PictureCard], title: str) -> str:
 
 
 def _picture(card: PictureCard) -> str:
-    data = base64.b64encode(card.image_bytes).decode("ascii")
     caption = escape(card.caption)
     word = "hit" if card.is_correct else "miss"
     return (
-        f"<figure class='{word}'><img src='data:{_mime(card.image_bytes)};base64,{data}' "
+        f"<figure class='{word}'><img src='{data_uri(card.image_bytes)}' "
         f"alt='{caption}'><figcaption><b>{word}</b> {caption}</figcaption></figure>\n"
     )
 

@@ -11,16 +11,18 @@ from PIL import Image, ImageDraw
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.images import Pixels
+from grpo_stream.report.text import font
 
-Role = Literal["truth", "right", "wrong"]
+Role = Literal["truth", "right", "wrong", "zoom"]
 Colour = tuple[int, int, int]
 
 COLOURS: dict[Role, Colour] = {
     "truth": (0, 150, 80),
     "right": (20, 90, 230),
     "wrong": (215, 35, 35),
+    "zoom": (240, 150, 0),
 }
-"""RGB of the true place, a prediction that hits it, and one that does not."""
+"""RGB of the true place, a prediction that hits it, one that does not, and what is shown larger."""
 
 MAX_SIDE_PIXELS = 640
 """Longest side of a picture; larger images are made smaller."""
@@ -38,23 +40,29 @@ class Mark:
 
     shape: Box | Point
     role: Role
+    label: str = ""
+    """A letter or number that stands beside the mark."""
 
 
-def draw_marks(image: Pixels | Image.Image, marks: Sequence[Mark]) -> Image.Image:
+def draw_marks(
+    image: Pixels | Image.Image, marks: Sequence[Mark], size: Size | None = None
+) -> Image.Image:
     """``image`` at a readable size with ``marks`` on it, later ones on top.
 
     Args:
         image: uint8 of shape (height, width, 3), or a Pillow image.
         marks: What to draw. A point outside of the image is drawn at the edge next to it; what is
             not finite, inverted or without area is left out.
+        size: Size of the result; None for :func:`picture_size`.
 
     Returns:
-        A new RGB image of the size :func:`picture_size`.
+        A new RGB image.
     """
     source = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     before = Size(*source.size)
-    after = picture_size(before)
-    way = Image.Resampling.NEAREST if after.width > before.width else Image.Resampling.LANCZOS
+    after = picture_size(before) if size is None else size
+    is_tiny = size is None and after.width > before.width
+    way = Image.Resampling.NEAREST if is_tiny else Image.Resampling.LANCZOS
     small = source.convert("RGB").resize((after.width, after.height), way)
     canvas = small.resize((after.width * _SMOOTHING, after.height * _SMOOTHING), 0)
     pen = _Pen(canvas)
@@ -65,15 +73,19 @@ def draw_marks(image: Pixels | Image.Image, marks: Sequence[Mark]) -> Image.Imag
                 continue
             pen.cross_hair(shape, COLOURS[mark.role])
         elif shape.is_valid:
-            pen.outline(shape, COLOURS[mark.role])
+            pen.outline(shape, COLOURS[mark.role], is_thin=mark.role == "zoom")
+        else:
+            continue
+        if mark.label:
+            pen.label(shape, mark.label, COLOURS[mark.role])
     return canvas.reduce(_SMOOTHING)
 
 
-def picture_size(size: Size) -> Size:
+def picture_size(size: Size, max_side: int = MAX_SIDE_PIXELS) -> Size:
     """The size at which an image of ``size`` is shown: enlarged if tiny, reduced if large."""
     longest = max(size)
-    if longest > MAX_SIDE_PIXELS:
-        scale = MAX_SIDE_PIXELS / longest
+    if longest > max_side:
+        scale = max_side / longest
         return Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))
     factor = max(1, _ENLARGE_UP_TO // longest)
     return Size(size.width * factor, size.height * factor)
@@ -120,17 +132,18 @@ class _Pen:
         self.draw = ImageDraw.Draw(canvas)
         self.size = Size(*canvas.size)
         shown = max(self.size) / _SMOOTHING
-        self.line = _SMOOTHING * max(2, round(shown / 160))
+        self.line = _SMOOTHING * min(5, max(2, round(shown / 160)))
         self.halo = _SMOOTHING * max(1, round(shown / 300))
         self.arm = _SMOOTHING * round(8 + shown / 40)
 
-    def outline(self, box: Box, colour: Colour) -> None:
+    def outline(self, box: Box, colour: Colour, *, is_thin: bool = False) -> None:
         """Strokes around the box's pixels; at the image's edge they move inside."""
+        line, halo = (self.line // 2, self.halo // 2) if is_thin else (self.line, self.halo)
         for reach, width, ink in (
-            (self.line + self.halo, self.line + 2 * self.halo, _WHITE),
-            (self.line, self.line, colour),
+            (line + halo, line + 2 * halo, _WHITE),
+            (line, line, colour),
         ):
-            least = self.line + self.halo - reach
+            least = line + halo - reach
             left, top = (max(least, round(v) - reach) for v in (box.x1, box.y1))
             right = min(self.size.width - 1 - least, round(box.x2) - 1 + reach)
             bottom = min(self.size.height - 1 - least, round(box.y2) - 1 + reach)
@@ -156,3 +169,14 @@ class _Pen:
                 self.draw.rectangle((x - half, y + a, x + half, y + b), fill=ink)
             dot = self.line * 0.6 + extra
             self.draw.ellipse((x - dot, y - dot, x + dot, y + dot), fill=ink)
+
+    def label(self, shape: Box | Point, text: str, colour: Colour) -> None:
+        """``text`` in white on a patch at the shape's upper left corner, inside of the image."""
+        x, y = (shape.x1, shape.y1) if isinstance(shape, Box) else (shape.x, shape.y)
+        type_face = font(round(self.line * 4.5))
+        width, height = round(type_face.getlength(text) + 3 * self.line), self.line * 6
+        left = round(min(max(x - self.line, 0), max(0, self.size.width - width)))
+        top = round(min(max(y - self.line - height, 0), max(0, self.size.height - height)))
+        self.draw.rectangle((left, top, left + width, top + height), fill=colour)
+        middle = (left + width / 2, top + height / 2)
+        self.draw.text(middle, text, fill=_WHITE, font=type_face, anchor="mm")

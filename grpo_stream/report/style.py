@@ -2,7 +2,13 @@
 
 STYLE = """
 :root { --ink: #1f2328; --pale: #5f6973; --rule: #e2e4e6; --paper: #fff; --ground: #f6f6f4;
-  --truth: rgb(0 150 80); --right: rgb(20 90 230); --wrong: rgb(215 35 35); }
+  --stage: #eceded; --hint: #8a5a00; --hint-ground: #fff4dc;
+  --truth: rgb(0 150 80); --right: rgb(20 90 230); --wrong: rgb(215 35 35); --zoom: rgb(240 150 0);
+  --line-1: #1d5fd1; --line-2: #c2571a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --pale: #9aa5b0; --rule: #30363d;
+  --paper: #1a1f25; --ground: #101418; --stage: #262c33; --hint: #ffcf70; --hint-ground: #3a2d10;
+  --truth: rgb(40 190 110); --right: rgb(95 150 255); --wrong: rgb(255 110 105);
+  --line-1: #6ba3ff; --line-2: #f0905a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
@@ -38,7 +44,7 @@ svg { display: block; width: 100%; height: auto; }
   grid-template-columns: repeat(auto-fill, minmax(var(--least), 1fr)); }
 .pictures figure { overflow: hidden; }
 .pictures img { display: block; width: 100%; aspect-ratio: var(--ratio); object-fit: contain;
-  background: #eceded; }
+  background: var(--stage); }
 .pictures figcaption { padding: 9px 13px 11px; font-size: .88rem; line-height: 1.4;
   overflow-wrap: anywhere; border-top: 1px solid var(--rule); }
 .pictures b { font-weight: 600; color: var(--right); margin-right: 4px; }

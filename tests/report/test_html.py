@@ -12,7 +12,7 @@ from grpo_stream.report.charts import Bar, bar_chart
 from grpo_stream.report.html import PictureCard, Report, Table, render, write_report
 
 NASTY = "<script>alert('1')</script> & \"quotes\""
-VOID = {"meta", "link", "img"}
+VOID = {"meta", "link", "img", "input"}
 
 
 class Page(HTMLParser):
