@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.plan import Indices
 from grpo_stream.stream.sources import StreamSample
 from tools.shard_builder.build import make_key
+from tools.shard_builder.image_files import check_image_path, read_image_file
+from tools.shard_builder.inputs.inline import InlineImage
+from tools.shard_builder.inputs.json_text import read_records
 from tools.shard_builder.judge import Rules, judge
-from tools.shard_builder.pictures import Picture, find_image
-from tools.shard_builder.records import read_records
+from tools.shard_builder.pictures import Picture
 
 
 class RecordSource:
@@ -96,14 +99,15 @@ def sample_from_record(
 
 
 def _read(record: object, position: int, root: Path, rules: Rules, limits: ImageLimits) -> Sample:
-    def open_picture(path: str) -> Picture:
-        # Not load_picture: that one decodes, and the stream decodes what it gets, once.
-        try:
-            data = find_image(path, root).read_bytes()
-        except OSError as error:
-            raise RecordError("image_not_read", f"{path[:200]!r}: {error.strerror}") from error
+    def open_picture(image: str | InlineImage) -> Picture:
+        # Not make_picture: that one decodes, and the stream decodes what it gets, once.
+        if isinstance(image, InlineImage):
+            data = image.data
+        else:
+            data = read_image_file(f"{root}/{check_image_path(image)}", image)
         info = probe(data, limits)
-        return Picture(data, SUFFIXES.get(info.format, "png"), info.size, ())
+        suffix = SUFFIXES.get(info.format, "png")
+        return Picture(data, suffix, info.size, info.size, zlib.crc32(data))
 
     if isinstance(record, Mapping):
         record = dict(record)  # what the judge takes

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.processor import ImageTextProcessor
-from tools.shard_builder.records import read_records
+from tools.shard_builder.inputs.json_text import read_records
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

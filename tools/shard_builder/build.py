@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,11 +16,11 @@ from grpo_stream.images import ImageLimits
 from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest
 from grpo_stream.shards.sample import SCHEMA_VERSION
 from grpo_stream.shards.store import LocalStore
+from tools.shard_builder.inputs.json_text import read_records
 from tools.shard_builder.judge import Rules, Verdict, judge
 from tools.shard_builder.ledger import REJECTS_NAME, WARNINGS_NAME, Ledger, Place
 from tools.shard_builder.pack import Packer, ShardLimits
-from tools.shard_builder.pictures import Picture, find_image, load_picture
-from tools.shard_builder.records import read_records
+from tools.shard_builder.pictures import ImageReader, PictureRules
 
 _OURS = ("shard-*.tar", "shard-*.tar.idx", ".shard-*.tmp", REJECTS_NAME, WARNINGS_NAME)
 
@@ -137,17 +136,14 @@ def make_key(position: int, image_path: str) -> str:
 
 
 def _verdicts(settings: BuildSettings, ledger: Ledger) -> Iterator[Verdict | None]:
-    @lru_cache(maxsize=8)  # records of one image often follow each other
-    def load(path: str) -> Picture:
-        return load_picture(find_image(path, settings.images_root), settings.image_limits)
-
+    reader = ImageReader(str(settings.images_root), PictureRules(limits=settings.image_limits))
     for place, record in _records(settings):
         image = record.get(settings.rules.image_key) if isinstance(record, dict) else None
         key = make_key(place.position, image if isinstance(image, str) else "")
         try:
             if isinstance(record, RecordError):
                 raise record
-            verdict = judge(record, key, settings.rules, load)
+            verdict = judge(record, key, settings.rules, reader.load)
         except (RecordError, ImageError) as error:
             ledger.reject(place, record, error)
             yield None

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_stream.errors import RecordError
-from tools.shard_builder import records
-from tools.shard_builder.records import read_records
+from tools.shard_builder.inputs import json_text
+from tools.shard_builder.inputs.json_text import JsonText, parse_lines, parse_records, read_records
 
 ROWS = [{"image": "a.png", "n": 1}, {"image": "ü 😀", "nested": [{"x": [1, 2]}]}, {}]
 
@@ -32,12 +32,66 @@ def test_formats(tmp_path, text):
     assert read(tmp_path, text) == ROWS
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
-def test_an_array_is_read_in_pieces_of_any_size(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(records, "_CHUNK_CHARS", chunk)
+def pieces(data, num_bytes):
+    data = data if isinstance(data, bytes) else data.encode()
+    return iter([data[i : i + num_bytes] for i in range(0, len(data), num_bytes)])
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_is_read_in_pieces_of_any_size(monkeypatch, num_bytes, indent):
+    monkeypatch.setattr(json_text, "_CHUNK_CHARS", num_bytes)
     rows = [*ROWS, 12, -1.5e3, "text, with ] marks", None, [[]], 3]
-    for indent in (None, 2):
-        assert read(tmp_path, json.dumps(rows, indent=indent)) == rows
+    text = json.dumps(rows, indent=indent, ensure_ascii=False)
+    assert list(parse_records(pieces(text, num_bytes), "a")) == rows
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 3, 7, 64])
+def test_lines_are_read_in_pieces_of_any_size(num_bytes):
+    text = "\ufeff\n" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+    assert list(parse_records(pieces(text, num_bytes), "a")) == ROWS
+
+
+@pytest.mark.parametrize(
+    "text", ['["{long}"]', '[1, {{"a": "{long}', '{{"a": "{long}"}}', "{long}"]
+)
+def test_a_record_has_a_largest_size(monkeypatch, text):
+    monkeypatch.setattr(json_text, "_MAX_RECORD_CHARS", 1000)
+    monkeypatch.setattr(json_text, "_CHUNK_CHARS", 100)
+    endless = pieces(text.format(long="x" * 100_000), 50)
+    with pytest.raises(RecordError, match=r"input_not_json: a: .*64 MiB"):
+        list(parse_records(endless, "a"))
+    assert next(endless, None) is not None  # it did not read on to the end
+
+
+def test_members_come_one_by_one(monkeypatch):
+    monkeypatch.setattr(json_text, "_CHUNK_CHARS", 3)
+    text = '{"info": {"a": [1]}, "images": [{"id": 1}, {"id": 2}], "none": [], "n": 3}'
+    reader = JsonText(pieces(text, 3), "a")
+    assert list(reader.members()) == [
+        ("info", None, {"a": [1]}),
+        ("images", 0, {"id": 1}),
+        ("images", 1, {"id": 2}),
+        ("n", None, 3),
+    ]
+    reader.end()
+
+
+@pytest.mark.parametrize("text", ["{1: 2}", '{"a" 2}', '{"a": [1}', '{"a": 1', "[]", ""])
+def test_damaged_objects(text):
+    with pytest.raises(RecordError, match="input_not_json"):
+        list(JsonText(pieces(text, 9), "a").members())
+
+
+def test_lines_may_be_arrays_when_the_user_says_so():
+    assert list(parse_lines(pieces("[1]\n[2]\n", 4), "a")) == [[1], [2]]
+
+
+def test_a_line_that_is_no_utf8_is_one_bad_record():
+    good, bad, last = parse_records(iter([b'{"a": 1}\n"\xff"\n{"a": 2}']), "a")
+    assert (good, last) == ({"a": 1}, {"a": 2})
+    assert isinstance(bad, RecordError)
+    assert (bad.cause, "line 2" in bad.detail) == ("record_not_utf8", True)
 
 
 def test_an_empty_array(tmp_path):

@@ -1,0 +1,125 @@
+"""Which format an input has, by its name and the first of its content."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from grpo_stream.errors import ConfigError
+from tools.shard_builder.inputs.conversations import boxes_in
+from tools.shard_builder.inputs.json_text import JsonText, first_byte, parse_lines
+
+InputFormat = Literal[
+    "json", "jsonl", "coco", "refcoco", "screenspot", "vlm_r1", "llava", "webdataset", "datasets"
+]
+"""How the records of an input are written."""
+
+Container = Literal["array", "lines", "document", "tar", "table"]
+"""What holds the records: a JSON array, JSON Lines, one JSON object, a tar or a table."""
+
+_FIRST_CHARS = 16 << 20
+_PICKLE_TO_JSON = (
+    "is a pickle, which can run code of its maker when it is opened. If you trust it, make JSON of "
+    'it, for example: python -c "import json, pickle, sys; json.dump(pickle.load(open(sys.argv[1], '
+    "'rb')), open('refs.json', 'w'))\" 'refs(unc).p'"
+)
+
+
+def check_kind(head: bytes, name: str) -> None:
+    """Refuses what is no text and no tar.
+
+    Args:
+        head: The first bytes, unpacked.
+        name: The input's.
+
+    Raises:
+        ConfigError: a pickle, a Parquet file, a zip file.
+    """
+    low = name.lower()
+    if head.startswith(b"\x80") or low.endswith((".p", ".pkl", ".pickle")):
+        raise ConfigError("INPUT", name, _PICKLE_TO_JSON)
+    if head.startswith((b"PAR1", b"ARROW1")) or low.endswith((".parquet", ".arrow")):
+        raise ConfigError("INPUT", name, f"is a table: write datasets:{name}")
+    if head.startswith(b"PK\x03\x04"):
+        raise ConfigError("INPUT", name, "is a zip file: unpack it, or pack it with gzip or zstd")
+
+
+def is_tar(head: bytes, name: str) -> bool:
+    """Whether this is a tar, by its magic or its name."""
+    return head[257:262] == b"ustar" or name.lower().endswith(
+        (".tar", ".tar.gz", ".tgz", ".tar.zst")
+    )
+
+
+def first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[str, Any]]:
+    """What holds the records, and the first of them, empty where it is no object.
+
+    Of a document the first elements stand for its lists; not more than 16 MiB are read of it.
+
+    Args:
+        chunks: The unpacked bytes.
+        name: The input's.
+
+    Raises:
+        RecordError: the input is damaged.
+    """
+    first, chunks = first_byte(chunks, name)
+    if first == b"[":
+        record = next(JsonText(chunks, name).elements(), None)
+        return "array", record if isinstance(record, dict) else {}
+    if first != b"{":
+        record = next(parse_lines(chunks, name), None)
+        return "lines", record if isinstance(record, dict) else {}
+    text = JsonText(chunks, name)
+    record = {}
+    for member, position, value in text.members():
+        if position is None:
+            record[member] = value
+        else:
+            record.setdefault(member, []).append(value)
+        # No record has a list of objects with these names; a document may go on for gigabytes.
+        is_entry = position is not None and isinstance(value, dict)
+        if is_entry and (_is_image_entry(member, value) or _is_annotation(member, value)):
+            return "document", record
+        if text.num_taken > _FIRST_CHARS:
+            break
+    return "lines", record
+
+
+def format_of(container: Container, record: Mapping[str, Any]) -> InputFormat:
+    """The format of the first record, plain records where nothing tells."""
+    plain: InputFormat = "json" if container == "array" else "jsonl"
+    if container == "document":
+        images, annotations = record.get("images", [{}]), record.get("annotations", [{}])
+        is_refcoco = {"caption", "expressions"} & images[0].keys() or (
+            "tokens_positive" in annotations[0]
+        )
+        return "refcoco" if is_refcoco else "coco"
+    if {"image", "prompt", "solution"} <= record.keys():
+        return plain
+    messages = record.get("conversations") or record.get("messages")
+    if isinstance(messages, list):
+        return _of_conversation(container, messages)
+    if {"img_filename", "bbox"} <= record.keys():
+        return "screenspot"
+    is_located = "bbox" in record or "ann_id" in record
+    if is_located and {"sentences", "expression", "sent"} & record.keys():
+        return "refcoco"
+    return plain
+
+
+def _of_conversation(container: Container, messages: list[Any]) -> InputFormat:
+    for message in messages:
+        said = message.get("value", message.get("content")) if isinstance(message, dict) else None
+        is_answer = isinstance(message, dict) and (
+            message.get("from", message.get("role")) in ("gpt", "assistant")
+        )
+        if is_answer and (boxes := boxes_in(said)):
+            return "llava" if all(0 <= number <= 1 for number in boxes[0]) else "vlm_r1"
+    return "vlm_r1" if container == "lines" else "llava"
+
+
+def _is_image_entry(member: str, value: Mapping[str, Any]) -> bool:
+    return member == "images" and "id" in value and "file_name" in value
+
+
+def _is_annotation(member: str, value: Mapping[str, Any]) -> bool:
+    return member == "annotations" and "image_id" in value
