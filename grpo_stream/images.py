@@ -92,21 +92,27 @@ def decode(
     Raises:
         ImageError: as :func:`probe`, and ``image_truncated`` for damaged pixel data.
     """
-    if simplejpeg is not None:
-        if info is None:
-            info = probe(data, limits)
-        if info.format == "JPEG" and info.is_plain:
-            try:
-                return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
-            except ValueError:
-                pass  # damaged or unusual: Pillow decides, with its own message
-    with _open(data, limits) as image:
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ImageError("image_truncated", f"{image.format} pixel data: {error}") from error
+    pixels = _decode_plain_jpeg(data, info or probe(data, limits))
+    if pixels is not None:
+        return pixels
+    with _load(data, limits) as image:
         upright = _UPRIGHT.get(_orientation(image))
         return np.asarray(_to_rgb(image if upright is None else image.transpose(upright)))
+
+
+def check_pixels(data: bytes, limits: ImageLimits, info: ImageInfo) -> None:
+    """Decodes an image as :func:`decode` does, but only to see whether that works.
+
+    Args:
+        data: The whole file.
+        limits: As :func:`probe` was given them.
+        info: What :func:`probe` said of ``data``.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    if _decode_plain_jpeg(data, info) is None:
+        _load(data, limits).close()
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,24 @@ def resize(pixels: Pixels, size: Size) -> Pixels:
         return pixels
     image = Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _decode_plain_jpeg(data: bytes, info: ImageInfo) -> Pixels | None:
+    if simplejpeg is None or info.format != "JPEG" or not info.is_plain:
+        return None
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+    except ValueError:
+        return None  # damaged or unusual: Pillow decides, with its own message
+
+
+def _load(data: bytes, limits: ImageLimits) -> Image.Image:
+    image = _open(data, limits)
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError("image_truncated", f"{image.format} pixel data: {error}") from error
+    return image
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

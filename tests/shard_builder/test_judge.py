@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ImageError, RecordError
-from grpo_stream.images import DEFAULT_LIMITS, decode
+from grpo_stream.images import decode
 from tests.shards.support import image_bytes
 from tools.shard_builder.judge import Rules, judge
-from tools.shard_builder.pictures import find_image, load_picture
+from tools.shard_builder.pictures import ImageReader, PictureRules
 
 GOOD = {"image": "a.png", "prompt": "Click OK", "solution": [10, 20, 30, 40]}
 SIZE = (100, 80)
@@ -48,11 +48,9 @@ def root(tmp_path_factory):
     return folder
 
 
-def verdict_on(root, record, **rules):
-    def load(path):
-        return load_picture(find_image(path, root), DEFAULT_LIMITS)
-
-    return judge(record, "k", Rules(**rules), load)
+def verdict_on(root, record, pictures=None, **rules):
+    reader = ImageReader(str(root), pictures or PictureRules())
+    return judge(record, "k", Rules(**rules), reader.load)
 
 
 NOT_A_DICT = [None, True, 3, 2.5, "text", [], ["a.png", "Click", [1, 2, 3, 4]]]
