@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_stream.boxes import Size
-from grpo_stream.errors import ShardFormatError
+from grpo_stream.errors import ImageError, ShardFormatError
+from grpo_stream.images import probe
 
 SCHEMA_VERSION = 2
 """Version of the JSON member's fields and of the member names."""
@@ -170,12 +171,14 @@ def encode_meta(meta: Mapping[str, Any]) -> bytes:
         raise ShardFormatError("bad_meta", f"cannot be written as JSON: {error}") from error
 
 
-def parse_meta(data: bytes, where: str) -> dict[str, Any]:
+def parse_meta(data: bytes, where: str, image: bytes | None = None) -> dict[str, Any]:
     """Reads and checks a JSON member.
 
     Args:
         data: The member's bytes.
         where: Names the sample in error messages.
+        image: The sample's (first) encoded image; its header gives the sides that JSON written
+            by others does not tell.
 
     Raises:
         ShardFormatError: cause ``bad_json`` (no JSON object) or ``bad_meta`` (wrong fields).
@@ -187,6 +190,8 @@ def parse_meta(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(meta, dict):
         found = type(meta).__name__
         raise ShardFormatError("bad_json", f"{where}: a JSON object is expected, found {found}")
+    if image is not None and not all(name in meta for name in _SIDES):
+        _fill_sides(meta, image, where)
     check_meta(meta, where)
     return meta
 
@@ -243,15 +248,16 @@ def check_key(key: str) -> None:
 
 
 def _check_solution(solution: object, where: str) -> int:
-    found = f"{where}: solution={solution!r}"
-    if not isinstance(solution, list) or not solution:
-        raise ShardFormatError("bad_meta", f"{found} is not [x1, y1, x2, y2] or [x, y]")
-    several = solution if isinstance(solution[0], list) else [solution]
+    several = [solution]
+    if isinstance(solution, list) and solution and isinstance(solution[0], list):
+        several = solution
     for numbers in several:
         if not isinstance(numbers, list) or len(numbers) not in (2, 4):
-            raise ShardFormatError("bad_meta", f"{found} is not [x1, y1, x2, y2] or [x, y]")
+            detail = f"solution={solution!r} is not [x1, y1, x2, y2] or [x, y]"
+            raise ShardFormatError("bad_meta", f"{where}: {detail}")
         if not all(map(_is_finite_number, numbers)):
-            raise ShardFormatError("bad_meta", f"{found} has no finite numbers")
+            detail = f"solution={solution!r} has no finite numbers"
+            raise ShardFormatError("bad_meta", f"{where}: {detail}")
     return len(several)
 
 
@@ -261,6 +267,17 @@ def _check_sides(image: Mapping[str, Any], where: str) -> None:
         if type(value) is not int or value < 1:
             detail = f"{where}: {name}={value!r} is no positive whole number of pixels"
             raise ShardFormatError("bad_meta", detail)
+
+
+def _fill_sides(meta: dict[str, Any], image: bytes, where: str) -> None:
+    try:
+        size = probe(image).size
+    except ImageError as error:
+        detail = f"{where}: no width and height in its JSON, and its image: {error}"
+        raise ShardFormatError("bad_meta", detail) from error
+    for name, side in zip(_SIDES[:2], size, strict=True):
+        meta.setdefault(name, side)
+        meta.setdefault(f"original_{name}", meta[name])
 
 
 def _as_solutions(solution: Any) -> tuple[Solution, ...]:
@@ -275,7 +292,7 @@ def _named_sides(size: Size, original: Size) -> dict[str, int]:
 
 
 def _is_finite_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if type(value) is not float and type(value) is not int:
         return False
     try:
         return math.isfinite(value)
@@ -284,4 +301,4 @@ def _is_finite_number(value: object) -> bool:
 
 
 def _whole_as_int(number: float) -> float:
-    return int(number) if float(number).is_integer() else number
+    return int(number) if type(number) is float and number.is_integer() else number

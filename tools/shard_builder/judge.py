@@ -10,16 +10,8 @@ from grpo_stream.shards.sample import RESERVED_OF_SEVERAL, Sample, encode_meta, 
 from tools.shard_builder.image_files import image_name
 from tools.shard_builder.inputs.inline import InlineImage
 from tools.shard_builder.pictures import Picture
-from tools.shard_builder.solutions import (
-    BoxFormat,
-    Coords,
-    NumberRules,
-    Several,
-    place_solution,
-    read_solutions,
-    scale_solution,
-    short,
-)
+from tools.shard_builder.rules import BoxFormat, Coords, Rules, Several
+from tools.shard_builder.solutions import place_solution, read_solutions, scale_solution, short
 
 __all__ = ["BoxFormat", "Coords", "Rules", "Several", "Verdict", "judge"]
 
@@ -30,23 +22,6 @@ _MASK_64 = 2**64 - 1
 
 Load = Callable[["str | InlineImage"], Picture]
 Warnings = list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How raw records are written."""
-
-    image_key: str = "image"
-    """Field with the image's path, relative to the images' folder."""
-    prompt_key: str = "prompt"
-    solution_key: str = "solution"
-    box_format: BoxFormat = "xyxy"
-    """What a box's numbers mean; two numbers are a point in every format."""
-    coords: Coords = "pixels"
-    """Unit of the numbers: pixels of the upright image, 0-1 or 0-1000 over its sides."""
-    several: Several = "reject"
-    """What becomes of a record with a list of images or boxes; ``keep`` makes one sample of it.
-    Of several boxes in several images, its field ``solution_images`` says which lies where."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +61,7 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     prompt = _text(record, rules.prompt_key, "prompt")
     if not prompt.strip():
         raise RecordError("prompt_blank", f"{rules.prompt_key}={short(prompt)}")
-    numbers = NumberRules(rules.solution_key, rules.box_format, rules.coords, rules.several)
-    boxes = read_solutions(record, numbers)
+    boxes = read_solutions(record, rules)
     lies_in = _solution_images(record, len(boxes), len(images))
     pictures = [load_picture(image) for image in images]
     _check_declared_size(record, pictures)
@@ -96,7 +70,7 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     solutions = []
     for box, number in zip(boxes, lies_in, strict=True):
         picture = pictures[number]
-        solution, more = place_solution(box, picture.original_size, numbers)
+        solution, more = place_solution(box, picture.original_size, rules)
         if picture.size != picture.original_size:
             solution = scale_solution(solution, picture.original_size, picture.size)
         solutions.append(solution)

@@ -2,15 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from grpo_stream.boxes import Box, Size
 from grpo_stream.errors import RecordError
-
-BoxFormat = Literal["xyxy", "xywh", "cxcywh", "point", "polygon"]
-Coords = Literal["pixels", "unit", "per_mille"]
-Several = Literal["reject", "keep"]
+from tools.shard_builder.rules import BoxFormat, Coords, Rules
 
 Solution = tuple[float, ...]
 Warnings = list[tuple[str, str]]
@@ -28,18 +24,7 @@ _EXPECTED: dict[BoxFormat, str] = {
 }
 
 
-@dataclass(frozen=True)
-class NumberRules:
-    """How a record's numbers are written; see :class:`tools.shard_builder.judge.Rules`."""
-
-    name: str
-    """Field of the record."""
-    box_format: BoxFormat
-    coords: Coords
-    several: Several
-
-
-def read_solutions(record: Mapping[str, Any], rules: NumberRules) -> list[list[float]]:
+def read_solutions(record: Mapping[str, Any], rules: Rules) -> list[list[float]]:
     """The numbers of each box, point or polygon of a record, finite and of a fitting count.
 
     Raises:
@@ -47,16 +32,15 @@ def read_solutions(record: Mapping[str, Any], rules: NumberRules) -> list[list[f
             ``solution_not_numbers``, ``solution_length``, ``solution_not_finite``,
             ``several_boxes``.
     """
-    name = rules.name
+    name = rules.solution_key
     if name not in record:
         raise RecordError("solution_missing", f"no field {name!r} in {short(list(record))}")
     value = record[name]
     if not isinstance(value, list):
-        detail = f"{name}={short(value)}: {_EXPECTED[rules.box_format]}"
-        raise RecordError("solution_not_list", detail)
+        raise _error("solution_not_list", value, rules)
     if rules.box_format == "polygon":
         value = _flat_polygon(value)
-    if value and all(isinstance(item, list) for item in value):
+    if value and isinstance(value[0], list) and all(isinstance(item, list) for item in value):
         if rules.several == "keep":
             if rules.box_format == "polygon":
                 value = [_flat_polygon(item) for item in value]
@@ -67,9 +51,7 @@ def read_solutions(record: Mapping[str, Any], rules: NumberRules) -> list[list[f
     return [_checked(value, rules)]
 
 
-def place_solution(
-    numbers: list[float], size: Size, rules: NumberRules
-) -> tuple[Solution, Warnings]:
+def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solution, Warnings]:
     """One box or point in pixels, inside an image.
 
     Args:
@@ -89,13 +71,15 @@ def place_solution(
     if rules.coords == "pixels":
         pixels = numbers
         if max(numbers) <= 1 and _looks_like_unit(numbers):
-            detail = f"{rules.name}={short(numbers)} looks like 0-1 coordinates: use --coords unit"
-            raise RecordError("solution_looks_like_unit", detail)
+            detail = "looks like 0-1 coordinates: use --coords unit"
+            raise RecordError("solution_looks_like_unit", f"{_found(numbers, rules)} {detail}")
     else:
         scale = _SCALES[rules.coords]
         if not all(0 <= number <= scale for number in numbers):
             detail = f"is not within 0 to {scale:g}, as --coords {rules.coords} says"
-            raise RecordError("solution_out_of_range", f"{rules.name}={short(numbers)} {detail}")
+            raise RecordError(
+                "solution_out_of_range", f"{rules.solution_key}={short(numbers)} {detail}"
+            )
         pixels = [number * size[i % 2] / scale for i, number in enumerate(numbers)]
     if len(pixels) > 2:
         pixels = _corners(pixels, rules.box_format)
@@ -150,9 +134,9 @@ def _flat_polygon(value: list[Any]) -> list[Any]:
     return value
 
 
-def _checked(value: list[Any], rules: NumberRules) -> list[float]:
+def _checked(value: list[Any], rules: Rules) -> list[float]:
     for number in value:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if type(number) is not int and type(number) is not float:
             raise _error("solution_not_numbers", value, rules)
     count = len(value)
     if rules.box_format == "polygon":
@@ -161,14 +145,17 @@ def _checked(value: list[Any], rules: NumberRules) -> list[float]:
         is_fitting = count == 2 or (count == 4 and rules.box_format != "point")
     if not is_fitting:
         raise _error("solution_length", value, rules, f"{count} numbers, ")
-    # An int may be beyond what a float holds, so it is compared, not converted.
-    if not all(-1e300 < number < 1e300 for number in value):
-        raise RecordError("solution_not_finite", f"{rules.name}={short(value)}")
+    for number in value:
+        # An int may be beyond what a float holds, so it is compared, not converted.
+        if not -1e300 < number < 1e300:
+            raise RecordError("solution_not_finite", _found(value, rules))
     return value
 
 
-def _error(cause: str, value: list[Any], rules: NumberRules, what: str = "") -> RecordError:
-    return RecordError(cause, f"{rules.name}={short(value)}: {what}{_EXPECTED[rules.box_format]}")
+def _error(cause: str, value: object, rules: Rules, what: str = "") -> RecordError:
+    return RecordError(
+        cause, f"{rules.solution_key}={short(value)}: {what}{_EXPECTED[rules.box_format]}"
+    )
 
 
 def _looks_like_unit(numbers: list[float]) -> bool:
@@ -190,23 +177,23 @@ def _corners(numbers: list[float], box_format: BoxFormat) -> list[float]:
 
 
 def _point(
-    pixels: list[float], size: Size, numbers: list[float], rules: NumberRules
+    pixels: list[float], size: Size, numbers: list[float], rules: Rules
 ) -> tuple[Solution, Warnings]:
     x, y = pixels
     if not (0 <= x < size.width and 0 <= y < size.height):
-        detail = f"{short(numbers)} is outside the image of {size.width}x{size.height}"
-        raise RecordError("point_outside", f"{rules.name}={detail}")
+        detail = f"is outside the image of {size.width}x{size.height}"
+        raise RecordError("point_outside", f"{_found(numbers, rules)} {detail}")
     return (x, y), []
 
 
 def _box(
-    pixels: list[float], size: Size, numbers: list[float], rules: NumberRules
+    pixels: list[float], size: Size, numbers: list[float], rules: Rules
 ) -> tuple[Solution, Warnings]:
     x1, y1, x2, y2 = pixels
     width, height = size
     if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height and (x2 - x1 < width or y2 - y1 < height):
         return (x1, y1, x2, y2), []  # most boxes
-    found = f"{rules.name}={short(numbers)}"
+    found = _found(numbers, rules)
     box = Box(x1, y1, x2, y2)
     if x2 < x1 or y2 < y1:
         detail = f"{found}: x2 < x1 or y2 < y1; for x, y, width, height use --box-format xywh"
