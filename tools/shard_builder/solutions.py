@@ -153,9 +153,11 @@ def _checked(value: list[Any], rules: Rules) -> list[float]:
 
 
 def _error(cause: str, value: object, rules: Rules, what: str = "") -> RecordError:
-    return RecordError(
-        cause, f"{rules.solution_key}={short(value)}: {what}{_EXPECTED[rules.box_format]}"
-    )
+    return RecordError(cause, f"{_found(value, rules)}: {what}{_EXPECTED[rules.box_format]}")
+
+
+def _found(value: object, rules: Rules) -> str:
+    return f"{rules.solution_key}={short(value)}"
 
 
 def _looks_like_unit(numbers: list[float]) -> bool:
