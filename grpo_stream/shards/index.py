@@ -1,12 +1,13 @@
-"""Where each sample of a shard lies, and what its bytes must be: ``<shard>.idx``.
+"""Where each sample of a shard lies, and what its bytes must be: ``<shard>.index``.
 
-Little-endian: a header of 32 bytes (magic, version, entry size, number of samples, size of the
-tar), one entry of fixed width per sample, then the CRC-32 of all that. At 32 bytes a sample the
-index of a shard is read in one go, and one request then fetches one sample.
+Little-endian tables of fixed width: a header of 48 bytes, 24 bytes for each sample, 32 for each
+part of a sample (a member of the tar), then the CRC-32 of all that. The index of a shard is read
+in one go, and one request then fetches one sample. ``docs/shards.md`` has the tables.
 """
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,75 +15,123 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_stream.boxes import Size
-from grpo_stream.errors import ShardFormatError
+from grpo_stream.errors import ShardFormatError, StoreError
 from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.store import Store
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
-ENTRY_DTYPE = np.dtype(
+PART_KINDS = ("other", "json", "jpg", "png", "webp")
+"""What a part is; the index stores the position in this list."""
+
+SAMPLE_DTYPE = np.dtype(
+    [("offset", "<u8"), ("num_bytes", "<u8"), ("first_part", "<u4"), ("num_parts", "<u4")]
+)
+
+PART_DTYPE = np.dtype(
     [
         ("offset", "<u8"),
         ("num_bytes", "<u8"),
         ("width", "<u4"),
         ("height", "<u4"),
-        ("image_crc32", "<u4"),
-        ("json_crc32", "<u4"),
+        ("crc32", "<u4"),
+        ("kind", "<u2"),
+        ("image", "<u2"),
     ]
 )
 
 _MAGIC = b"GRPOIDX\x00"
-_HEADER = struct.Struct("<8sIIQQ")
+_HEADER = struct.Struct("<8sIIIIQQQ")
 _CRC = struct.Struct("<I")
 
 
+class IndexPart(NamedTuple):
+    """One member of a sample."""
+
+    offset: int
+    """First byte of its content in the tar."""
+    num_bytes: int
+    """Length of its content."""
+    width: int
+    """Of the stored image in pixels; 0 for what is no image."""
+    height: int
+    crc32: int
+    """zlib.crc32 of its content."""
+    kind: int
+    """Position in :data:`PART_KINDS`."""
+    image: int
+    """Which image of the sample it is, from 0; 0 for what is no image."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the part is one of the sample's images."""
+        return self.width > 0
+
+
 class IndexEntry(NamedTuple):
-    """One sample's place and checksums."""
+    """One sample's place and its parts."""
 
     offset: int
     """First byte of the sample's first tar header."""
     num_bytes: int
     """Length of its whole run of members, headers and padding included."""
-    width: int
-    """Of the stored image in pixels."""
-    height: int
-    image_crc32: int
-    """zlib.crc32 of the image member's content."""
-    json_crc32: int
-    """zlib.crc32 of the JSON member's content."""
+    parts: tuple[IndexPart, ...]
+    """In the order they lie in the tar."""
 
     @property
     def size(self) -> Size:
-        """Size of the stored image in pixels."""
-        return Size(self.width, self.height)
+        """Size of the (first) stored image in pixels."""
+        part = next(part for part in self.parts if part.is_image and part.image == 0)
+        return Size(part.width, part.height)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """The samples of one shard, in the order they lie in it."""
 
-    entries: NDArray[np.void]
-    """Shape (num_samples,), dtype :data:`ENTRY_DTYPE`."""
+    samples: NDArray[np.void]
+    """Shape (num_samples,), dtype :data:`SAMPLE_DTYPE`."""
+    parts: NDArray[np.void]
+    """Shape (num_parts,), dtype :data:`PART_DTYPE`; the parts of one sample after another's."""
     num_bytes: int
     """Size of the tar in bytes."""
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.samples)
 
     def __getitem__(self, sample: int) -> IndexEntry:
-        return IndexEntry(*self.entries[sample].item())
+        offset, num_bytes, first, num_parts = self.samples[sample].item()
+        parts = self.parts[first : first + num_parts].tolist()
+        return IndexEntry(offset, num_bytes, tuple(IndexPart(*part) for part in parts))
 
     @classmethod
-    def from_entries(cls, entries: list[IndexEntry], num_bytes: int) -> "ShardIndex":
+    def from_entries(cls, entries: Sequence[IndexEntry], num_bytes: int) -> "ShardIndex":
         """An index of ``entries`` for a tar of ``num_bytes``."""
-        return cls(np.array([tuple(entry) for entry in entries], ENTRY_DTYPE), num_bytes)
+        rows = []
+        parts: list[IndexPart] = []
+        for entry in entries:
+            rows.append((entry.offset, entry.num_bytes, len(parts), len(entry.parts)))
+            parts.extend(entry.parts)
+        return cls(np.array(rows, SAMPLE_DTYPE), np.array(parts, PART_DTYPE), num_bytes)
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Sizes of the first images in pixels: int64, shape (num_samples, 2), width then height."""
+        first_images = self.parts[(self.parts["width"] > 0) & (self.parts["image"] == 0)]
+        return np.stack([first_images["width"], first_images["height"]], 1).astype(np.int64)
 
     def to_bytes(self) -> bytes:
         """The index file's content."""
         header = _HEADER.pack(
-            _MAGIC, INDEX_VERSION, ENTRY_DTYPE.itemsize, len(self), self.num_bytes
+            _MAGIC,
+            INDEX_VERSION,
+            SAMPLE_DTYPE.itemsize,
+            PART_DTYPE.itemsize,
+            0,
+            len(self.samples),
+            len(self.parts),
+            self.num_bytes,
         )
-        body = header + self.entries.tobytes()
+        body = header + self.samples.tobytes() + self.parts.tobytes()
         return body + _CRC.pack(zlib.crc32(body))
 
     @classmethod
@@ -95,27 +144,29 @@ class ShardIndex:
 
         Raises:
             ShardFormatError: cause ``bad_index``: not an index, of another version, damaged, or
-                with samples that do not lie in order inside the tar.
+                with samples or parts that do not lie in order inside the tar.
         """
         name = index_name(shard)
         if len(data) < _HEADER.size + _CRC.size or data[: len(_MAGIC)] != _MAGIC:
-            raise ShardFormatError("bad_index", f"{name} is no shard index ({len(data)} bytes)")
-        _, version, entry_size, num_samples, num_bytes = _HEADER.unpack_from(data)
+            raise _bad_index(f"{name} is no shard index ({len(data)} bytes)")
+        _, version, *widths, _, num_samples, num_parts, num_bytes = _HEADER.unpack_from(data)
         if version != INDEX_VERSION:
             detail = f"{name} has version {version}, this program reads version {INDEX_VERSION}"
-            raise ShardFormatError("bad_index", f"{detail}: rebuild the data set")
-        expected = _HEADER.size + num_samples * ENTRY_DTYPE.itemsize + _CRC.size
-        if entry_size != ENTRY_DTYPE.itemsize or len(data) != expected:
-            detail = f"{name} has {len(data)} bytes, {expected} are expected"
-            raise ShardFormatError("bad_index", f"{detail} for {num_samples} samples")
-        (crc,) = _CRC.unpack_from(data, len(data) - _CRC.size)
-        if crc != zlib.crc32(memoryview(data)[: -_CRC.size]):
-            raise ShardFormatError("bad_index", f"{name}: its checksum does not fit its content")
-        entries = np.frombuffer(data, ENTRY_DTYPE, num_samples, _HEADER.size)
-        ends = entries["offset"] + entries["num_bytes"]
-        if np.any(entries["offset"][1:] < ends[:-1]) or (num_samples and ends[-1] > num_bytes):
-            raise ShardFormatError("bad_index", f"{name}: samples overlap or lie outside the tar")
-        return cls(entries, num_bytes)
+            raise _bad_index(f"{detail}: run shard-builder index on the data set")
+        end = _HEADER.size + num_samples * SAMPLE_DTYPE.itemsize + num_parts * PART_DTYPE.itemsize
+        if (
+            widths != [SAMPLE_DTYPE.itemsize, PART_DTYPE.itemsize]
+            or len(data) != end + _CRC.size
+            or _CRC.unpack_from(data, end)[0] != zlib.crc32(memoryview(data)[:end])
+        ):
+            raise _bad_index(f"{name}: its checksum does not fit its content")
+        samples = np.frombuffer(data, SAMPLE_DTYPE, num_samples, _HEADER.size)
+        parts = np.frombuffer(
+            data, PART_DTYPE, num_parts, _HEADER.size + num_samples * SAMPLE_DTYPE.itemsize
+        )
+        if not _is_in_order(samples, parts, num_bytes):
+            raise _bad_index(f"{name}: samples or parts overlap or lie outside the tar")
+        return cls(samples, parts, num_bytes)
 
     @classmethod
     def load(cls, store: Store, info: ShardInfo) -> "ShardIndex":
@@ -125,16 +176,75 @@ class ShardIndex:
             ShardFormatError: cause ``bad_index``, also when index and manifest disagree.
             StoreError: it is not there or cannot be read.
         """
-        index = cls.from_bytes(store.read(index_name(info.name)), info.name)
+        name = index_name(info.name)
+        try:
+            data = store.read(name)
+        except StoreError as error:
+            if error.cause == "not_found":
+                hint = f"{error.detail}: run shard-builder index {store.url}"
+                raise StoreError(error.cause, hint) from error
+            raise
+        index = cls.from_bytes(data, info.name)
         if (len(index), index.num_bytes) != (info.num_samples, info.num_bytes):
-            raise ShardFormatError(
-                "bad_index",
-                f"{index_name(info.name)} tells of {len(index)} samples in {index.num_bytes} "
-                f"bytes, the manifest of {info.num_samples} in {info.num_bytes}",
+            raise _bad_index(
+                f"{name} tells of {len(index)} samples in {index.num_bytes} "
+                f"bytes, the manifest of {info.num_samples} in {info.num_bytes}"
             )
         return index
 
 
 def index_name(shard: str) -> str:
     """Name of the index that lies beside the shard."""
+    return f"{shard}.index"
+
+
+def energon_index_name(shard: str) -> str:
+    """Name of Megatron-Energon's own index that lies beside the shard."""
     return f"{shard}.idx"
+
+
+def energon_index(index: ShardIndex, end: int) -> bytes:
+    """Content of the ``.tar.idx`` that Megatron-Energon looks for beside a tar.
+
+    Little-endian u64: the offset of every sample, then ``end``, where the last one ends for it
+    (megatron-energon 7.4, flavors/webdataset/prepare.py).
+
+    Args:
+        index: The shard's own index.
+        end: Where the last member ends and the tar's end mark starts.
+    """
+    return index.samples["offset"].tobytes() + struct.pack("<Q", end)
+
+
+def _is_in_order(samples: NDArray[np.void], parts: NDArray[np.void], num_bytes: int) -> bool:
+    counts = samples["num_parts"].astype(np.int64)
+    firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    if firsts[-1] != len(parts) or np.any(firsts[:-1] != samples["first_part"]):
+        return False
+    owners = np.repeat(np.arange(len(samples)), counts)
+    return (
+        _lie_between(parts, samples["offset"][owners], _ends(samples)[owners])
+        and _lie_between(samples, 0, num_bytes)
+        and _do_not_overlap(samples)
+        and _do_not_overlap(parts)
+    )
+
+
+def _lie_between(
+    rows: NDArray[np.void], start: NDArray[np.uint64] | int, end: NDArray[np.uint64] | int
+) -> bool:
+    ends = _ends(rows)
+    return bool(np.all((rows["offset"] >= start) & (ends <= end) & (ends >= rows["offset"])))
+
+
+def _do_not_overlap(rows: NDArray[np.void]) -> bool:
+    return bool(np.all(rows["offset"][1:] >= _ends(rows)[:-1]))
+
+
+def _ends(rows: NDArray[np.void]) -> NDArray[np.uint64]:
+    ends: NDArray[np.uint64] = rows["offset"] + rows["num_bytes"]
+    return ends
+
+
+def _bad_index(detail: str) -> ShardFormatError:
+    return ShardFormatError("bad_index", detail)

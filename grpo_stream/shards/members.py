@@ -1,6 +1,5 @@
 """Tar members in bytes: the plain ustar headers that we write, and the dialects that we read."""
 
-import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -13,7 +12,14 @@ END = bytes(2 * BLOCK)
 """What ends an archive."""
 
 _MAX_MEMBER_BYTES = 2**31  # no image or JSON is larger; a damaged header may say anything
-_FILE, _FOLDER, _PAX, _PAX_GLOBAL, _LONG_NAME = (b"0", b"\0"), b"5", b"x", b"g", b"L"
+_FILE, _FOLDER, _PAX, _PAX_GLOBAL, _LONG_NAME = (b"0", b"\0", b"7"), b"5", b"x", b"g", b"L"
+
+
+_NAME_BYTES = 100
+_BEFORE_SIZE = b"0000644\0" + 2 * b"0000000\0"  # mode, user, group
+_AFTER_SIZE = b"\0" + b"00000000000\0"  # time
+_AFTER_CHECKSUM = b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(247)  # kind 0: a file
+_FIXED_SUM = sum(_BEFORE_SIZE + _AFTER_SIZE + _AFTER_CHECKSUM) - sum(b"\0 ") + 8 * 0x20
 
 
 class Member(NamedTuple):
@@ -23,20 +29,45 @@ class Member(NamedTuple):
     data: bytes
     offset: int
     """First byte of its header, extension headers included."""
+    data_offset: int
+    """First byte of its content."""
 
 
-def make_member(name: str, data: bytes) -> bytes:
-    """Header, content and padding of a file; no time, owner or user gets in.
+def make_header(name: str, num_bytes: int) -> bytes:
+    """The ustar header of a file; no time, owner or user gets in.
+
+    Written by hand: ``tarfile`` takes about twenty times as long for the same bytes.
 
     Args:
         name: At most 100 bytes in UTF-8.
-        data: The content.
+        num_bytes: Of the content, below 8 GiB.
+
+    Raises:
+        ValueError: the name or the content is too long.
     """
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o644
-    header = info.tobuf(tarfile.USTAR_FORMAT)
-    return header + data + bytes(-len(data) % BLOCK)
+    encoded = name.encode()
+    if len(encoded) > _NAME_BYTES or num_bytes >= 8**11:
+        raise ValueError(f"{name!r} of {num_bytes} bytes does not fit a plain tar header")
+    size = b"%011o" % num_bytes
+    checksum = _FIXED_SUM + sum(encoded) + sum(size)
+    return b"".join(
+        (
+            encoded.ljust(_NAME_BYTES, b"\0"),
+            _BEFORE_SIZE,
+            size,
+            _AFTER_SIZE,
+            b"%06o" % checksum,
+            _AFTER_CHECKSUM,
+        )
+    )
+
+
+def padding(num_bytes: int) -> bytes:
+    """What follows a content of ``num_bytes``, up to the next header."""
+    return _PADDINGS[-num_bytes % BLOCK]
+
+
+_PADDINGS = [bytes(length) for length in range(BLOCK)]
 
 
 def iter_members(
@@ -80,7 +111,10 @@ def iter_members(
             raise ShardFormatError("truncated", detail)
         data = data[:num_bytes]
         if kind in _FILE:
-            yield Member(name, data, position if start is None else start)
+            if any(key.startswith("GNU.sparse.") for key in overrides):
+                detail = f"{where}: {name!r} is a sparse file, only plain files are expected"
+                raise ShardFormatError("bad_member", detail)
+            yield Member(name, data, position if start is None else start, position + BLOCK)
             start, overrides = None, {}
         elif kind in (_PAX, _LONG_NAME):
             start = position if start is None else start

@@ -292,7 +292,7 @@ def _named_sides(size: Size, original: Size) -> dict[str, int]:
 
 
 def _is_finite_number(value: object) -> bool:
-    if type(value) is not float and type(value) is not int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
         return math.isfinite(value)
@@ -301,4 +301,4 @@ def _is_finite_number(value: object) -> bool:
 
 
 def _whole_as_int(number: float) -> float:
-    return int(number) if type(number) is float and number.is_integer() else number
+    return int(number) if isinstance(number, float) and number.is_integer() else number

@@ -1,34 +1,62 @@
 """The shard format both ways: a plain WebDataset tar, ``{key}.jpg|png|webp`` then ``{key}.json``.
 
-A sample is the run of neighbouring members with one key, so one ranged read fetches it.
+A sample is the run of neighbouring members with one key, so one ranged read fetches it. Further
+images of a sample are members ``{key}.1.jpg``, ``{key}.2.png``, ... before the JSON.
 """
 
 import hashlib
 import io
+import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.files import commit, temp_beside, write_atomic
-from grpo_stream.shards.index import IndexEntry, ShardIndex, index_name
+from grpo_stream.shards.index import (
+    PART_KINDS,
+    IndexEntry,
+    IndexPart,
+    ShardIndex,
+    energon_index,
+    energon_index_name,
+    index_name,
+)
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.members import END, Member, iter_members, make_member
-from grpo_stream.shards.sample import IMAGE_SUFFIXES, Sample, check_key, encode_meta, parse_meta
+from grpo_stream.shards.members import END, iter_members, make_header, padding
+from grpo_stream.shards.runs import iter_runs, split_name
+from grpo_stream.shards.sample import (
+    IMAGE_SUFFIXES,
+    Sample,
+    check_key,
+    check_meta,
+    encode_meta,
+    is_of_several_images,
+)
 from grpo_stream.shards.store import Store
 
-_SUFFIX_ALIASES = {"jpeg": "jpg"}
+__all__ = [
+    "ShardWriter",
+    "energon_index_name",
+    "index_name",
+    "iter_samples",
+    "parse_sample",
+    "read_sample",
+    "split_name",
+]
+
+_KINDS = {kind: number for number, kind in enumerate(PART_KINDS)}
+_JSON = _KINDS["json"]
 
 
 class ShardWriter(AbstractContextManager["ShardWriter"]):
-    """Writes one shard and its index; both appear whole or not at all.
+    """Writes one shard, its index and Energon's; each appears whole or not at all.
 
     The tar is written under a hidden temporary name. :meth:`close` gives it its name and then
-    writes the index; leaving the ``with`` block does the same, unless an exception is on its
+    writes the indexes; leaving the ``with`` block does the same, unless an exception is on its
     way: then nothing is left behind. Equal samples in equal order give equal files.
 
     Args:
@@ -43,7 +71,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._temp = temp_beside(path)
-        self._file: BinaryIO = self._temp.open("wb")
+        self._file: BinaryIO = self._temp.open("wb", buffering=0)
         self._entries: list[IndexEntry] = []
         self._keys: set[str] = set()
         self._sha256 = hashlib.sha256()
@@ -60,46 +88,58 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         """Bytes written so far; the finished tar is 1,024 bytes longer."""
         return self._num_bytes
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample, image_crc32: int | None = None) -> None:
         """Appends a sample.
+
+        Args:
+            sample: Written as it is; nothing is decoded.
+            image_crc32: zlib.crc32 of ``sample.image``, where the caller knows it already.
 
         Raises:
             ShardFormatError: causes ``bad_key``, ``duplicate_key``, ``bad_suffix``, ``bad_meta``.
             ValueError: the writer is closed.
         """
-        check_key(sample.key)
-        if sample.key in self._keys:
-            raise ShardFormatError("duplicate_key", f"{self.path.name}: key={sample.key!r}")
-        if sample.image_suffix not in IMAGE_SUFFIXES:
-            expected = f"expected one of {', '.join(IMAGE_SUFFIXES)}"
-            raise ShardFormatError("bad_suffix", f"{sample.image_suffix!r}: {expected}")
-        meta = encode_meta(sample.meta)
-        parse_meta(meta, f"key={sample.key!r}")
-        offset = self._num_bytes
-        self._write(make_member(f"{sample.key}.{sample.image_suffix}", sample.image))
-        self._write(make_member(f"{sample.key}.json", meta))
-        self._keys.add(sample.key)
-        self._entries.append(
-            IndexEntry(
-                offset=offset,
-                num_bytes=self._num_bytes - offset,
-                width=sample.size.width,
-                height=sample.size.height,
-                image_crc32=zlib.crc32(sample.image),
-                json_crc32=zlib.crc32(meta),
-            )
-        )
+        key, meta = sample.key, sample.meta
+        check_key(key)
+        if key in self._keys:
+            raise ShardFormatError("duplicate_key", f"{self.path.name}: key={key!r}")
+        check_meta(meta, f"key={key!r}")
+        _check_images(sample)
+        encoded = encode_meta(meta)
+        start = position = self._num_bytes
+        chunks: list[bytes] = []
+        parts: list[IndexPart] = []
+        before = b""  # what comes before the next content; joined, while images stay uncopied
+        for number, ((suffix, image), size) in enumerate(
+            zip(sample.images, sample.sizes, strict=True)
+        ):
+            middle = f".{number}" if number else ""
+            before += make_header(f"{key}{middle}.{suffix}", len(image))
+            crc32 = zlib.crc32(image) if number or image_crc32 is None else image_crc32
+            position += len(before)
+            parts.append(IndexPart(position, len(image), *size, crc32, _KINDS[suffix], number))
+            position += len(image)
+            chunks += (before, image)
+            before = padding(len(image))
+        before += make_header(f"{key}.json", len(encoded))
+        position += len(before)
+        parts.append(IndexPart(position, len(encoded), 0, 0, zlib.crc32(encoded), _JSON, 0))
+        self._write([*chunks, before + encoded + padding(len(encoded))])
+        self._keys.add(key)
+        self._entries.append(IndexEntry(start, self._num_bytes - start, tuple(parts)))
 
     def close(self) -> ShardInfo:
-        """Finishes the tar, gives it its name, then writes the index beside it."""
+        """Finishes the tar, gives it its name, then writes both indexes beside it."""
         if self._info is None:
-            self._write(END)
+            end = self._num_bytes
+            self._write([END])
             commit(self._file, self._temp, self.path)
             index = ShardIndex.from_entries(self._entries, self._num_bytes)
-            write_atomic(self.path.with_name(index_name(self.path.name)), index.to_bytes())
-            self._info = ShardInfo(
-                self.path.name, len(index), self._num_bytes, self._sha256.hexdigest()
-            )
+            name = self.path.name
+            write_atomic(self.path.with_name(index_name(name)), index.to_bytes())
+            energon = energon_index(index, end)
+            write_atomic(self.path.with_name(energon_index_name(name)), energon)
+            self._info = ShardInfo(name, len(index), self._num_bytes, self._sha256.hexdigest())
         return self._info
 
     def discard(self) -> None:
@@ -123,10 +163,17 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             self.discard()
             raise
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
-        self._num_bytes += len(data)
+    def _write(self, chunks: list[bytes]) -> None:
+        num_bytes = 0
+        for chunk in chunks:
+            self._sha256.update(chunk)
+            num_bytes += len(chunk)
+        written = os.writev(self._file.fileno(), chunks)
+        if written < num_bytes:  # a full disk, a signal or the kernel's 2 GiB limit cut it short
+            rest = memoryview(b"".join(chunks))[written:]
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
+        self._num_bytes += num_bytes
 
 
 def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sample:
@@ -135,27 +182,29 @@ def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sa
     Args:
         data: The bytes ``[entry.offset, entry.offset + entry.num_bytes)`` of the shard.
         shard: The shard's name, for error messages.
-        entry: The sample's line of the index; image and JSON are then checked against its
-            CRC-32s, and error messages give offsets in the shard.
+        entry: The sample's line of the index; place and CRC-32 of every part are then checked
+            against it, and error messages give offsets in the shard.
 
     Raises:
         ShardFormatError: the causes of :func:`iter_samples`, ``num_samples`` (not exactly one
             sample) and ``checksum``.
     """
     base = 0 if entry is None else entry.offset
-    samples = list(_group(iter_members(io.BytesIO(data), shard, base, is_whole=False), shard))
-    if len(samples) != 1:
-        detail = f"{shard} at byte {base}: {len(samples)} samples where one is expected"
+    runs = list(iter_runs(iter_members(io.BytesIO(data), shard, base, is_whole=False), shard))
+    if len(runs) != 1:
+        detail = f"{shard} at byte {base}: {len(runs)} samples where one is expected"
         raise ShardFormatError("num_samples", detail)
-    sample, meta = samples[0]
-    if entry is not None:
-        for what, part, crc32 in (
-            ("image", sample.image, entry.image_crc32),
-            ("JSON", meta, entry.json_crc32),
-        ):
-            if zlib.crc32(part) != crc32:
-                detail = f"{shard} at byte {base}: key={sample.key!r}: the {what}'s CRC-32 differs"
-                raise ShardFormatError("checksum", f"{detail} from the index")
+    sample, parts = runs[0]
+    if entry is None:
+        return sample
+    where = f"{shard} at byte {base}: key={sample.key!r}"
+    if len(parts) != len(entry.parts):
+        detail = f"{where}: {len(parts)} members, the index tells of {len(entry.parts)}"
+        raise ShardFormatError("checksum", detail)
+    for (member, kind, _), part in zip(parts, entry.parts, strict=True):
+        if zlib.crc32(member.data) != part.crc32 or member.data_offset != part.offset:
+            detail = f"{where}: the {kind}'s CRC-32 or place differs from the index"
+            raise ShardFormatError("checksum", detail)
     return sample
 
 
@@ -182,44 +231,16 @@ def iter_samples(fileobj: BinaryIO, shard: str) -> Iterator[Sample]:
         ShardFormatError: causes ``bad_header``, ``bad_member``, ``truncated``, ``duplicate_key``,
             ``duplicate_member``, ``missing_member``, ``bad_json``, ``bad_meta``.
     """
-    keys: set[str] = set()
-    for sample, _ in _group(iter_members(fileobj, shard, is_whole=True), shard):
-        if sample.key in keys:
-            raise ShardFormatError("duplicate_key", f"{shard}: key={sample.key!r} appears twice")
-        keys.add(sample.key)
+    for sample, _ in iter_runs(iter_members(fileobj, shard, is_whole=True), shard):
         yield sample
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """A member's key and its suffix in lower case, split as WebDataset does it.
-
-    The key ends at the first dot of the last path component; a name without one is all key.
-    """
-    folder, slash, last = name.rpartition("/")
-    stem, _, suffix = last.partition(".")
-    return folder + slash + stem, suffix.lower()
-
-
-def _group(members: Iterable[Member], shard: str) -> Iterator[tuple[Sample, bytes]]:
-    for key, run in groupby(members, lambda member: split_name(member.name)[0]):
-        yield _sample(key, list(run), shard)
-
-
-def _sample(key: str, run: list[Member], shard: str) -> tuple[Sample, bytes]:
-    where = f"{shard} at byte {run[0].offset}: key={key!r}"
-    images: list[tuple[str, bytes]] = []
-    metas: list[bytes] = []
-    for member in run:
-        suffix = split_name(member.name)[1]
-        suffix = _SUFFIX_ALIASES.get(suffix, suffix)
-        if suffix in IMAGE_SUFFIXES:
-            images.append((suffix, member.data))
-        elif suffix == "json":
-            metas.append(member.data)
-    for what, found in (("image", images), ("json", metas)):
-        if len(found) != 1:
-            cause = "duplicate_member" if found else "missing_member"
-            names = ", ".join(member.name for member in run)
-            raise ShardFormatError(cause, f"{where}: {len(found)} {what} members in {names}")
-    meta = parse_meta(metas[0], where)
-    return Sample(key, images[0][1], images[0][0], meta), metas[0]
+def _check_images(sample: Sample) -> None:
+    for suffix, _ in sample.images:
+        if suffix not in IMAGE_SUFFIXES:
+            expected = f"expected one of {', '.join(IMAGE_SUFFIXES)}"
+            raise ShardFormatError("bad_suffix", f"{suffix!r}: {expected}")
+    listed = len(sample.meta["images"]) if is_of_several_images(sample.meta) else 1
+    if listed != 1 + len(sample.more_images):
+        detail = f"{1 + len(sample.more_images)} images, its JSON tells of {listed}"
+        raise ShardFormatError("bad_meta", f"key={sample.key!r}: {detail}")

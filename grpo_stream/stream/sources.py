@@ -17,7 +17,7 @@ from grpo_stream.shards.store import Store, open_store
 from grpo_stream.shards.tar import parse_sample
 from grpo_stream.stream.plan import Indices
 
-_MAX_OPEN_INDEXES = 256  # at 700 samples a shard about 6 MB
+_MAX_OPEN_INDEXES = 256  # at 700 samples a shard about 16 MB
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,7 +115,7 @@ def test_overwrite_leaves_nothing_old(settings):
     manifest = Manifest.load(LocalStore(settings.out))
     names = {path.name for path in settings.out.iterdir()}
     shards = {shard.name for shard in manifest.shards}
-    assert names == shards | {f"{name}.idx" for name in shards} | {
+    assert names == shards | {f"{name}.{end}" for name in shards for end in ("idx", "index")} | {
         "manifest.json", "rejects.jsonl", "warnings.jsonl", "notes.txt",
     }  # fmt: skip
 

@@ -57,7 +57,7 @@ def test_verify_names_the_bad_shard_and_exits_with_1(raw, capsys):
     path = raw / "out" / "shard-000000.tar"
     path.write_bytes(path.read_bytes()[::-1])
     assert main(["verify", str(raw / "out"), "--quiet"]) == 1
-    assert "shard-000000.tar: its SHA-256" in capsys.readouterr().err
+    assert "shard-000000.tar: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

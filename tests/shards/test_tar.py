@@ -82,7 +82,7 @@ def test_equal_samples_give_equal_files(tmp_path):
         (tmp_path / name).mkdir()
         infos.append(write_shard(tmp_path / name / "s.tar", SAMPLES))
     assert infos[0] == infos[1]
-    for name in ("s.tar", "s.tar.idx"):
+    for name in ("s.tar", "s.tar.index", "s.tar.idx"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -104,7 +104,7 @@ def test_nothing_under_the_final_name_before_close(tmp_path):
     info = writer.close()
     assert isinstance(info, ShardInfo)
     assert info is writer.close()
-    assert {path.name for path in tmp_path.iterdir()} == {"s.tar", "s.tar.idx"}
+    assert {path.name for path in tmp_path.iterdir()} == {"s.tar", "s.tar.index", "s.tar.idx"}
     assert info.num_bytes == (tmp_path / "s.tar").stat().st_size
 
 

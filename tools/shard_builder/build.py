@@ -1,53 +1,74 @@
 """The build: every record judged, samples packed, rejects and warnings listed, manifest last."""
 
-import random
-import re
-from collections.abc import Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePath
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-import grpo_stream
-from grpo_stream.errors import ConfigError, ImageError, RecordError
-from grpo_stream.images import ImageLimits
-from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest
+from grpo_stream.encoding import codec_versions
+from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import SCHEMA_VERSION
-from grpo_stream.shards.store import LocalStore
-from tools.shard_builder.inputs.json_text import read_records
-from tools.shard_builder.judge import Rules, Verdict, judge
-from tools.shard_builder.ledger import REJECTS_NAME, WARNINGS_NAME, Ledger, Place
-from tools.shard_builder.pack import Packer, ShardLimits
+from grpo_stream.shards.store import LocalStore, open_store
+from tools.shard_builder.assemble import assemble
+from tools.shard_builder.crew import run_chunks
+from tools.shard_builder.inputs.coco import DEFAULT_CATEGORY_PROMPT
+from tools.shard_builder.inputs.source import RuleFlags, expand_inputs, rules_of
+from tools.shard_builder.output import OUR_NAMES, Output
 from tools.shard_builder.pictures import ImageReader, PictureRules
-
-_OURS = ("shard-*.tar", "shard-*.tar.idx", ".shard-*.tmp", REJECTS_NAME, WARNINGS_NAME)
+from tools.shard_builder.plan import Chunk, Cutter, Reading, ShardLimits, Splits, Survey
+from tools.shard_builder.progress import Progress, Tell, tell_nobody
+from tools.shard_builder.rules import Rules
+from tools.shard_builder.work import (
+    NUM_FIRST_REJECTS,
+    ChunkResult,
+    Job,
+    News,
+    Reject,
+    result_name,
+    split_store,
+)
 
 
 @dataclass(frozen=True)
 class BuildSettings:
     """Everything that a build depends on."""
 
-    inputs: tuple[Path, ...]
-    images_root: Path
-    out: Path
+    inputs: tuple[str, ...]
+    """Files, globs or URLs; see :func:`~tools.shard_builder.inputs.source.expand_inputs`."""
+    images_root: str
+    """Folder or URL that image paths start from."""
+    out: str
+    """Folder or URL of the data set."""
+    input_format: str = "auto"
     rules: Rules = field(default_factory=Rules)
+    """How records are written where neither their format nor ``flags`` says anything."""
+    flags: RuleFlags | None = None
+    """What the user said of the records, which goes before what their format implies."""
+    category_prompt: str = DEFAULT_CATEGORY_PROMPT
+    """What is asked for a category of COCO."""
     where: tuple[tuple[str, str], ...] = ()
     """Only records whose fields have these values, as in ``(("split", "train"),)``; others are
     passed over without a word."""
+    split: Splits | None = None
+    """Named shares of the images that become data sets of their own, in folders of ``out``."""
+    pictures: PictureRules = field(default_factory=PictureRules)
     limits: ShardLimits = field(default_factory=ShardLimits)
-    image_limits: ImageLimits = field(default_factory=ImageLimits)
     shuffle_seed: int | None = None
-    """Shuffles all records before packing, which holds them in memory; None keeps their order."""
+    """Shuffles all records before packing, through temporary files; None keeps their order."""
     max_rejects: int | None = None
     """Rejected records after which the build stops; None for any number, 0 for none at all."""
+    num_workers: int = 1
+    """Processes that judge and pack; 1 does it in this one. A script that asks for more must
+    start from ``if __name__ == "__main__":``, as with every spawned process."""
     overwrite: bool = False
     """Replace the data set in ``out``."""
     dry_run: bool = False
     """Judge everything, write nothing."""
-    quiet: bool = False
-    """No progress bar."""
 
 
 @dataclass(frozen=True)
@@ -62,166 +83,212 @@ class BuildResult:
     """Warnings by cause."""
     first_rejects: list[str]
     """The first few, for people."""
-    manifest: Manifest | None
-    """None after a dry run."""
+    manifests: dict[str, Manifest]
+    """By split, under ``""`` where there is none; empty after a dry run."""
+    is_new: bool = True
+    """False where the finished data set was there already: nothing was done."""
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The one manifest of a set without splits."""
+        return self.manifests.get("")
 
 
-def build(settings: BuildSettings) -> BuildResult:
+class TooManyRejectsError(RecordError):
+    """The build stopped at the rejects it may have; there is no manifest."""
+
+
+def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
     """Builds a data set; equal inputs and settings give equal files.
 
     The inputs are read twice, first to find damaged files and to count, so that a file that was
-    cut short is known before a shard is written.
+    cut short is known before a shard is written. A build that was killed goes on when it is
+    started again with the same inputs and settings: only the chunks that were being worked on
+    are done again. A finished one is recognised and left alone.
+
+    Memory does not grow with the number of records, apart from the manifest's line a shard: each
+    process holds the records of a few chunks and one image; a shuffle and the search for
+    repeated questions hold a 256th part of all records (of 60 bytes a sample) at a time.
+
+    Args:
+        settings: What to build.
+        tell: Gets the progress, a few times a second.
 
     Raises:
         ConfigError: a path or setting cannot work; nothing was written.
         RecordError: an input file is damaged, there are too many rejects, or no sample is left;
             there is no manifest then.
+        StoreError: a shard cannot be written or uploaded.
+        WorkerDiedError: a worker process was killed.
     """
     _check(settings)
-    num_records = sum(1 for _ in _in_order(settings))
-    if not settings.dry_run:
-        _make_room(settings.out)
+    sources = expand_inputs(settings.inputs, settings.input_format, settings.category_prompt)
+    rules = tuple(rules_of(source, settings.rules, settings.flags) for source in sources)
     with ExitStack() as stack:
-        ledger = Ledger(settings.rules.image_key, settings.max_rejects)
+        temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shard-builder-")))
+        reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
+        survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
+        content = _content(settings, rules, survey)
+        splits = ("",) if settings.split is None else settings.split.names
+        output = None
         if not settings.dry_run:
-            ledger.write_to(settings.out, stack)
-        packer = None if settings.dry_run else Packer(settings.out, settings.limits)
-        if packer is not None:
-            stack.callback(packer.discard)
-        bar = tqdm(total=num_records, unit=" records", disable=settings.quiet, desc="build")
-        stack.enter_context(bar)
-        for verdict in _verdicts(settings, ledger):
-            if verdict is not None and packer is not None:
-                packer.add(verdict.sample)
-            bar.set_postfix(ledger.postfix(), refresh=False)
-            bar.update()
-        if ledger.num_samples == 0:
-            raise RecordError("no_samples", f"{num_records} records, no sample{ledger.hint()}")
-        shards = () if packer is None else packer.close()
-    manifest = None
-    if packer is not None:
-        manifest = Manifest(
-            version=MANIFEST_VERSION,
-            shards=shards,
-            settings=_portable(settings),
-            builder_version=grpo_stream.__version__,
-            totals={
-                "num_records": num_records,
-                "num_samples": ledger.num_samples,
-                "num_bytes": sum(shard.num_bytes for shard in shards),
-                "num_rejects": ledger.rejects.total(),
-                "num_warnings": ledger.warnings.total(),
-            },
-            rejects=dict(sorted(ledger.rejects.items())),
+            output = Output(settings.out, splits, content, settings.images_root)
+            stack.callback(output.close)
+            if (manifests := output.begin(overwrite=settings.overwrite)) is not None:
+                return _found(manifests)
+        job = Job(
+            out=settings.out,
+            images_root=settings.images_root,
+            rules=rules,
+            pictures=settings.pictures,
+            limits=settings.limits,
+            state=settings.out if output is not None else str(temp / "state"),
+            spool=temp / "spool",
+            dry_run=settings.dry_run,
         )
-        manifest.save(LocalStore(settings.out))
+        names = [source.name for source in sources]
+        run = _Run(job, settings, names, survey.num_wanted, tell)
+        reader = ImageReader(job.images_root, job.pictures)
+        cutter = Cutter(job.limits, rules, settings.split, reader)
+        run.build(cutter.cut(reading.records()), set() if output is None else output.done)
+        tell(Progress("finish", None))
+        state = open_store(job.state)
+        parts = {
+            split: assemble(state, split, cutter.num_chunks[split], names, temp / f"lists{split}")
+            for split in splits
+        }
+        num_samples = sum(part.totals["num_samples"] for part in parts.values())
+        if num_samples == 0:
+            if output is not None:
+                output.abandon()
+            detail = f"{survey.num_wanted} records, no sample{run.hint()}"
+            raise RecordError("no_samples", detail)
+        manifests = {}
+        if output is not None:
+            for split, part in parts.items():
+                part.rejects.save(split_store(job.out, split))
+                part.warnings.save(split_store(job.out, split))
+                manifests[split] = part.manifest({**content, "split_name": split})
+            output.commit(manifests)
+        return BuildResult(
+            num_records=survey.num_wanted,
+            num_samples=num_samples,
+            rejects=_summed(part.rejects.counts for part in parts.values()),
+            warnings=_summed(part.warnings.counts for part in parts.values()),
+            first_rejects=run.first_rejects(),
+            manifests=manifests,
+        )
+
+
+class _Run:
+    """The middle of a build: chunks that are not done yet are built, rejects are counted."""
+
+    def __init__(
+        self, job: Job, settings: BuildSettings, names: list[str], num_total: int, tell: Tell
+    ) -> None:
+        self._job = job
+        self._settings = settings
+        self._names = names
+        self._progress = Progress("build", num_total)
+        self._tell = tell
+        self._first: list[Reject] = []
+
+    def build(self, chunks: Iterator[Chunk], done: set[str]) -> None:
+        missing = self._missing(chunks, done)
+        self._tell(self._progress)
+        for _ in run_chunks(missing, self._job, self._settings.num_workers, self._hear):
+            pass
+
+    def first_rejects(self) -> list[str]:
+        """A line for each of the first few, for people."""
+        return [
+            f"{self._names[reject.place.input]} record {reject.place.record}: "
+            f"{reject.cause}: {reject.detail}"
+            for reject in self._first
+        ]
+
+    def hint(self) -> str:
+        """The first rejects, one a line, to end an error message with."""
+        return "".join(f"\n  {line}" for line in self.first_rejects())
+
+    def _missing(self, chunks: Iterator[Chunk], done: set[str]) -> Iterator[Chunk]:
+        state = open_store(self._job.state)
+        for chunk in chunks:
+            name = result_name(chunk.split, chunk.number)
+            if name in done:
+                self._hear(ChunkResult.from_json(state.read(name)).news())
+            else:
+                yield chunk
+
+    def _hear(self, news: News) -> None:
+        now = self._progress
+        self._progress = replace(
+            now,
+            num_records=now.num_records + news.num_records,
+            num_rejects=now.num_rejects + news.num_rejects,
+            num_image_bytes=now.num_image_bytes + news.num_image_bytes,
+        )
+        self._first = sorted([*self._first, *news.first_rejects])[:NUM_FIRST_REJECTS]
+        self._tell(self._progress)
+        limit = self._settings.max_rejects
+        if limit is not None and self._progress.num_rejects > limit:
+            detail = f"{self._progress.num_rejects} rejects, at most {limit} are allowed"
+            raise TooManyRejectsError("too_many_rejects", f"{detail}{self.hint()}")
+
+
+def _found(manifests: dict[str, Manifest]) -> BuildResult:
+    totals = Counter[str]()
+    for manifest in manifests.values():
+        totals.update(manifest.totals)
+    rejects = _summed(Counter(manifest.rejects) for manifest in manifests.values())
     return BuildResult(
-        num_records=num_records,
-        num_samples=ledger.num_samples,
-        rejects=dict(ledger.rejects.most_common()),
-        warnings=dict(ledger.warnings.most_common()),
-        first_rejects=ledger.first_rejects,
-        manifest=manifest,
+        totals["num_records"], totals["num_samples"], rejects, {}, [], manifests, is_new=False
     )
 
 
-def make_key(position: int, image_path: str) -> str:
-    """A sample's key: its record's position over all inputs, then what its image is called.
-
-    The position makes it unique whatever the case of letters, and does not depend on what else
-    was rejected.
-    """
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(image_path).stem).strip("-")[:40]
-    return f"{position:09d}_{stem}" if stem else f"{position:09d}"
+def _summed(counts: Iterable[Counter[str]]) -> dict[str, int]:
+    return dict(sum(counts, Counter[str]()).most_common())
 
 
-def _verdicts(settings: BuildSettings, ledger: Ledger) -> Iterator[Verdict | None]:
-    reader = ImageReader(str(settings.images_root), PictureRules(limits=settings.image_limits))
-    for place, record in _records(settings):
-        image = record.get(settings.rules.image_key) if isinstance(record, dict) else None
-        key = make_key(place.position, image if isinstance(image, str) else "")
-        try:
-            if isinstance(record, RecordError):
-                raise record
-            verdict = judge(record, key, settings.rules, reader.load)
-        except (RecordError, ImageError) as error:
-            ledger.reject(place, record, error)
-            yield None
-        else:
-            ledger.take(place, record, verdict)
-            yield verdict
-
-
-def _records(settings: BuildSettings) -> Iterator[tuple[Place, Any]]:
-    if settings.shuffle_seed is None:
-        yield from _in_order(settings)
-        return
-    records = list(_in_order(settings))
-    random.Random(settings.shuffle_seed).shuffle(records)  # noqa: S311 - no secret
-    yield from records
-
-
-def _in_order(settings: BuildSettings) -> Iterator[tuple[Place, Any]]:
-    position = 0
-    for path in settings.inputs:
-        for index, record in enumerate(read_records(path)):
-            if _is_wanted(record, settings.where):
-                yield Place(position, path, index), record
-            position += 1
-
-
-def _is_wanted(record: Any, where: tuple[tuple[str, str], ...]) -> bool:
-    if not isinstance(record, dict):
-        return True  # a bad record is for the judge
-    return all(name in record and str(record[name]) == value for name, value in where)
-
-
-def _portable(settings: BuildSettings) -> dict[str, Any]:
-    """The settings that decided the content, without the machine's paths."""
+def _content(settings: BuildSettings, rules: tuple[Rules, ...], survey: Survey) -> dict[str, Any]:
+    """Everything that decides the content, without the machine's paths."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "inputs": [path.name for path in settings.inputs],
+        "inputs": survey.to_dicts(),
         "where": [list(pair) for pair in settings.where],
-        "rules": asdict(settings.rules),
+        "rules": [asdict(rule) for rule in rules],
+        "split": None if settings.split is None else dict(settings.split.shares),
+        "pictures": asdict(settings.pictures),
         "shard_limits": asdict(settings.limits),
-        "image_limits": asdict(settings.image_limits),
         "shuffle_seed": settings.shuffle_seed,
+        "category_prompt": settings.category_prompt,
+        "codecs": codec_versions(),
     }
 
 
 def _check(settings: BuildSettings) -> None:
-    for path in settings.inputs:
-        if not path.is_file():
-            raise ConfigError("INPUT", str(path), "must be a JSON or JSON Lines file that exists")
-        is_in_out = settings.out.is_dir() and path.resolve().parent == settings.out.resolve()
-        if is_in_out and any(path.match(pattern) for pattern in _OURS):
-            raise ConfigError("INPUT", str(path), "is replaced by the build: give a copy elsewhere")
-    if not settings.images_root.is_dir():
-        root = str(settings.images_root)
-        raise ConfigError("--images-root", root, "must be the folder that image paths start from")
-    for name, value in (
-        ("--samples-per-shard", settings.limits.max_samples),
-        ("--max-shard-bytes", settings.limits.max_bytes),
+    for name, value, example in (
+        ("--samples-per-shard", settings.limits.max_samples, "1000"),
+        ("--max-shard-bytes", settings.limits.max_bytes, "256MiB"),
+        ("--workers", settings.num_workers, "4"),
     ):
         if value < 1:
-            raise ConfigError(name, value, "must be at least 1, for example 1000 and 256MiB")
-    if settings.dry_run or settings.overwrite or not settings.out.is_dir():
-        return
-    if (settings.out / MANIFEST_NAME).exists():
-        expected = "holds a data set: choose another folder or add --overwrite"
-        raise ConfigError("--out", str(settings.out), expected)
-    if any(settings.out.glob(_OURS[0])):
-        expected = "holds shards without a manifest (a build that stopped?): add --overwrite"
-        raise ConfigError("--out", str(settings.out), expected)
-
-
-def _make_room(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / MANIFEST_NAME).unlink(missing_ok=True)  # first: from here on it is no data set
-        for pattern in _OURS:
-            for path in out.glob(pattern):
-                path.unlink()
-    except OSError as error:
-        expected = f"must be a folder that can be written ({error.strerror})"
-        raise ConfigError("--out", str(out), expected) from error
+            raise ConfigError(name, value, f"must be at least 1, for example {example}")
+    if settings.max_rejects is not None and settings.max_rejects < 0:
+        expected = "must be 0 or more, for example 100"
+        raise ConfigError("--max-rejects", settings.max_rejects, expected)
+    root = open_store(settings.images_root)
+    if isinstance(root, LocalStore) and not root.folder.is_dir():
+        expected = "must be the folder that image paths start from"
+        raise ConfigError("--images-root", settings.images_root, expected)
+    out = open_store(settings.out)
+    if isinstance(out, LocalStore):
+        for word in settings.inputs:
+            path = Path(word)
+            if path.parent.resolve() == out.folder.resolve() and any(
+                fnmatch(path.name, pattern) for pattern in OUR_NAMES
+            ):
+                raise ConfigError("INPUT", word, "is replaced by the build: give a copy elsewhere")
+    elif settings.out.startswith(("http://", "https://")):
+        expected = "web servers take no uploads: give a folder, s3://, gs:// or az://"
+        raise ConfigError("--out", settings.out, expected)

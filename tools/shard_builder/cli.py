@@ -175,12 +175,10 @@ def _summary(result: BuildResult, settings: BuildSettings) -> list[str]:
 def _verify(args: argparse.Namespace) -> int:
     store = open_store(args.url)
     manifest = Manifest.load(store)
-    samples = verify(store, manifest)
     total = manifest.num_samples
-    num_samples = 0
-    for _ in tqdm(samples, "verify", total, unit=" samples", disable=args.quiet):
-        num_samples += 1
-    print(f"sound: {num_samples} samples in {len(manifest.shards)} shards, {manifest.digest[:16]}")
+    with tqdm(desc="verify", total=total, unit=" samples", disable=args.quiet) as bar:
+        verify(store, manifest, on_progress=lambda num_samples, _: bar.update(num_samples))
+    print(f"sound: {total} samples in {len(manifest.shards)} shards, {manifest.digest[:16]}")
     return 0
 
 
