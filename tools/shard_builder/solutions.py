@@ -136,7 +136,7 @@ def _flat_polygon(value: list[Any]) -> list[Any]:
 
 def _checked(value: list[Any], rules: Rules) -> list[float]:
     for number in value:
-        if type(number) is not int and type(number) is not float:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise _error("solution_not_numbers", value, rules)
     count = len(value)
     if rules.box_format == "polygon":

@@ -1,0 +1,152 @@
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grpo_stream import images
+from grpo_stream.boxes import Size
+from grpo_stream.errors import ConfigError, ImageError
+from grpo_stream.images import ImageLimits, ResizeRule, check_pixels, decode, probe, resize
+
+RED = (254, 0, 0)  # what JPEG makes of it
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def flat(mode, colour, size=(40, 30)):
+    return Image.new(mode, size, colour)
+
+
+def half_red(orientation):
+    """Stored 40x30, red above and black below; upright as the orientation says."""
+    image = flat("RGB", "black")
+    image.paste("red", (0, 0, 40, 15))
+    block = Image.Exif()
+    block[0x0112] = orientation
+    return encoded(image, "JPEG", exif=block.tobytes(), quality=95)
+
+
+@pytest.mark.parametrize(
+    ("data", "colour"),
+    [
+        (encoded(flat("RGB", "red"), "JPEG"), RED),
+        (encoded(flat("RGB", "red"), "JPEG", progressive=True), RED),
+        (encoded(flat("L", 77), "JPEG"), (77, 77, 77)),
+        (encoded(flat("CMYK", (0, 255, 255, 0)), "JPEG"), RED),
+        (encoded(flat("RGB", "red"), "PNG"), (255, 0, 0)),
+        (encoded(flat("P", 3), "PNG"), None),
+        (encoded(flat("1", 1), "PNG"), (255, 255, 255)),
+        (encoded(flat("I;16", 0x80FF), "PNG"), (128, 128, 128)),
+        (encoded(flat("RGBA", (255, 0, 0, 0)), "PNG"), (255, 255, 255)),
+        (encoded(flat("LA", (0, 128)), "PNG"), (127, 127, 127)),
+        (encoded(flat("RGB", "red"), "PNG", transparency=(255, 0, 0)), (255, 255, 255)),
+        (encoded(flat("RGB", "red"), "WEBP", lossless=True), (255, 0, 0)),
+        (encoded(flat("RGB", "red"), "BMP"), (255, 0, 0)),
+        (encoded(flat("RGB", "red"), "GIF"), (255, 0, 0)),
+    ],
+)
+@pytest.mark.parametrize("has_fast_decoder", [True, False])
+def test_decode_makes_upright_rgb(data, colour, has_fast_decoder, monkeypatch):
+    if not has_fast_decoder:
+        monkeypatch.setattr(images, "simplejpeg", None)
+    pixels = decode(data)
+    assert pixels.shape == (30, 40, 3)
+    assert pixels.dtype == np.uint8
+    assert probe(data).size == Size(40, 30)
+    if colour is not None:
+        assert np.abs(pixels.astype(int) - colour).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "red_at"),
+    [
+        (1, (40, 30), (20, 3)),
+        (3, (40, 30), (20, 26)),
+        (4, (40, 30), (20, 26)),
+        (5, (30, 40), (3, 20)),
+        (6, (30, 40), (26, 20)),
+        (8, (30, 40), (3, 20)),
+    ],
+)
+def test_decode_turns_pictures_upright(orientation, size, red_at):
+    data = half_red(orientation)
+    pixels = decode(data)
+    assert probe(data).size == (pixels.shape[1], pixels.shape[0]) == size
+    assert pixels[red_at[1], red_at[0], 0] > 200
+    assert probe(data).is_plain is (orientation == 1)
+
+
+NOISE = Image.effect_noise((64, 64), 80).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "cause"),
+    [
+        (b"", ImageLimits(), "image_empty"),
+        (b"<html>", ImageLimits(), "image_unreadable"),
+        (encoded(NOISE, "JPEG")[:100], ImageLimits(), "image_unreadable"),
+        (encoded(NOISE, "PNG"), ImageLimits(max_pixels=4095), "image_too_large"),
+        (encoded(NOISE, "BMP"), ImageLimits(max_pixels=4095), "image_too_large"),
+        (encoded(NOISE, "JPEG"), ImageLimits(min_side=65), "image_too_small"),
+        (encoded(flat("RGB", 0, (402, 2)), "PNG"), ImageLimits(), "image_aspect_ratio"),
+    ],
+)
+def test_what_is_refused_by_its_header(data, limits, cause):
+    for look in (probe, decode):
+        with pytest.raises(ImageError) as caught:
+            look(data, limits)
+        assert caught.value.cause == cause
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damaged_pixels(kind):
+    data = encoded(NOISE, kind)
+    for cut in (data[: len(data) * 2 // 3], data[:-30]):
+        with pytest.raises(ImageError, match="image_truncated"):
+            decode(cut)
+        with pytest.raises(ImageError, match="image_truncated"):
+            check_pixels(cut, ImageLimits(), probe(cut))
+    check_pixels(data, ImageLimits(), probe(data))
+
+
+class TestResizeRule:
+    @pytest.mark.parametrize(
+        ("size", "target"),
+        [
+            ((56, 56), (56, 56)),
+            ((100, 40), (112, 28)),
+            ((1280, 720), (1288, 728)),
+            ((4000, 3000), (1148, 840)),
+            ((10, 10), (56, 56)),
+        ],
+    )
+    def test_target(self, size, target):
+        assert ResizeRule().target(Size(*size)) == target
+
+    def test_targets_are_kept(self):
+        rule = ResizeRule(multiple=32, min_pixels=32 * 32 * 4, max_pixels=32 * 32 * 64)
+        for width in range(20, 700, 37):
+            target = rule.target(Size(width, 200))
+            assert rule.target(target) == target
+            assert not any(side % 32 for side in target)
+            assert rule.min_pixels <= math.prod(target) <= rule.max_pixels
+
+    def test_settings_that_cannot_work(self):
+        with pytest.raises(ConfigError, match="multiple"):
+            ResizeRule(multiple=0)
+        with pytest.raises(ConfigError, match="max_pixels"):
+            ResizeRule(max_pixels=10)
+        with pytest.raises(ImageError, match="image_aspect_ratio"):
+            ResizeRule().target(Size(2001, 10))
+
+
+def test_resize_returns_the_same_array_where_nothing_is_to_be_done():
+    pixels = np.asarray(NOISE)
+    assert resize(pixels, Size(64, 64)) is pixels
+    assert resize(pixels, Size(32, 16)).shape == (16, 32, 3)
