@@ -12,8 +12,8 @@ from grpo_stream.shards.store import open_store
 
 _READ_BYTES = 1 << 18
 _UNPACKED_BYTES = 1 << 20
-# What one call may unpack has no limit in zstandard, but 4 KiB hold at most 1024 blocks of 128 KiB.
-_ZSTD_PIECE_BYTES = 1 << 12
+# zstandard unpacks all that it is given, but 512 bytes hold at most 128 blocks of 128 KiB.
+_ZSTD_PIECE_BYTES = 512
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 OnBytes = Callable[[bytes], None]
@@ -132,7 +132,7 @@ def _signed_store(folder: str, query: str) -> ObjectStore:
         raise ConfigError("INPUT", folder, expected) from error
     options = {"allow_http": True} if folder.startswith("http://") else None
     # Given as the folder's, the query goes with the requests for every file in it.
-    client = HTTPStore.from_url(f"{folder}/?{query}", client_options=options)
+    client = HTTPStore.from_url(f"{folder}?{query}", client_options=options)
     return ObjectStore(folder, client=client)
 
 
@@ -151,16 +151,18 @@ def _unpacked(
         for chunk in chunks:
             data = chunk
             while data:
-                if decoder is None:
-                    decoder = new_decoder()
+                if decoder is None:  # at the start, or after one that ended
+                    data = data.lstrip(b"\0")  # the padding of a tape
+                    decoder = new_decoder() if data else None
+                    continue
                 if new_decoder is _gzip_decoder:
                     unpacked = decoder.decompress(data, _UNPACKED_BYTES)
                 else:
                     unpacked = decoder.decompress(data)
                 if unpacked:
                     yield unpacked
-                if decoder.eof:  # another one may follow, or the padding of a tape
-                    data = decoder.unused_data.lstrip(b"\0")
+                if decoder.eof:  # another one may follow
+                    data = decoder.unused_data
                     decoder = None
                 else:
                     data = getattr(decoder, "unconsumed_tail", b"")

@@ -50,9 +50,9 @@ def is_tar(head: bytes, name: str) -> bool:
 
 
 def first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[str, Any]]:
-    """What holds the records, and the first of them, empty where it is no object.
+    """What holds the records, and the first of them, empty where that is no object.
 
-    Of a document the first elements stand for its lists; not more than 16 MiB are read of it.
+    For a document it is the first image or annotation; not more than 16 MiB are read of an object.
 
     Args:
         chunks: The unpacked bytes.
@@ -73,12 +73,13 @@ def first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[st
     for member, position, value in text.members():
         if position is None:
             record[member] = value
-        else:
-            record.setdefault(member, []).append(value)
-        # No record has a list of objects with these names; a document may go on for gigabytes.
-        is_entry = position is not None and isinstance(value, dict)
-        if is_entry and (_is_image_entry(member, value) or _is_annotation(member, value)):
-            return "document", record
+        elif position == 0:
+            record[member] = [value]
+        elif isinstance(record[member], list):
+            record[member].append(value)
+        # No record has a list of such objects; a document may go on for gigabytes.
+        if position == 0 and _is_entry(member, value):
+            return "document", value
         if text.num_taken > _FIRST_CHARS:
             break
     return "lines", record
@@ -88,10 +89,7 @@ def format_of(container: Container, record: Mapping[str, Any]) -> InputFormat:
     """The format of the first record, plain records where nothing tells."""
     plain: InputFormat = "json" if container == "array" else "jsonl"
     if container == "document":
-        images, annotations = record.get("images", [{}]), record.get("annotations", [{}])
-        is_refcoco = {"caption", "expressions"} & images[0].keys() or (
-            "tokens_positive" in annotations[0]
-        )
+        is_refcoco = {"caption", "expressions", "tokens_positive"} & record.keys()
         return "refcoco" if is_refcoco else "coco"
     if {"image", "prompt", "solution"} <= record.keys():
         return plain
@@ -117,9 +115,6 @@ def _of_conversation(container: Container, messages: list[Any]) -> InputFormat:
     return "vlm_r1" if container == "lines" else "llava"
 
 
-def _is_image_entry(member: str, value: Mapping[str, Any]) -> bool:
-    return member == "images" and "id" in value and "file_name" in value
-
-
-def _is_annotation(member: str, value: Mapping[str, Any]) -> bool:
-    return member == "annotations" and "image_id" in value
+def _is_entry(member: str, value: object) -> bool:
+    names = {"images": {"id", "file_name"}, "annotations": {"id", "image_id"}}.get(member)
+    return isinstance(value, dict) and names is not None and names <= value.keys()

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,8 @@ def open_table(name: str) -> Any:
     path, config, split = _parse(name)
     files = sorted(glob.glob(path, recursive=True)) if not Path(path).is_dir() else []  # noqa: PTH207
     builder = _BUILDERS.get(Path(path).suffix)
+    if not files and re.search(r"[*?\[]", path):
+        raise ConfigError("INPUT", name, f"matches no file; {_EXPECTED}")
     options: dict[str, Any] = {"name": config or None, "split": split or None, "streaming": True}
     if files and builder is not None:
         path, options["data_files"] = builder, files
@@ -70,8 +73,8 @@ def table_rows(
         table: From :func:`open_table`.
         name: The input's, for messages.
         image_key: The field that gets the image.
-        on_bytes: Gets what stands for a row: its fields as JSON, and length and CRC-32 of its
-            images.
+        on_bytes: Gets what stands for a row: its fields as JSON, and name, length and
+            CRC-32 of its images.
 
     Yields:
         Rows, or a RecordError for one whose image is not in it; cause ``image_not_inline``.
@@ -193,7 +196,7 @@ def _mark(record: dict[str, Any] | RecordError, image_key: str) -> bytes:
     value = record.get(image_key)
     images = value if isinstance(value, list) else [value]
     sums = [
-        [len(image.data), zlib.crc32(image.data)]
+        [image.name, len(image.data), zlib.crc32(image.data)]
         for image in images if isinstance(image, InlineImage)
     ]  # fmt: skip
     fields = record if not sums else {k: v for k, v in record.items() if k != image_key}
