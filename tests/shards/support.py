@@ -1,6 +1,7 @@
 """Small samples and data sets for tests."""
 
 import io
+import tarfile
 from pathlib import Path
 
 from PIL import Image
@@ -22,6 +23,25 @@ def make_sample(key="000000_a", prompt="Click on the red circle", size=(8, 6), *
     width, height = size
     meta = make_meta(prompt, (1, 2, width, height), Size(*size), Size(*size), extra)
     return Sample(key, image_bytes(size), "png", meta)
+
+
+def make_multi_sample(key="000009_m", boxes=((0, 0, 8, 6), (1, 1)), lies_in=(0, 1), **extra):
+    """A sample of three images and, by default, a box in the first and a point in the second."""
+    more_sizes = ((Size(4, 2), Size(8, 4)), (Size(5, 7), Size(5, 7)))
+    meta = make_meta("Find", boxes, Size(8, 6), Size(8, 6), extra, more_sizes, lies_in)
+    more = (("jpg", image_bytes((4, 2), kind="JPEG")), ("webp", image_bytes((5, 7), kind="WEBP")))
+    return Sample(key, image_bytes(), "png", meta, more)
+
+
+def tar_of(members, fmt=tarfile.PAX_FORMAT) -> bytes:
+    """A tar as anybody's tools write it, of (name, content) pairs."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=fmt) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def write_shard(path: Path, samples) -> ShardInfo:

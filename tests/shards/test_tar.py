@@ -1,7 +1,9 @@
 import io
+import os
 import subprocess
 import sys
 import tarfile
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.store import LocalStore
 from grpo_stream.shards.tar import ShardWriter, iter_samples, parse_sample, read_sample, split_name
-from tests.shards.support import image_bytes, make_sample, write_shard
+from tests.shards.support import image_bytes, make_multi_sample, make_sample, tar_of, write_shard
 
 SAMPLES = [make_sample(f"{i:06d}", f"Click {i}", (8 + i, 6)) for i in range(5)]
 META = (
@@ -26,16 +28,6 @@ META = (
 def shard(tmp_path):
     info = write_shard(tmp_path / "s.tar", SAMPLES)
     return tmp_path / "s.tar", info
-
-
-def tar_bytes(members, fmt=tarfile.PAX_FORMAT):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=fmt) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def read_all(data):
@@ -115,6 +107,9 @@ def test_nothing_under_the_final_name_before_close(tmp_path):
         ({"key": "a.b"}, "bad_key"),
         ({"image_suffix": "gif"}, "bad_suffix"),
         ({"meta": {"prompt": "p"}}, "bad_meta"),
+        ({"more_images": (("png", b"x"),)}, "bad_meta"),
+        ({"meta": make_multi_sample().meta}, "bad_meta"),
+        ({"meta": make_sample(note=float("nan")).meta}, "bad_meta"),
     ],
 )
 def test_writer_refuses(tmp_path, change, cause):
@@ -141,9 +136,7 @@ def test_split_name_as_webdataset(name, key, suffix):
 @pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_foreign_tars(fmt):
     key = f"{'folder' * 10}/{'long' * 15}"  # past the 100 bytes of a plain header's name
-    data = tar_bytes(
-        [(f"{key}.JPEG", b"image"), (f"{key}.txt", b"aside"), (f"{key}.json", META)], fmt
-    )
+    data = tar_of([(f"{key}.JPEG", b"image"), (f"{key}.txt", b"aside"), (f"{key}.json", META)], fmt)
     (sample,) = read_all(data)
     assert (sample.key, sample.image_suffix, sample.image) == (key, "jpg", b"image")
 
@@ -165,7 +158,7 @@ def test_foreign_tars(fmt):
 )
 def test_faulty_members_are_named(members, cause):
     with pytest.raises(ShardFormatError, match=rf"{cause}: s\.tar.*key='a'"):
-        read_all(tar_bytes(members))
+        read_all(tar_of(members))
 
 
 def test_links_are_refused():
@@ -204,7 +197,7 @@ def test_errors_give_the_offset_in_the_shard(shard):
     with pytest.raises(ShardFormatError, match=f"bad_header: s.tar at byte {entry.offset}"):
         parse_sample(b"x" * 512, "s.tar", entry)
     other = make_sample("000002", "Click 2", (11, 6))
-    run = tar_bytes([("000002.png", other.image), ("000002.json", META)])
+    run = tar_of([("000002.png", other.image), ("000002.json", META)])
     with pytest.raises(ShardFormatError, match=r"checksum: s\.tar .*key='000002'"):
         parse_sample(run, "s.tar", entry)
 
@@ -237,3 +230,29 @@ def test_images_are_stored_as_they_are(tmp_path):
     sample = replace(make_sample(), image=jpeg, image_suffix="jpg")
     write_shard(tmp_path / "s.tar", [sample])
     assert jpeg in (tmp_path / "s.tar").read_bytes()
+
+
+def test_a_known_checksum_is_taken(tmp_path):
+    with ShardWriter(tmp_path / "s.tar") as writer:
+        writer.add(SAMPLES[0], image_crc32=7)
+        writer.add(SAMPLES[1])
+    index = ShardIndex.load(LocalStore(tmp_path), writer.close())
+    assert index[0].parts[0].crc32 == 7
+    assert index[1].parts[0].crc32 == zlib.crc32(SAMPLES[1].image)
+
+
+def test_writes_that_the_kernel_cuts_short_are_finished(tmp_path, monkeypatch):
+    whole = write_shard(tmp_path / "a.tar", SAMPLES)
+    write, writev = os.write, os.writev
+    monkeypatch.setattr(os, "writev", lambda fd, chunks: writev(fd, [b"".join(chunks)[:700]]))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+    cut = write_shard(tmp_path / "b.tar", SAMPLES)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert whole.sha256 == cut.sha256
+
+
+def test_a_closed_writer_takes_nothing(tmp_path):
+    writer = ShardWriter(tmp_path / "s.tar")
+    writer.close()
+    with pytest.raises(ValueError, match="closed"):
+        writer.add(SAMPLES[0])
