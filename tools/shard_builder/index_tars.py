@@ -91,11 +91,13 @@ def index_tars(
             return _read_tar(store, name, Path(spool), stop.is_set, on_progress)
 
         with closing(map_in_order(read, names, workers, stop)) as results:
-            for one in results:
-                book.add(one.hashes)
-                indexed.append(one)
-                one.hashes.clear()
-        _check_keys(store, names, book)
+            try:
+                for one in results:
+                    book.add(one.hashes)
+                    indexed.append(one)
+                    one.hashes.clear()
+            finally:  # a key that was repeated before a fault comes first
+                _check_keys(store, names[: len(indexed)], book)
         manifest = _manifest(indexed) if present is None else _same(present, indexed)
         for name in names:
             for part in (index_name(name), energon_index_name(name)):
