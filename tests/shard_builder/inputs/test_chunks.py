@@ -1,5 +1,6 @@
 import gzip
 import io
+import sys
 
 import pytest
 import zstandard
@@ -60,9 +61,17 @@ def test_a_name_that_says_packed_is_believed(name):
 
 
 def test_zstd_is_an_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(ConfigError, match=r"grpo_stream\[zstd\]"):
         list(unpack(iter([zstd(TEXT)]), "a"))
+
+
+@pytest.mark.parametrize("query", ["", "sig=1"])
+def test_object_storage_is_an_extra(monkeypatch, query):
+    for name in ("obstore", "obstore.store"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"grpo_stream\[cloud\]"):
+        list(read_chunks("https://host/a.json", query))
 
 
 def test_on_bytes_gets_what_is_stored(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from grpo_stream.errors import RecordError
 from tests.shard_builder.inputs.support import COCO, read_all, write
 from tools.shard_builder.inputs.source import RuleFlags, rules_of
-from tools.shard_builder.judge import Rules
+from tools.shard_builder.rules import Rules
 
 
 def coco(**change):

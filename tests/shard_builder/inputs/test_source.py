@@ -18,7 +18,7 @@ from tools.shard_builder.inputs.source import (
     read_source,
     rules_of,
 )
-from tools.shard_builder.judge import Rules
+from tools.shard_builder.rules import Rules
 
 ROWS = [{"image": "a.png", "prompt": "Click", "solution": [1, 2, 3, 4]}, 5, {"image": "b.png"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

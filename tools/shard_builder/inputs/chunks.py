@@ -50,6 +50,8 @@ def read_chunks(
                 if on_bytes is not None:
                     on_bytes(chunk)
                 yield chunk
+    except ConfigError:  # which is a ValueError too
+        raise
     except StoreError as error:
         raise RecordError("input_unreadable", error.detail) from error
     except (OSError, ValueError) as error:

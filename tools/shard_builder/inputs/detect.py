@@ -1,11 +1,16 @@
 """Which format an input has, by its name and the first of its content."""
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal
 
-from grpo_stream.errors import ConfigError
+from grpo_stream.errors import ConfigError, RecordError
+from tools.shard_builder.inputs import refcoco, screenspot
+from tools.shard_builder.inputs.chunks import unpack
 from tools.shard_builder.inputs.conversations import boxes_in
 from tools.shard_builder.inputs.json_text import JsonText, first_byte, parse_lines
+from tools.shard_builder.inputs.tars import tar_rows
+from tools.shard_builder.rules import BoxFormat, Coords
 
 InputFormat = Literal[
     "json", "jsonl", "coco", "refcoco", "screenspot", "vlm_r1", "llava", "webdataset", "datasets"
@@ -16,6 +21,7 @@ Container = Literal["array", "lines", "document", "tar", "table"]
 """What holds the records: a JSON array, JSON Lines, one JSON object, a tar or a table."""
 
 _FIRST_CHARS = 16 << 20
+_HEAD_BYTES = 512
 _PICKLE_TO_JSON = (
     "is a pickle, which can run code of its maker when it is opened. If you trust it, make JSON of "
     'it, for example: python -c "import json, pickle, sys; json.dump(pickle.load(open(sys.argv[1], '
@@ -42,14 +48,83 @@ def check_kind(head: bytes, name: str) -> None:
         raise ConfigError("INPUT", name, "is a zip file: unpack it, or pack it with gzip or zstd")
 
 
-def is_tar(head: bytes, name: str) -> bool:
+def look(
+    stored: Iterator[bytes], name: str, *, is_meant_as_tar: bool
+) -> tuple[Container, dict[str, Any]]:
+    """What holds the records, and the first of them, empty where that is no object.
+
+    Damage is left to the reading: it comes out as an array or a tar without records.
+
+    Args:
+        stored: The input's bytes as they are stored.
+        name: The input's.
+        is_meant_as_tar: It is a tar, whatever it looks like.
+
+    Raises:
+        ConfigError: a pickle, a Parquet file, a zip file; or an extra is missing.
+    """
+    container: Container = "tar" if is_meant_as_tar else "array"
+    try:
+        chunks = unpack(stored, name)
+        head = b""
+        for chunk in chunks:
+            head += chunk
+            if len(head) >= _HEAD_BYTES:
+                break
+        check_kind(head, name)
+        chunks = chain([head], chunks)
+        if not (is_meant_as_tar or _is_tar(head, name)):
+            return _first_record(chunks, name)
+        container = "tar"
+        row = next(tar_rows(chunks, name, "image"), None)
+    except RecordError:
+        row = None
+    return container, row if isinstance(row, dict) else {}
+
+
+def format_of(container: Container, record: Mapping[str, Any]) -> InputFormat:
+    """The format of the first record, plain records where nothing tells."""
+    plain: InputFormat = "json" if container == "array" else "jsonl"
+    if container == "document":
+        is_refcoco = {"caption", "expressions", "tokens_positive"} & record.keys()
+        return "refcoco" if is_refcoco else "coco"
+    if {"image", "prompt", "solution"} <= record.keys():
+        return plain
+    messages = record.get("conversations") or record.get("messages")
+    if isinstance(messages, list):
+        return _of_conversation(container, messages)
+    if {"img_filename", "bbox"} <= record.keys():
+        return "screenspot"
+    is_located = "bbox" in record or "ann_id" in record
+    if is_located and {"sentences", "expression", "sent"} & record.keys():
+        return "refcoco"
+    return plain
+
+
+def layout_of(
+    input_format: InputFormat, first_row: Any, *, is_document: bool = False
+) -> tuple[BoxFormat, Coords] | None:
+    """How a format writes its boxes, seen in the first row for some; None where it is open."""
+    record: Mapping[str, Any] = first_row if isinstance(first_row, dict) else {}
+    if input_format == "coco" or (input_format == "refcoco" and is_document):
+        return "xywh", "pixels"
+    if input_format == "refcoco":
+        return refcoco.refcoco_layout(record)
+    if input_format == "screenspot":
+        return screenspot.screenspot_layout(record)
+    if input_format == "vlm_r1":
+        return "xyxy", "pixels"
+    return ("xyxy", "unit") if input_format == "llava" else None
+
+
+def _is_tar(head: bytes, name: str) -> bool:
     """Whether this is a tar, by its magic or its name."""
     return head[257:262] == b"ustar" or name.lower().endswith(
         (".tar", ".tar.gz", ".tgz", ".tar.zst")
     )
 
 
-def first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[str, Any]]:
+def _first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[str, Any]]:
     """What holds the records, and the first of them, empty where that is no object.
 
     For a document it is the first image or annotation; not more than 16 MiB are read of an object.
@@ -83,25 +158,6 @@ def first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[st
         if text.num_taken > _FIRST_CHARS:
             break
     return "lines", record
-
-
-def format_of(container: Container, record: Mapping[str, Any]) -> InputFormat:
-    """The format of the first record, plain records where nothing tells."""
-    plain: InputFormat = "json" if container == "array" else "jsonl"
-    if container == "document":
-        is_refcoco = {"caption", "expressions", "tokens_positive"} & record.keys()
-        return "refcoco" if is_refcoco else "coco"
-    if {"image", "prompt", "solution"} <= record.keys():
-        return plain
-    messages = record.get("conversations") or record.get("messages")
-    if isinstance(messages, list):
-        return _of_conversation(container, messages)
-    if {"img_filename", "bbox"} <= record.keys():
-        return "screenspot"
-    is_located = "bbox" in record or "ann_id" in record
-    if is_located and {"sentences", "expression", "sent"} & record.keys():
-        return "refcoco"
-    return plain
 
 
 def _of_conversation(container: Container, messages: list[Any]) -> InputFormat:

@@ -18,7 +18,7 @@ from typing import Any
 
 from grpo_stream.errors import RecordError
 from tools.shard_builder.inputs.coco import Document, box_fields, image_fields
-from tools.shard_builder.judge import BoxFormat, Coords
+from tools.shard_builder.rules import BoxFormat, Coords
 
 _LIST_KEYS = ("sentences", "answer", "captions")
 _SENTENCE_KEYS = ("expression", "sent", "sentence", "caption", "phrase")

@@ -8,7 +8,7 @@ Parquet copies have ``image`` and ``file_name`` and write ``[x1, y1, x2, y2]`` i
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tools.shard_builder.judge import BoxFormat, Coords
+from tools.shard_builder.rules import BoxFormat, Coords
 
 _FIELDS = {"image": ("image", "img_filename", "file_name", "img_path")}
 _TAKEN = ("img_filename", "bbox", "instruction", "img_path", "image")

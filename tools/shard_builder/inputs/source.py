@@ -1,7 +1,7 @@
 """Inputs as the user names them: found, told apart, and read record by record."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
@@ -15,22 +15,21 @@ from tools.shard_builder.inputs.detect import (
     Container,
     InputFormat,
     check_kind,
-    first_record,
     format_of,
-    is_tar,
+    layout_of,
+    look,
 )
 from tools.shard_builder.inputs.find import find_files
 from tools.shard_builder.inputs.json_text import JsonText, first_byte, parse_lines, parse_records
 from tools.shard_builder.inputs.tables import PREFIX, open_table, table_rows
 from tools.shard_builder.inputs.tars import tar_rows
-from tools.shard_builder.judge import BoxFormat, Coords, Rules
+from tools.shard_builder.rules import BoxFormat, Coords, Rules
 
 FORMATS: tuple[str, ...] = ("auto", *get_args(InputFormat))
 """What the user may call the format of an input."""
 
 _WITH_OWN_FIELDS = ("coco", "refcoco", "screenspot", "vlm_r1", "llava")
 _KEYS = ("image_key", "prompt_key", "solution_key")
-_HEAD_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,13 @@ def _table_source(name: str, input_format: str) -> InputSource:
         expected = f"does not go with {name}: leave it out, or name the format of its rows"
         raise ConfigError("--format", input_format, expected)
     as_format: Any = "datasets" if input_format == "auto" else input_format
-    row = next(table_rows(open_table(name), name, "image"), None)
-    return InputSource(name, as_format, "table", _layout(as_format, row))
+    table, row = open_table(name), None
+    if as_format in ("refcoco", "screenspot"):
+        try:
+            row = next(table_rows(table, name, "image"), None)
+        except RecordError as error:
+            raise ConfigError("INPUT", name, f"cannot be read: {error.detail}") from error
+    return InputSource(name, as_format, "table", layout_of(as_format, row))
 
 
 def _file_source(name: str, query: str, input_format: str) -> InputSource:
@@ -191,7 +195,7 @@ def _file_source(name: str, query: str, input_format: str) -> InputSource:
         except RecordError as error:
             raise ConfigError("INPUT", name, f"cannot be read: {error.detail}") from error
         is_meant_as_tar = input_format == "webdataset"
-        container, record = _look(chain([first], stored), name, is_meant_as_tar=is_meant_as_tar)
+        container, record = look(chain([first], stored), name, is_meant_as_tar=is_meant_as_tar)
     if container == "tar":
         if input_format in ("json", "jsonl", "coco"):
             raise ConfigError("--format", input_format, f"does not go with {name}, a tar")
@@ -202,46 +206,8 @@ def _file_source(name: str, query: str, input_format: str) -> InputSource:
             container = "document"
         elif as_format == "jsonl" or (container == "document" and as_format != "refcoco"):
             container = "lines"
-    layout = _layout(as_format, record, is_document=container == "document")
+    layout = layout_of(as_format, record, is_document=container == "document")
     return InputSource(name, as_format, container, layout, query=query)
-
-
-def _look(
-    stored: Iterator[bytes], name: str, *, is_meant_as_tar: bool
-) -> tuple[Container, dict[str, Any]]:
-    """What holds the records, and the first of them; damage is left to the reading."""
-    container: Container = "tar" if is_meant_as_tar else "array"
-    try:
-        chunks = unpack(stored, name)
-        head = b""
-        for chunk in chunks:
-            head += chunk
-            if len(head) >= _HEAD_BYTES:
-                break
-        check_kind(head, name)
-        chunks = chain([head], chunks)
-        if not (is_meant_as_tar or is_tar(head, name)):
-            return first_record(chunks, name)
-        container = "tar"
-        row = next(tar_rows(chunks, name, "image"), None)
-    except RecordError:
-        row = None
-    return container, row if isinstance(row, dict) else {}
-
-
-def _layout(
-    input_format: InputFormat, first_row: Any, *, is_document: bool = False
-) -> tuple[BoxFormat, Coords] | None:
-    record: Mapping[str, Any] = first_row if isinstance(first_row, dict) else {}
-    if input_format == "coco" or (input_format == "refcoco" and is_document):
-        return "xywh", "pixels"
-    if input_format == "refcoco":
-        return refcoco.refcoco_layout(record)
-    if input_format == "screenspot":
-        return screenspot.screenspot_layout(record)
-    if input_format == "vlm_r1":
-        return "xyxy", "pixels"
-    return ("xyxy", "unit") if input_format == "llava" else None
 
 
 def _rows(source: InputSource, on_bytes: OnBytes | None, image_key: str) -> Iterator[Any]:

@@ -94,8 +94,6 @@ def table_rows(
             if on_bytes is not None:
                 on_bytes(_mark(record, image_key))
             yield record
-    except (GeneratorExit, KeyboardInterrupt):
-        raise
     except Exception as error:  # whatever its file systems and formats raise
         raise RecordError("input_unreadable", f"{name}: {_short(error)}") from error
 
