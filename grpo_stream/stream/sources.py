@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from grpo_stream.boxes import Size
-from grpo_stream.errors import ShardFormatError
+from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, decode, resize
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
@@ -53,8 +53,16 @@ class StreamSample:
         Raises:
             ImageError: the bytes are no usable image.
             ShardFormatError: cause ``size_mismatch``: the image has not the size that its JSON
-                says, so the frame of its solution is unknown.
+                says, so the frame of its solution is unknown; ``several_images`` and
+                ``several_boxes``: a stream sample is of one each.
         """
+        for cause, count in (
+            ("several_images", len(sample.images)),
+            ("several_boxes", len(sample.solutions)),
+        ):
+            if count > 1:
+                detail = f"{sample.key}: {count}, where the stream takes one"
+                raise ShardFormatError(cause, detail)
         pixels = decode(sample.image, limits)
         stored = Size(pixels.shape[1], pixels.shape[0])
         if stored != sample.size:
@@ -94,11 +102,16 @@ class ShardSource:
 
     Args:
         store: A URL or folder, or an open store.
+
+    Raises:
+        ManifestError: there is no data set, or none that this version reads.
+        ConfigError: its manifest counts samples of several images or boxes.
     """
 
     def __init__(self, store: str | Store) -> None:
         self._store = open_store(store) if isinstance(store, str) else store
         self.manifest = Manifest.load(self._store)
+        _check_totals(self._store.url, self.manifest.totals)
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -133,3 +146,14 @@ class ShardSource:
             while len(self._indexes) > _MAX_OPEN_INDEXES:
                 self._indexes.popitem(last=False)
         return index
+
+
+def _check_totals(url: str, totals: dict[str, int]) -> None:
+    counts = [
+        f"{totals[name]} samples of several {what}"
+        for name, what in (("num_multi_image", "images"), ("num_multi_box", "boxes"))
+        if totals.get(name, 0)
+    ]
+    if counts:
+        expected = "the stream takes one of each: build it with --several reject"
+        raise ConfigError("shards", url, f"holds {' and '.join(counts)}; {expected}")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,13 @@ class TestStreamSample:
         with pytest.raises(ShardFormatError, match=r"size_mismatch: k: .*41.*40"):
             StreamSample.from_sample(stored, SMALL)
 
+    def test_several_images_or_boxes(self):
+        extra = (("png", image_bytes((40, 30))),)
+        with pytest.raises(ShardFormatError, match="several_images: k: 2"):
+            StreamSample.from_sample(stored_sample(more_images=extra), SMALL)
+        with pytest.raises(ShardFormatError, match="several_boxes: k: 3"):
+            StreamSample.from_sample(stored_sample(solution=[(1, 2), (3, 4), (5, 6)]), SMALL)
+
     def test_limits(self):
         with pytest.raises(ImageError, match="image_too_large"):
             StreamSample.from_sample(stored_sample(), None, ImageLimits(max_pixels=100))
@@ -77,6 +86,26 @@ class TestShardSource:
         assert list(store.reads.values()) == [1, 1, 1, 1]
         shards = [info.name for info in source.manifest.shards]
         assert store.whole_reads == {"manifest.json": 1, **{index_name(name): 1 for name in shards}}
+
+    @pytest.mark.parametrize(
+        ("totals", "message"),
+        [
+            ({"num_multi_image": 2}, "2 samples of several images;"),
+            ({"num_multi_box": 3}, "3 samples of several boxes;"),
+            ({"num_multi_image": 2, "num_multi_box": 3}, "images and 3 samples of several boxes;"),
+        ],
+    )
+    def test_sets_that_the_stream_cannot_use(self, tmp_path, totals, message):
+        store = LocalStore(write_numbered_set(tmp_path))
+        replace(Manifest.load(store), totals=totals).save(store)
+        with pytest.raises(ConfigError, match=f"{message} .*--several reject"):
+            ShardSource(store)
+
+    def test_totals_without_such_samples(self, tmp_path):
+        store = LocalStore(write_numbered_set(tmp_path))
+        totals = {"num_multi_image": 0, "num_multi_box": 0}
+        replace(Manifest.load(store), totals=totals).save(store)
+        ShardSource(store)
 
     def test_old_indexes_are_dropped(self, tmp_path, monkeypatch):
         monkeypatch.setattr(sources, "_MAX_OPEN_INDEXES", 2)
