@@ -4,17 +4,13 @@ from PIL import Image, ImageDraw
 
 from grpo_stream.boxes import Size
 from grpo_stream.report.gallery import TALL_RATIO, GallerySample, marks_on, zooms_of
-from grpo_stream.report.pictures import COLOURS, Colour, draw_marks
+from grpo_stream.report.pictures import COLOURS, draw_marks
+from grpo_stream.report.style import INK, PALE, PAPER, RULE, STAGE
 from grpo_stream.report.text import drawable, font, wrap
 
 CELL = Size(440, 392)
 """Pixels of a cell."""
 
-_PAPER: Colour = (255, 255, 255)
-_STAGE: Colour = (232, 234, 236)
-_RULE: Colour = (214, 217, 220)
-_INK: Colour = (31, 35, 40)
-_PALE: Colour = (95, 105, 115)
 _WIDE_STAGE = (0, 0, 440, 258)
 _TALL_STAGE = (0, 0, 196, 392)
 _GAP = 10
@@ -30,10 +26,10 @@ def sheet_cell(sample: GallerySample) -> Image.Image:
     """
     image = sample.images[0]
     is_tall = image.width < TALL_RATIO * image.height
-    cell = Image.new("RGB", CELL, _PAPER)
+    cell = Image.new("RGB", CELL, PAPER)
     draw = ImageDraw.Draw(cell)
     stage = _TALL_STAGE if is_tall else _WIDE_STAGE
-    draw.rectangle((stage[0], stage[1], stage[2] - 1, stage[3] - 1), fill=_STAGE)
+    draw.rectangle((stage[0], stage[1], stage[2] - 1, stage[3] - 1), fill=STAGE)
     _paste_fitted(cell, image, sample, stage)
     zooms = [_framed(z) for _, z in zooms_of(sample, _TALL_ZOOM if is_tall else _WIDE_ZOOM)][:1]
     if is_tall:
@@ -48,7 +44,7 @@ def sheet_cell(sample: GallerySample) -> Image.Image:
             cell.paste(zooms[0], (left, top))
             left += zooms[0].width + _GAP + 2
     _caption(draw, sample, (left, top), max_lines)
-    draw.rectangle((0, 0, CELL.width - 1, CELL.height - 1), outline=_RULE)
+    draw.rectangle((0, 0, CELL.width - 1, CELL.height - 1), outline=RULE)
     return cell
 
 
@@ -75,7 +71,7 @@ def _caption(
     left, top = at
     width = CELL.width - left - _GAP
     for line in wrap(sample.prompt, _PROMPT_PIXELS, width, max_lines):
-        draw.text((left, top), line, fill=_INK, font=font(_PROMPT_PIXELS))
+        draw.text((left, top), line, fill=INK, font=font(_PROMPT_PIXELS))
         top += 22
     size = "x".join(map(str, sample.images[0].size))
     counts = [
@@ -86,5 +82,5 @@ def _caption(
     top += 4
     for text in (drawable(sample.title), " \N{MIDDLE DOT} ".join([size, *counts])):
         (line,) = wrap(text, _SMALL_PIXELS, width, 1)
-        draw.text((left, top), line, fill=_PALE, font=font(_SMALL_PIXELS))
+        draw.text((left, top), line, fill=PALE, font=font(_SMALL_PIXELS))
         top += 18
