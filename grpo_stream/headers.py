@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from grpo_stream.boxes import Size
 
 _U16 = struct.Struct(">H").unpack_from
+_SEGMENT = struct.Struct(">BBH").unpack_from  # of a JPEG: 0xFF, marker, length with itself
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_IEND = b"IEND\xaeB`\x82"  # chunk type and checksum of an empty chunk
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -92,13 +93,13 @@ def _jpeg(data: bytes) -> ImageInfo | None:
     has_exif = has_xmp_orientation = False
     position = 2
     for _ in range(_MAX_SEGMENTS):
-        if data[position] != 0xFF:
+        ff, marker, num_bytes = _SEGMENT(data, position)
+        start, end = position + 4, position + 2 + num_bytes
+        if ff != 0xFF or num_bytes < 2 or end > len(data):
             return None
-        marker = data[position + 1]
-        start, end = position + 4, position + 2 + _U16(data, position + 2)[0]
-        if not start <= end <= len(data):
-            return None
-        if marker == 0xE1:
+        if marker in (0xC4, 0xDD, 0xFE):
+            pass  # Huffman tables, restart interval, comment
+        elif marker == 0xE1:
             if data.startswith(b"Exif\0\0", start):
                 orientation = None if has_exif else _exif_orientation(data[start + 6 : end])
                 has_exif = True
@@ -127,9 +128,7 @@ def _jpeg(data: bytes) -> ImageInfo | None:
             if has_xmp_orientation:
                 return None  # Pillow reads it where EXIF gives none
             return _info("JPEG", size, num_components != 4, orientation or 1)
-        elif not (marker in (0xC4, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
-            return None
-        if marker in (0xE0, 0xEE) and end < start + 12:
+        elif not 0xE0 <= marker <= 0xEF or (marker in (0xE0, 0xEE) and num_bytes < 14):
             return None
         position = end
     return None
