@@ -4,6 +4,7 @@ import io
 from dataclasses import dataclass
 from typing import Literal
 
+import PIL
 from PIL import Image
 
 from grpo_stream.errors import ConfigError
@@ -95,3 +96,11 @@ def _save(pixels: Pixels, image_format: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def codec_versions() -> dict[str, str | None]:
+    """Versions of what encodes and decodes: other versions may give other bytes."""
+    return {
+        "pillow": PIL.__version__,
+        "simplejpeg": None if simplejpeg is None else simplejpeg.__version__,
+    }

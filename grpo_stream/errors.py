@@ -28,6 +28,9 @@ class ConfigError(GrpoStreamError, ValueError):
         self.value = value
         self.expected = expected
 
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.expected)
+
 
 class _CausedError(GrpoStreamError):
     """An error with a short fixed word (``cause``) for counting and a sentence for people."""

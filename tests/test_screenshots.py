@@ -19,9 +19,9 @@ def records():
 
 
 def test_the_builder_takes_every_record_without_a_word(tmp_path):
-    out = tmp_path / "out"
-    inputs = (FOLDER / "records.json",)
-    result = build(BuildSettings(inputs, images_root=FOLDER, out=out, dry_run=True, quiet=True))
+    inputs = (str(FOLDER / "records.json"),)
+    settings = BuildSettings(inputs, str(FOLDER), str(tmp_path / "out"), dry_run=True)
+    result = build(settings)
     assert (result.num_samples, result.rejects, result.warnings) == (388, {}, {})
 
 

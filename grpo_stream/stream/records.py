@@ -14,7 +14,7 @@ from grpo_stream.images import DEFAULT_LIMITS, SUFFIXES, ImageLimits, ResizeRule
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.plan import Indices
 from grpo_stream.stream.sources import StreamSample
-from tools.shard_builder.build import make_key
+from tools.shard_builder.plan import make_key
 from tools.shard_builder.image_files import check_image_path, read_image_file
 from tools.shard_builder.inputs.inline import InlineImage
 from tools.shard_builder.inputs.json_text import read_records

@@ -1,11 +1,11 @@
-"""``python -m tools.bench order``: look at what the stream delivers."""
+"""``python -m tools.bench order | build``: look at what the stream delivers; time the builder."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
-from tools.bench import order
+from tools.bench import build, order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,6 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     order.add_command(commands)
+    build.add_command(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

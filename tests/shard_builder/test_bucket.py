@@ -1,0 +1,102 @@
+"""Everything in a bucket: inputs, images, output; against a real S3 server on loopback."""
+
+import http.client
+import logging
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from grpo_stream.shards.manifest import Manifest
+from grpo_stream.shards.store import open_store
+from tests.shard_builder.support import files_of, make_settings, write_raw
+from tools.shard_builder.build import build
+from tools.shard_builder.verify import verify
+
+pytest.importorskip("obstore")
+pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint, monkeypatch, request):
+    """URL of an empty bucket; the environment is as a user of a private server sets it."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = request.node.name.replace("_", "-")
+    connection = http.client.HTTPConnection(endpoint.removeprefix("http://"))
+    connection.request("PUT", f"/{name}")
+    assert connection.getresponse().status == 200
+    connection.close()
+    return f"s3://{name}"
+
+
+def objects_of(url):
+    store = open_store(url)
+    return {name: store.read(name) for name in store.walk()}
+
+
+def test_from_bucket_to_bucket(bucket, tmp_path):
+    raw = write_raw(tmp_path / "raw")
+    store = open_store(bucket)
+    for name, data in files_of(raw).items():
+        store.write(f"raw/{name}", data)
+    here = build(make_settings(raw, tmp_path / "here"))
+    settings = replace(
+        make_settings(raw, f"{bucket}/set"),
+        inputs=(f"{bucket}/raw/*.json",),
+        images_root=f"{bucket}/raw",
+    )
+    there = build(settings)
+    assert here.manifest is not None
+    assert there.manifest is not None
+    assert there.manifest.shards == here.manifest.shards
+    manifest = Manifest.load(open_store(f"{bucket}/set"))
+    assert manifest == there.manifest
+    assert verify(open_store(f"{bucket}/set"), manifest).num_samples == here.num_samples
+    mine, theirs = files_of(tmp_path / "here"), objects_of(f"{bucket}/set")
+    assert set(mine) == set(theirs)
+    for name in mine:
+        if not name.endswith(("json", "jsonl")):
+            assert mine[name] == theirs[name], name
+    assert not build(settings).is_new
+
+
+def test_killed_upload_goes_on(bucket, tmp_path):
+    raw = write_raw(tmp_path / "raw", num_records=200)
+    build(make_settings(raw, tmp_path / "here"))
+    words = ["build", raw / "records.json", "--images-root", raw, "--out", f"{bucket}/set"]
+    words += ["--samples-per-shard", "4", "--workers", "1", "--quiet"]
+    command = [sys.executable, "-m", "tools.shard_builder", *map(str, words)]
+    process = subprocess.Popen(command, env=os.environ)
+    store = open_store(f"{bucket}/set")
+    while len(store.walk("_build/")) < 4:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    num_done = len(store.walk("_build/")) - 1
+    assert num_done < 50
+    assert not store.exists("manifest.json")
+    subprocess.run(command, check=True, env=os.environ)
+    assert objects_of(f"{bucket}/set") == files_of(tmp_path / "here")

@@ -1,0 +1,198 @@
+"""A build that was killed goes on, and ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.shards.manifest import Manifest
+from grpo_stream.shards.store import LocalStore
+from tests.shard_builder.support import build_and_die, files_of, make_settings, write_raw
+from tools.shard_builder import build as build_module
+from tools.shard_builder.build import build
+from tools.shard_builder.crew import run_chunks
+from tools.shard_builder.output import Output
+from tools.shard_builder.plan import Splits
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return write_raw(tmp_path / "raw")
+
+
+@pytest.mark.parametrize(("split", "stride"), [(None, 1), (Splits((("val", 0.3),)), 3)])
+def test_killed_before_any_durable_step(tmp_path, split, stride):
+    raw = write_raw(tmp_path / "raw", num_records=11)
+    reference = make_settings(raw, tmp_path / "reference", split=split)
+    build(reference)
+    expected = files_of(tmp_path / "reference")
+    assert not any("_build" in name for name in expected)
+    step = 0
+    is_killed = True
+    while is_killed:
+        step += stride
+        settings = make_settings(raw, tmp_path / f"out{step}", split=split)
+        is_killed = build_and_die(settings, step)
+        finished = {
+            name for name in files_of(tmp_path / f"out{step}") if name.endswith("manifest.json")
+        }
+        for name in finished:  # a manifest is a promise, even before the build has ended
+            folder = (tmp_path / f"out{step}" / name).parent
+            for shard in Manifest.load(LocalStore(folder)).shards:
+                assert (folder / shard.name).stat().st_size == shard.num_bytes
+        assert not build_and_die(settings, 10**9)
+        assert files_of(tmp_path / f"out{step}") == expected, step
+    assert step > 30
+
+
+def test_killed_again_and_again(raw, tmp_path):
+    build(make_settings(raw, tmp_path / "reference"))
+    settings = make_settings(raw, tmp_path / "out")
+    num_kills = 0
+    while build_and_die(settings, 17):
+        num_kills += 1
+    assert num_kills > 2
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
+
+
+def test_only_what_was_in_flight_is_done_again(raw, tmp_path, monkeypatch):
+    settings = make_settings(raw, tmp_path / "out")
+    assert build_and_die(settings, 40)
+    num_done = len(list((tmp_path / "out" / "_build").glob("all-*.json")))
+    assert num_done > 1
+    built = []
+
+    def count(chunks, *args):
+        def seen():
+            for chunk in chunks:
+                built.append(chunk.number)
+                yield chunk
+
+        return run_chunks(seen(), *args)
+
+    monkeypatch.setattr(build_module, "run_chunks", count)
+    build(settings)
+    assert built == list(range(num_done, 6))
+
+
+def test_a_finished_build_is_left_alone(raw, tmp_path):
+    settings = make_settings(raw, tmp_path / "out")
+    first = build(settings)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    second = build(settings)
+    assert first.is_new
+    assert not second.is_new
+    assert second.manifests == first.manifests
+    assert (second.num_records, second.num_samples) == (first.num_records, first.num_samples)
+    assert second.rejects == first.rejects
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_another_build_is_refused_until_overwrite(raw, tmp_path):
+    settings = make_settings(raw, tmp_path / "out")
+    assert build_and_die(settings, 40)
+    before = files_of(tmp_path / "out")
+    other = make_settings(raw, tmp_path / "out", shuffle_seed=1)
+    with pytest.raises(ConfigError, match="unfinished build that differs in shuffle_seed"):
+        build(other)
+    (raw / "records.json").write_text((raw / "records.json").read_text().replace("Click", "Tap"))
+    with pytest.raises(ConfigError, match="unfinished build that differs in inputs"):
+        build(settings)
+    after = files_of(tmp_path / "out")
+    assert after == {name: data for name, data in before.items() if not name.endswith(".tmp")}
+    build(make_settings(raw, tmp_path / "out", shuffle_seed=1, overwrite=True))
+    build(make_settings(raw, tmp_path / "reference", shuffle_seed=1))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
+
+
+def test_overwrite_that_was_killed(raw, tmp_path):
+    build(make_settings(raw, tmp_path / "reference", shuffle_seed=2))
+    expected = files_of(tmp_path / "reference")
+    step = 0
+    is_killed = True
+    while is_killed:
+        step += 5
+        out = tmp_path / f"out{step}"
+        build(make_settings(raw, out))
+        (out / "notes.txt").write_text("not ours")
+        settings = make_settings(raw, out, shuffle_seed=2, overwrite=True)
+        is_killed = build_and_die(settings, step)
+        assert not build_and_die(settings, 10**9)
+        assert files_of(out) == expected | {"notes.txt": b"not ours"}, step
+    assert step > 40
+
+
+def test_two_builds_at_once(raw, tmp_path):
+    settings = make_settings(raw, tmp_path / "out")
+    output = Output(settings.out, ("",), {}, settings.images_root)
+    with pytest.raises(ConfigError, match="another build is writing there"):
+        build(settings)
+    output.close()
+    assert build(settings).is_new
+
+
+def _command(raw, out, *more):
+    words = ["build", raw / "records.json", "--images-root", raw, "--out", out, *more]
+    return [sys.executable, "-m", "tools.shard_builder", *map(str, words)]
+
+
+def test_killed_with_its_workers(tmp_path):
+    raw = write_raw(tmp_path / "raw", num_records=400)
+    limits = ("--samples-per-shard", "5", "--workers", "2", "--quiet")
+    subprocess.run(_command(raw, tmp_path / "reference", *limits), check=True)
+    process = subprocess.Popen(_command(raw, tmp_path / "out", *limits), start_new_session=True)
+    state = tmp_path / "out" / "_build"
+    while not len(list(state.glob("all-*.json"))) > 3:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)  # the parent alone: its workers must follow by themselves
+    process.wait()
+    assert len(list(state.glob("all-*.json"))) < 80
+    deadline = time.monotonic() + 10
+    while _group_lives(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    subprocess.run(_command(raw, tmp_path / "out", *limits), check=True)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
+
+
+def _group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_worker_that_is_killed_ends_the_build(tmp_path):
+    raw = write_raw(tmp_path / "raw", num_records=400)
+    out = tmp_path / "out"
+    limits = ("--samples-per-shard", "2", "--workers", "2", "--quiet")
+    process = subprocess.Popen(
+        _command(raw, out, *limits), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list((out / "_build").glob("all-*.json")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    children = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)],  # noqa: S607
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    workers = [int(line.split()[0]) for line in children.splitlines() if "spawn_main" in line]
+    os.kill(workers[0], signal.SIGKILL)
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "ended with exit code -9" in message
+    assert "run the same command again" in message
+    assert not (out / "manifest.json").exists()
+    subprocess.run(_command(raw, out, *limits), check=True)
+    assert json.loads((out / "manifest.json").read_text())["totals"]["num_records"] == 400

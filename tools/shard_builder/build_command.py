@@ -1,0 +1,261 @@
+"""``shard-builder build``: its flags and what it prints."""
+
+import argparse
+import json
+import re
+from typing import Any, get_args
+
+from grpo_stream.encoding import parse_encoding
+from grpo_stream.images import ResizeRule
+from tools.shard_builder.build import BuildResult, BuildSettings, build
+from tools.shard_builder.inputs.coco import DEFAULT_CATEGORY_PROMPT
+from tools.shard_builder.inputs.source import FORMATS, RuleFlags
+from tools.shard_builder.lists import REJECTS_NAME, WARNINGS_NAME
+from tools.shard_builder.pictures import Check, PictureRules
+from tools.shard_builder.plan import ShardLimits, Splits
+from tools.shard_builder.progress import num_usable_cores, show_progress
+from tools.shard_builder.rules import BoxFormat, Coords, Rules, Several
+
+_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_build(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``build``."""
+    add = command.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="file, glob or URL, also .gz and .zst")
+    add("--images-root", required=True, metavar="DIR", help="folder or URL of the images")
+    add("--out", required=True, metavar="URL", help="folder, s3://, gs:// or az:// to write to")
+    _add_records(command.add_argument_group("records"))
+    _add_images(command.add_argument_group("images"))
+    _add_set(command.add_argument_group("data set"))
+    _add_run(command.add_argument_group("run"))
+    command.set_defaults(run=_build)
+
+
+def _add_records(group: "argparse._ArgumentGroup") -> None:
+    add, rules = group.add_argument, Rules()
+    add(
+        "--format",
+        default="auto",
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)} (auto: look at the first bytes)",
+    )
+    for name, field in (("image", "image path"), ("prompt", "prompt"), ("solution", "box")):
+        default = getattr(rules, f"{name}_key")
+        add(f"--{name}-key", metavar="FIELD", help=f"field of the {field} (default: {default})")
+    add(
+        "--box-format",
+        choices=get_args(BoxFormat),
+        help="what the solution's numbers are; two numbers are always a point (default: what the "
+        f"format says, else {rules.box_format})",
+    )
+    add(
+        "--coords",
+        choices=get_args(Coords),
+        help="pixels of the upright image, 0-1, or 0-1000 over its sides (default: what the "
+        f"format says, else {rules.coords})",
+    )
+    add(
+        "--several",
+        choices=get_args(Several),
+        default=rules.several,
+        help="records with several images or boxes, which the trainer does not take (%(default)s)",
+    )
+    add(
+        "--category-prompt",
+        default=DEFAULT_CATEGORY_PROMPT,
+        metavar="TEXT",
+        help="what COCO's categories are asked for with (%(default)s)",
+    )
+    add(
+        "--where",
+        action="append",
+        type=_field_value,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="only records with this value, as in split=train; may be repeated",
+    )
+
+
+def _add_images(group: "argparse._ArgumentGroup") -> None:
+    add, resize = group.add_argument, ResizeRule()
+    add(
+        "--check",
+        choices=get_args(Check),
+        default="decode",
+        help="decode every image once, or look at header, limits and end only (%(default)s)",
+    )
+    for name, what in (
+        ("max_pixels", "resize to the model's size: at most N pixels, boxes follow"),
+        ("min_pixels", "resize: at least N pixels"),
+        ("multiple", "resize: sides are multiples of N"),
+    ):
+        flag = "--patch-multiple" if name == "multiple" else f"--{name.replace('_', '-')}"
+        default = getattr(resize, name)
+        help_text = f"{what} (default if another of the three is given: {default})"
+        add(flag, dest=name, type=int, metavar="N", help=help_text)
+    add(
+        "--reencode",
+        default="keep",
+        metavar="HOW",
+        help="keep (the file's own bytes where possible), jpeg:90, webp:80 or png (%(default)s)",
+    )
+
+
+def _add_set(group: "argparse._ArgumentGroup") -> None:
+    add, limits = group.add_argument, ShardLimits()
+    add(
+        "--samples-per-shard",
+        type=int,
+        default=limits.max_samples,
+        metavar="N",
+        help="a shard takes N records; rejects leave it shorter (%(default)s)",
+    )
+    add(
+        "--max-shard-bytes",
+        type=_num_bytes,
+        default=limits.max_bytes,
+        metavar="SIZE",
+        help="a shard is cut before it passes SIZE, as in 256MiB (the default)",
+    )
+    add(
+        "--split",
+        action="append",
+        type=_share,
+        default=[],
+        metavar="NAME=SHARE",
+        help="set apart a share of the images, as in val=0.02; folders OUT/val and OUT/train",
+    )
+    add("--shuffle-seed", type=int, metavar="S", help="shuffle the records")
+    add("--overwrite", action="store_true", help="replace the data set in --out")
+
+
+def _add_run(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    num_cores = num_usable_cores()
+    add(
+        "--workers",
+        type=int,
+        default=num_cores,
+        metavar="N",
+        help="processes; the result is the same for any number (default: cores, %(default)s)",
+    )
+    add(
+        "--on-error",
+        choices=("reject", "fail"),
+        default="reject",
+        help="leave bad records out and list them, or stop at the first (%(default)s)",
+    )
+    add("--max-rejects", type=int, metavar="N", help="stop when more than N records are rejected")
+    add("--dry-run", action="store_true", help="judge everything, write nothing")
+
+
+def _build(args: argparse.Namespace) -> int:
+    resize = {
+        name: value
+        for name in ("max_pixels", "min_pixels", "multiple")
+        if (value := getattr(args, name)) is not None
+    }
+    settings = BuildSettings(
+        inputs=tuple(args.inputs),
+        images_root=args.images_root,
+        out=args.out,
+        input_format=args.format,
+        rules=Rules(several=args.several),
+        flags=RuleFlags(
+            image_key=args.image_key,
+            prompt_key=args.prompt_key,
+            solution_key=args.solution_key,
+            box_format=args.box_format,
+            coords=args.coords,
+        ),
+        category_prompt=args.category_prompt,
+        where=tuple(args.where),
+        split=Splits(tuple(args.split)) if args.split else None,
+        pictures=PictureRules(
+            check=args.check,
+            resize=ResizeRule(**resize) if resize else None,
+            encoding=parse_encoding(args.reencode),
+        ),
+        limits=ShardLimits(args.samples_per_shard, args.max_shard_bytes),
+        shuffle_seed=args.shuffle_seed,
+        max_rejects=0 if args.on_error == "fail" else args.max_rejects,
+        num_workers=args.workers,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+    )
+    with show_progress(args.progress) as tell:
+        result = build(settings, tell)
+    if args.progress == "json":
+        print(json.dumps(_facts(result, settings)))
+    elif args.progress == "bar":
+        print("\n".join(_summary(result, settings)))
+    return 0
+
+
+def _facts(result: BuildResult, settings: BuildSettings) -> dict[str, Any]:
+    return {
+        "out": settings.out,
+        "is_new": result.is_new,
+        "num_records": result.num_records,
+        "num_samples": result.num_samples,
+        "rejects": result.rejects,
+        "warnings": result.warnings,
+        "sets": {
+            split: {
+                "digest": manifest.digest,
+                **manifest.totals,
+                "num_shards": len(manifest.shards),
+            }
+            for split, manifest in result.manifests.items()
+        },
+    }
+
+
+def _summary(result: BuildResult, settings: BuildSettings) -> list[str]:
+    lines = [f"{result.num_samples} samples of {result.num_records} records"]
+    for what, counts in (("rejected", result.rejects), ("warnings", result.warnings)):
+        if counts:
+            listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
+            lines.append(f"{what}: {sum(counts.values())} ({listed})")
+    lines += [f"  {line}" for line in result.first_rejects]
+    for split, manifest in result.manifests.items():
+        folder = f"{settings.out.rstrip('/')}/{split}" if split else settings.out
+        num_samples = f"{manifest.num_samples} samples, " if split else ""
+        num_mib = manifest.totals["num_bytes"] / 2**20
+        lists = [
+            name
+            for name, total in ((REJECTS_NAME, "num_rejects"), (WARNINGS_NAME, "num_warnings"))
+            if manifest.totals[total]
+        ]
+        see = f"; see {' and '.join(lists)} there" if lists else ""
+        lines.append(
+            f"{num_samples}{len(manifest.shards)} shards, {num_mib:.1f} MiB in {folder}{see}"
+        )
+    if settings.dry_run:
+        lines.append("dry run: nothing was written")
+    elif not result.is_new:
+        lines.append("was there already, built from the same inputs with the same settings")
+    return lines
+
+
+def _field_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}: write FIELD=VALUE, as in split=train")
+    return name, value
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=SHARE, as in val=0.02") from None
+
+
+def _num_bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a size as 268435456 or 256MiB")
+    return int(match[1]) * _UNITS[match[2].upper()]

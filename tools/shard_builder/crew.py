@@ -1,0 +1,196 @@
+"""Chunks in, done ones out: by this process, or by several."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from grpo_stream.errors import GrpoStreamError
+from tools.shard_builder.plan import Chunk
+from tools.shard_builder.work import DoneChunk, Job, News, Worker
+
+_CHUNKS_PER_WORKER = 3  # one is judged, one is finished, one waits
+
+
+class WorkerDiedError(GrpoStreamError):
+    """A process of the build ended without a word."""
+
+
+def run_chunks(
+    chunks: Iterator[Chunk], job: Job, num_workers: int, tell: Callable[[News], None]
+) -> Iterator[DoneChunk]:
+    """Builds all chunks.
+
+    Args:
+        chunks: Are taken a few ahead of what is done.
+        job: What to do with them.
+        num_workers: 1 works in this process; more start processes of their own (spawn), which
+            end with this one, however it ends.
+        tell: Gets news of what was done, in this thread.
+
+    Yields:
+        Each chunk when its shards and its result lie where they belong, in the order in which
+        that happens.
+
+    Raises:
+        WorkerDiedError: a process was killed, or ran out of memory.
+        GrpoStreamError: what a chunk could not get over.
+    """
+    if num_workers == 1:
+        yield from _run_here(chunks, job, tell)
+        return
+    crew = _Crew(job, num_workers, tell)
+    try:
+        yield from crew.run(chunks)
+    finally:
+        crew.stop()
+
+
+def _run_here(
+    chunks: Iterator[Chunk], job: Job, tell: Callable[[News], None]
+) -> Iterator[DoneChunk]:
+    worker = Worker(job)
+    finishing: list[Future[DoneChunk]] = []
+    try:
+        for chunk in chunks:
+            finishing.append(worker.build(chunk, tell))
+            if len(finishing) > 1:
+                yield finishing.pop(0).result()
+        for future in finishing:
+            yield future.result()
+    finally:
+        worker.close()
+
+
+@dataclass
+class _Member:
+    process: Any
+    connection: Connection
+    num_chunks: int = 0
+    """That it was given and has not yet answered for."""
+
+
+class _Crew:
+    """Several worker processes and the pipes to them."""
+
+    def __init__(self, job: Job, num_workers: int, tell: Callable[[News], None]) -> None:
+        # spawn: obstore's threads and this process's locks do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self._tell = tell
+        self._members: list[_Member] = []
+        try:
+            for _ in range(num_workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(theirs, job), daemon=True)
+                process.start()
+                theirs.close()
+                self._members.append(_Member(process, ours))
+        except BaseException:
+            self.stop()
+            raise
+
+    def run(self, chunks: Iterator[Chunk]) -> Iterator[DoneChunk]:
+        is_all_given = False
+        while True:
+            for member in self._members * _CHUNKS_PER_WORKER:
+                if is_all_given or member.num_chunks >= _CHUNKS_PER_WORKER:
+                    continue
+                chunk = next(chunks, None)
+                is_all_given = chunk is None
+                if chunk is not None:
+                    self._give(member, chunk)
+            if is_all_given and not any(member.num_chunks for member in self._members):
+                return
+            yield from self._receive()
+
+    def stop(self) -> None:
+        """Ends all processes; after an error this drops what they are at."""
+        for member in self._members:
+            member.connection.close()
+            member.process.terminate()
+        for member in self._members:
+            member.process.join()
+
+    def _give(self, member: _Member, chunk: Chunk) -> None:
+        try:
+            member.connection.send(chunk)
+        except OSError as error:
+            raise _died(member) from error
+        member.num_chunks += 1
+
+    def _receive(self) -> Iterator[DoneChunk]:
+        for ready in wait([member.connection for member in self._members]):
+            member = next(one for one in self._members if one.connection is ready)
+            try:
+                answer = member.connection.recv()
+            except (EOFError, OSError) as error:
+                raise _died(member) from error
+            if isinstance(answer, News):
+                self._tell(answer)
+            elif isinstance(answer, DoneChunk):
+                member.num_chunks -= 1
+                yield answer
+            else:
+                raise answer
+
+
+def _died(member: _Member) -> WorkerDiedError:
+    member.process.join(5)
+    return WorkerDiedError(
+        f"worker process {member.process.pid} ended with exit code {member.process.exitcode}, "
+        "killed from outside or for want of memory; what is finished is kept: run the same "
+        "command again, with fewer --workers if memory ran out"
+    )
+
+
+def _work(connection: Connection, job: Job) -> None:
+    """The life of a worker process; it ends when the pipe to its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    chunks: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+    threading.Thread(target=_receive_chunks, args=(connection, chunks), daemon=True).start()
+    lock = threading.Lock()
+
+    def send(answer: object) -> None:
+        with lock:
+            connection.send(answer)
+
+    def report(future: Future[DoneChunk]) -> None:
+        error = future.exception()
+        send(future.result() if error is None else _portable(error))
+
+    worker = Worker(job)
+    finishing: list[Future[DoneChunk]] = []
+    while True:
+        try:
+            future = worker.build(chunks.get(), send)
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            send(_portable(error))
+            return
+        future.add_done_callback(report)
+        finishing.append(future)
+        if len(finishing) > 1:
+            finishing.pop(0).exception()  # else shards that wait for their upload fill the disk
+
+
+def _receive_chunks(connection: Connection, chunks: "queue.SimpleQueue[Chunk]") -> None:
+    # A thread of its own: the parent's send never waits for a chunk that is being built, so
+    # the two cannot wait for each other.
+    try:
+        while True:
+            chunks.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(1)  # the parent is gone, or wants no more
+
+
+def _portable(error: BaseException) -> BaseException:
+    if isinstance(error, (GrpoStreamError, OSError)):
+        return error
+    text = "".join(traceback.format_exception(error))
+    return RuntimeError(f"a worker process failed:\n{text}")

@@ -1,0 +1,321 @@
+"""What a build works through: records in order, cut into chunks that are built on their own."""
+
+import hashlib
+import posixpath
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+from grpo_stream.errors import ConfigError, RecordError, StoreError
+from tools.shard_builder.buckets import NUM_BUCKETS, Buckets
+from tools.shard_builder.inputs.inline import InlineImage
+from tools.shard_builder.inputs.source import InputSource, read_source
+from tools.shard_builder.pictures import ImageReader
+from tools.shard_builder.rules import Rules
+
+_TELL_EVERY = 1_000
+_MAX_NESTING = 64  # far below where json and pickle give up, which depends on the stack in use
+
+
+class Place(NamedTuple):
+    """Where a record stands."""
+
+    position: int
+    """Over all inputs, from 0."""
+    input: int
+    """Number of the input, from 0."""
+    record: int
+    """Its index in that input, from 0."""
+
+
+class Chunk(NamedTuple):
+    """Consecutive records of one split that become shards of their own.
+
+    What a chunk becomes depends on nothing outside it, so it can be built by any process, before
+    or after any other, and once more after a crash.
+    """
+
+    split: str
+    """Name of the split; empty where the data set is not split."""
+    number: int
+    """Within the split, from 0."""
+    records: list[tuple[Place, Any]]
+
+
+@dataclass(frozen=True)
+class ShardLimits:
+    """When a shard is full; whichever comes first."""
+
+    max_samples: int = 1_000
+    """A shard takes this many consecutive records; those that are rejected leave it shorter."""
+    max_bytes: int = 256 * 2**20
+    """A shard ends before the sample that would pass this size; one huge sample may."""
+
+
+@dataclass(frozen=True)
+class InputSummary:
+    """What the survey found in one input."""
+
+    name: str
+    """Its file name, without the folder."""
+    sha256: str
+    """Of its bytes as they are stored, compressed or not."""
+    num_records: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first reading of all inputs found."""
+
+    inputs: tuple[InputSummary, ...]
+    num_wanted: int
+    """Records that the build judges, over all inputs: those that ``where`` lets through."""
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The inputs as plain values, for the manifest."""
+        return [asdict(summary) for summary in self.inputs]
+
+
+def make_key(position: int, image_path: str) -> str:
+    """A sample's key: its record's position over all inputs, then what its image is called.
+
+    The position makes it unique whatever the case of letters, and does not depend on what else
+    was rejected.
+    """
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(image_path).stem).strip("-")[:40]
+    return f"{position:09d}_{stem}" if stem else f"{position:09d}"
+
+
+class Reading:
+    """The inputs of a build, read twice: once to find damage and to count, once to build.
+
+    Args:
+        sources: The inputs.
+        rules: How the records of each are written.
+        where: Fields and the values they must have, as in ``(("split", "train"),)``.
+        shuffle_seed: Shuffles all records; None keeps their order.
+        folder: For temporary files; a shuffle needs as much room as the records take.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[InputSource],
+        rules: Sequence[Rules],
+        where: Sequence[tuple[str, str]],
+        shuffle_seed: int | None,
+        folder: Path,
+    ) -> None:
+        self._sources = sources
+        self._rules = rules
+        self._where = where
+        self._shuffle_seed = shuffle_seed
+        self._folder = folder
+        self._buckets: Buckets | None = None
+
+    def survey(self, tell: Callable[[int], None]) -> Survey:
+        """Reads everything once.
+
+        Args:
+            tell: Gets the number of records so far, now and then.
+
+        Raises:
+            RecordError: an input is damaged as a whole.
+        """
+        summaries: list[InputSummary] = []
+        num_wanted = 0
+        if self._shuffle_seed is None:
+            for _ in self._read(summaries):
+                num_wanted += 1
+                if num_wanted % _TELL_EVERY == 0:
+                    tell(num_wanted)
+        else:
+            deal = random.Random(self._shuffle_seed)  # noqa: S311 - no secret
+            with Buckets(self._folder / "shuffle") as buckets:
+                for row in self._read(summaries):
+                    buckets.add(deal.randrange(NUM_BUCKETS), row)
+                    num_wanted += 1
+                    if num_wanted % _TELL_EVERY == 0:
+                        tell(num_wanted)
+            self._buckets = buckets
+        tell(num_wanted)
+        self._surveyed = tuple(summaries)
+        return Survey(self._surveyed, num_wanted)
+
+    def records(self) -> Iterator[tuple[Place, Any]]:
+        """The records in the order of the build; after :meth:`survey`.
+
+        Raises:
+            RecordError: cause ``input_changed``: an input is not what it was.
+        """
+        if self._buckets is not None:
+            yield from self._shuffled(self._buckets)
+            return
+        summaries: list[InputSummary] = []
+        yield from self._read(summaries)
+        for before, now in zip(self._surveyed, summaries, strict=True):
+            if before != now:
+                detail = f"{now.name} was changed while it was read: start again"
+                raise RecordError("input_changed", detail)
+
+    def _read(self, summaries: list[InputSummary]) -> Iterator[tuple[Place, Any]]:
+        position = 0
+        for number, source in enumerate(self._sources):
+            sha256 = hashlib.sha256()
+            first = position
+            image_key = self._rules[number].image_key
+            rows = read_source(source, on_bytes=sha256.update, image_key=image_key)
+            for index, record in rows:
+                if _is_wanted(record, self._where):
+                    yield Place(position, number, index), _checked(record)
+                position += 1
+            name = posixpath.basename(source.name.rstrip("/")) or source.name
+            summaries.append(InputSummary(name, sha256.hexdigest(), position - first))
+
+    def _shuffled(self, buckets: Buckets) -> Iterator[tuple[Place, Any]]:
+        # Dealt at random, then shuffled bucket by bucket: every order is as likely as another.
+        order = random.Random(f"order {self._shuffle_seed}")  # noqa: S311 - no secret
+        for bucket in range(NUM_BUCKETS):
+            rows = list(buckets.read(bucket))
+            order.shuffle(rows)
+            yield from rows
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Named shares of the images, as in ``(("val", 0.02),)``; the rest is called ``train``.
+
+    Raises:
+        ConfigError: names or shares that cannot work.
+    """
+
+    shares: tuple[tuple[str, float], ...]
+    rest: str = "train"
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.shares]
+        for name, share in self.shares:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == self.rest:
+                expected = f"a name of letters and digits other than {self.rest!r}, as in val=0.02"
+                raise ConfigError("--split", name, expected)
+            if not 0 < share < 1:
+                raise ConfigError("--split", f"{name}={share:g}", "a share in (0, 1), as in 0.02")
+        if len(set(names)) < len(names):
+            raise ConfigError("--split", names, "names a split twice: give each once")
+        if sum(share for _, share in self.shares) >= 1:
+            expected = f"leave something for {self.rest!r}: shares must add up to less than 1"
+            raise ConfigError("--split", dict(self.shares), expected)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All splits, the rest last."""
+        return (*(name for name, _ in self.shares), self.rest)
+
+    def of(self, image: bytes) -> str:
+        """The split of an image, by its content alone.
+
+        Args:
+            image: The image file's bytes, or what stands for an image that cannot be read.
+        """
+        drawn = int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "big") / 2**64
+        for name, share in self.shares:
+            drawn -= share
+            if drawn < 0:
+                return name
+        return self.rest
+
+
+class Cutter:
+    """Cuts records into chunks, split by split.
+
+    Args:
+        limits: A chunk is full at ``max_samples`` records, and when the images that its records
+            carry with them pass ``max_bytes``.
+        rules: How the records of each input are written.
+        splits: Shares of the images; None for one set.
+        reader: Gives the bytes of an image, which decide about its split.
+    """
+
+    def __init__(
+        self,
+        limits: ShardLimits,
+        rules: Sequence[Rules],
+        splits: Splits | None,
+        reader: ImageReader,
+    ) -> None:
+        self._limits = limits
+        self._rules = rules
+        self._splits = splits
+        self._reader = reader
+        self.num_chunks: Counter[str] = Counter()
+        """By split, so far."""
+
+    def cut(self, records: Iterable[tuple[Place, Any]]) -> Iterator[Chunk]:
+        """The chunks of ``records``, in the order of the build."""
+        started: dict[str, list[tuple[Place, Any]]] = {}
+        carried: Counter[str] = Counter()
+        for place, given in records:
+            split, record = self._assign(place, given)
+            rows = started.setdefault(split, [])
+            rows.append((place, record))
+            carried[split] += _num_carried_bytes(record)
+            is_full = len(rows) == self._limits.max_samples
+            if is_full or carried[split] >= self._limits.max_bytes:
+                yield self._chunk(split, rows)
+                del started[split], carried[split]
+        for split, rows in started.items():
+            yield self._chunk(split, rows)
+
+    def _chunk(self, split: str, rows: list[tuple[Place, Any]]) -> Chunk:
+        chunk = Chunk(split, self.num_chunks[split], rows)
+        self.num_chunks[split] += 1
+        return chunk
+
+    def _assign(self, place: Place, record: Any) -> tuple[str, Any]:
+        if self._splits is None:
+            return "", record
+        image_key = self._rules[place.input].image_key
+        image = record.get(image_key) if isinstance(record, dict) else None
+        if isinstance(image, list):
+            detail = f"{image_key} lists {len(image)} images, --split goes by one image a record"
+            return self._splits.rest, RecordError("several_images", detail)
+        try:
+            if isinstance(image, InlineImage):
+                data = image.data
+            else:
+                data = self._reader.read(image) if isinstance(image, str) else b""
+        except (RecordError, StoreError):
+            data = str(image).encode(errors="surrogateescape")  # will be rejected, in some split
+        return self._splits.of(data), record
+
+
+def _is_wanted(record: Any, where: Sequence[tuple[str, str]]) -> bool:
+    if not where or not isinstance(record, dict):
+        return True  # a bad record is for the judge
+    return all(name in record and str(record[name]) == value for name, value in where)
+
+
+def _checked(record: Any) -> Any:
+    if isinstance(record, (dict, list)) and _is_nested_beyond(record, _MAX_NESTING):
+        return RecordError("record_nested", f"nested more than {_MAX_NESTING} levels deep")
+    return record
+
+
+def _is_nested_beyond(value: Any, levels: int) -> bool:
+    if levels == 0:
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return any(
+        isinstance(item, (dict, list)) and _is_nested_beyond(item, levels - 1) for item in items
+    )
+
+
+def _num_carried_bytes(record: Any) -> int:
+    if not isinstance(record, dict):
+        return 0
+    images = [value for value in record.values() if isinstance(value, (InlineImage, list))]
+    flat = [part for image in images for part in (image if isinstance(image, list) else [image])]
+    return sum(len(part.data) for part in flat if isinstance(part, InlineImage))

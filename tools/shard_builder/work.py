@@ -1,0 +1,337 @@
+"""What one process does: it judges a chunk's records, writes its shards and says what came out."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_stream.errors import ImageError, RecordError
+from grpo_stream.shards.index import index_name
+from grpo_stream.shards.manifest import ShardInfo
+from grpo_stream.shards.sample import Sample
+from grpo_stream.shards.store import LocalStore, Store, open_store
+from grpo_stream.shards.tar import ShardWriter, energon_index_name
+from tools.shard_builder.inputs.inline import InlineImage
+from tools.shard_builder.judge import Verdict, judge
+from tools.shard_builder.pictures import ImageReader, PictureRules
+from tools.shard_builder.plan import Chunk, Place, ShardLimits, make_key
+from tools.shard_builder.rules import Rules
+
+STATE_FOLDER = "_build"
+"""Folder of what an unfinished build has done so far, beside its shards."""
+
+NUM_FIRST_REJECTS = 5
+"""So many are told of while the build goes on; all are listed at its end."""
+
+_MAX_NAME_CHARS = 500
+_SECONDS_BETWEEN_NEWS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a build knows; it can be pickled."""
+
+    out: str
+    """Folder or URL; splits lie in folders of their own below."""
+    images_root: str
+    rules: tuple[Rules, ...]
+    """How the records of each input are written."""
+    pictures: PictureRules
+    limits: ShardLimits
+    state: str
+    """Folder or URL where results are kept until the build ends."""
+    spool: Path
+    """A local folder where shards for a bucket wait for their upload."""
+    dry_run: bool = False
+    """Judge everything, write no shards."""
+
+
+class Note(NamedTuple):
+    """What is kept of a sample until the build ends: where it came from and what it asks."""
+
+    place: Place
+    image: str
+    question: int
+    """64-bit hash of image and prompt."""
+    answer: int
+    """64-bit hash of the solution."""
+    warnings: list[tuple[str, str]]
+    """Pairs (cause, detail)."""
+
+
+class Reject(NamedTuple):
+    """A record that is no sample."""
+
+    place: Place
+    image: str | None
+    cause: str
+    detail: str
+
+
+class DoneChunk(NamedTuple):
+    """A chunk whose shards and whose result lie where they belong."""
+
+    split: str
+    number: int
+    num_rejects: int
+
+
+class News(NamedTuple):
+    """What was done since the last news."""
+
+    num_records: int = 0
+    num_image_bytes: int = 0
+    num_rejects: int = 0
+    first_rejects: tuple[Reject, ...] = ()
+    """A few of them, for people."""
+
+
+@dataclass
+class ChunkResult:
+    """What came of a chunk."""
+
+    split: str
+    number: int
+    num_records: int = 0
+    shards: list[ShardInfo] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    num_image_bytes: int = 0
+    num_multi_image: int = 0
+    """Samples with several images."""
+    num_multi_box: int = 0
+    """Samples with several boxes."""
+
+    def news(self) -> News:
+        """All of it as one piece of news."""
+        rejects = tuple(self.rejects[:NUM_FIRST_REJECTS])
+        return News(self.num_records, self.num_image_bytes, len(self.rejects), rejects)
+
+    def to_json(self) -> bytes:
+        """JSON that :meth:`from_json` reads."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ChunkResult":
+        """Reads what :meth:`to_json` wrote."""
+        raw = json.loads(data)
+        raw["shards"] = [ShardInfo(**shard) for shard in raw["shards"]]
+        raw["notes"] = [
+            Note(Place(*place), image, question, answer, [(c, d) for c, d in warnings])
+            for place, image, question, answer, warnings in raw["notes"]
+        ]
+        raw["rejects"] = [Reject(Place(*place), *rest) for place, *rest in raw["rejects"]]
+        return cls(**raw)
+
+
+class Worker:
+    """Builds chunks, one after the other.
+
+    While a chunk's records are judged and packed, a thread of its own finishes the shards of the
+    chunk before: fsync and rename, or the upload, and then the record of what was done.
+
+    Args:
+        job: What to do.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._state = open_store(job.state)
+        self._reader = ImageReader(job.images_root, job.pictures)
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="finish-shards")
+
+    def build(self, chunk: Chunk, tell: Callable[[News], None]) -> "Future[DoneChunk]":
+        """Judges and packs a chunk; its shards are finished when the future is done.
+
+        Args:
+            chunk: The records.
+            tell: Gets news a few times a second.
+        """
+        result = ChunkResult(chunk.split, chunk.number, len(chunk.records))
+        packer = None
+        if not self._job.dry_run:
+            packer = _Packer(self._job, chunk.split, chunk.number, self._finisher)
+        reporter = _Reporter(result, tell)
+        try:
+            self._reader.prefetch(self._paths(chunk))
+            for place, record in chunk.records:
+                self._take(place, record, result, packer)
+                reporter.count()
+            finished = [] if packer is None else packer.close()
+        except BaseException:
+            if packer is not None:
+                packer.discard()
+            raise
+        reporter.tell()
+
+        def finish() -> DoneChunk:
+            result.shards = [shard.result() for shard in finished]
+            self._state.write(result_name(chunk.split, chunk.number), result.to_json())
+            return DoneChunk(chunk.split, chunk.number, len(result.rejects))
+
+        return self._finisher.submit(finish)
+
+    def close(self) -> None:
+        """Waits for what is being finished."""
+        self._finisher.shutdown()
+        self._reader.close()
+
+    def _take(
+        self, place: Place, record: Any, result: ChunkResult, packer: "_Packer | None"
+    ) -> None:
+        rules = self._job.rules[place.input]
+        image = _image_name(record, rules.image_key)
+        try:
+            if isinstance(record, RecordError):
+                raise record
+            verdict = judge(record, make_key(place.position, image or ""), rules, self._reader.load)
+        except (RecordError, ImageError) as error:
+            result.rejects.append(Reject(place, image, error.cause, error.detail))
+            return
+        sample = verdict.sample
+        result.notes.append(_note(place, image or "", verdict))
+        result.num_image_bytes += len(sample.image)
+        result.num_multi_image += bool(sample.more_images)
+        result.num_multi_box += len(sample.solutions) > 1
+        if packer is not None:
+            packer.add(sample, verdict.image_crc32)
+
+    def _paths(self, chunk: Chunk) -> list[str]:
+        found = []
+        for place, record in chunk.records:
+            value = (
+                record.get(self._job.rules[place.input].image_key) if _is_object(record) else None
+            )
+            if isinstance(value, str):
+                found.append(value)
+        return found
+
+
+class _Reporter:
+    """Tells a few times a second what was done."""
+
+    def __init__(self, result: ChunkResult, tell: Callable[[News], None]) -> None:
+        self._result = result
+        self._tell = tell
+        self._num_records = 0
+        self._told = News()
+        self._next = time.monotonic() + _SECONDS_BETWEEN_NEWS
+
+    def count(self) -> None:
+        self._num_records += 1
+        if time.monotonic() > self._next:
+            self.tell()
+            self._next = time.monotonic() + _SECONDS_BETWEEN_NEWS
+
+    def tell(self) -> None:
+        result, told = self._result, self._told
+        now = News(self._num_records, result.num_image_bytes, len(result.rejects))
+        self._tell(
+            News(
+                now.num_records - told.num_records,
+                now.num_image_bytes - told.num_image_bytes,
+                now.num_rejects - told.num_rejects,
+                tuple(result.rejects[told.num_rejects :][:NUM_FIRST_REJECTS]),
+            )
+        )
+        self._told = now
+
+
+class _Packer:
+    """Samples of one chunk in, shards out: ``shard-000012.tar``, and ``-01`` if that is full."""
+
+    def __init__(self, job: Job, split: str, number: int, finisher: ThreadPoolExecutor) -> None:
+        self._store = split_store(job.out, split)
+        if isinstance(self._store, LocalStore):
+            self._folder = self._store.folder
+        else:
+            self._folder = job.spool / split
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._number = number
+        self._limits = job.limits
+        self._finisher = finisher
+        self._writer: ShardWriter | None = None
+        self._finished: list[Future[ShardInfo]] = []
+
+    def add(self, sample: Sample, image_crc32: int) -> None:
+        num_bytes = len(sample.image) + sum(len(image) for _, image in sample.more_images)
+        writer = self._writer
+        if writer is not None and writer.num_bytes + num_bytes > self._limits.max_bytes:
+            self._end()
+        if self._writer is None:
+            name = shard_name(self._number, len(self._finished))
+            self._writer = ShardWriter(self._folder / name)
+        self._writer.add(sample, image_crc32)
+
+    def close(self) -> "list[Future[ShardInfo]]":
+        self._end()
+        return self._finished
+
+    def discard(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            # One shard may wait while another one is finished; more would fill the disk.
+            if len(self._finished) > 1:
+                self._finished[-2].result()
+            self._finished.append(self._finisher.submit(_finish, self._writer, self._store))
+            self._writer = None
+
+
+def result_name(split: str, number: int) -> str:
+    """Where the result of a chunk is kept until the build ends."""
+    return f"{STATE_FOLDER}/{split or 'all'}-{number:06d}.json"
+
+
+def shard_name(number: int, part: int = 0) -> str:
+    """File name of a chunk's shard; parts after the first are there when it became too large."""
+    return f"shard-{number:06d}-{part:02d}.tar" if part else f"shard-{number:06d}.tar"
+
+
+def split_store(out: str, split: str) -> Store:
+    """Where the shards of a split lie."""
+    return open_store(f"{out.rstrip('/')}/{split}" if split else out)
+
+
+def _finish(writer: ShardWriter, store: Store) -> ShardInfo:
+    info = writer.close()
+    if not isinstance(store, LocalStore):
+        for name in (info.name, index_name(info.name), energon_index_name(info.name)):
+            path = writer.path.with_name(name)
+            store.put_file(name, path)
+            path.unlink()
+    return info
+
+
+def _note(place: Place, image: str, verdict: Verdict) -> Note:
+    sample = verdict.sample
+    question = _hash(verdict.fingerprint.to_bytes(8, "little"), sample.prompt.encode())
+    answer = _hash(repr(sample.meta["solution"]).encode())
+    return Note(place, image, question, answer, verdict.warnings)
+
+
+def _image_name(record: Any, image_key: str) -> str | None:
+    value = record.get(image_key) if _is_object(record) else None
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, InlineImage):
+        value = value.name
+    return value[:_MAX_NAME_CHARS] if isinstance(value, str) else None
+
+
+def _is_object(record: Any) -> bool:
+    return isinstance(record, dict)
+
+
+def _hash(*parts: bytes) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little")
