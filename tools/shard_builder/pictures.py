@@ -5,7 +5,7 @@ import re
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -105,7 +105,7 @@ def make_picture(data: bytes, name: str, rules: PictureRules) -> Picture:
 
 
 class ImageReader:
-    """Opens the images of records, for one thread.
+    """Opens the images of records; may be used by several threads.
 
     Pictures that were made lately (up to 32 MiB of them) are kept, as records of one image often
     lie near each other. A folder's files are read directly; images in a bucket are read ahead by
@@ -123,7 +123,7 @@ class ImageReader:
         self._rules = rules
         self._store = open_store(images_root)
         self._folder = str(self._store.folder) if isinstance(self._store, LocalStore) else None
-        self._ahead: ReadAhead | None = None
+        self._ahead = None if self._folder is not None else ReadAhead(self._store.read)
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
         self._num_cached_bytes = 0
         self._lock = threading.Lock()
@@ -161,8 +161,7 @@ class ImageReader:
         if _CONTROL.search(inside):
             raise RecordError("image_not_found", f"{path[:200]!r} is no name of an object")
         try:
-            ahead = self._ahead
-            return self._store.read(inside) if ahead is None else ahead.take(inside)
+            return self._store.read(inside) if self._ahead is None else self._ahead.take(inside)
         except StoreError as error:
             if error.cause == "not_found":
                 raise RecordError("image_not_found", f"{path[:200]!r}: {error.detail}") from error
@@ -175,23 +174,15 @@ class ImageReader:
             paths: Image paths of the coming records, in their order. Those that are no paths are
                 passed over: :meth:`load` says what is wrong with them.
         """
-        if self._folder is not None:
-            return
-        if self._ahead is None:
-            self._ahead = ReadAhead(self._store.read)
-        with self._lock:
-            missing = [path for path in paths if path not in self._pictures]
-        self._ahead.plan(self._names(missing))
+        if self._ahead is not None:
+            with self._lock:
+                missing = [path for path in paths if path not in self._pictures]
+            self._ahead.plan(_good_names(missing))
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
         if self._ahead is not None:
             self._ahead.close()
-
-    def _names(self, paths: Iterable[str]) -> Iterable[str]:
-        for path in paths:
-            with suppress(RecordError):
-                yield check_image_path(path)
 
     def _keep(self, path: str, picture: Picture) -> None:
         with self._lock:
@@ -201,6 +192,12 @@ class ImageReader:
             while self._num_cached_bytes > _MAX_CACHED_BYTES:
                 _, dropped = self._pictures.popitem(last=False)
                 self._num_cached_bytes -= len(dropped.data)
+
+
+def _good_names(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        with suppress(RecordError):
+            yield check_image_path(path)
 
 
 def _encoding(info: ImageInfo, wanted: Encoding, size: Size) -> Encoding:
