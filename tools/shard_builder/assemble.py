@@ -10,6 +10,7 @@ import grpo_stream
 from grpo_stream.shards.manifest import MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.shards.store import Store
 from tools.shard_builder.lists import REJECTS_NAME, WARNINGS_NAME, ListWriter
+from tools.shard_builder.plan import make_key
 from tools.shard_builder.repeats import find_repeats
 from tools.shard_builder.work import ChunkResult, result_name
 
@@ -67,8 +68,9 @@ def assemble(
         for reject in result.rejects:
             rejects.add(*reject)
         for note, repeat in zip(result.notes, repeats, strict=True):
+            key = make_key(note.place.position, note.image)
             for warning in [*note.warnings, *([] if repeat is None else [repeat])]:
-                warnings.add(note.place, note.image, *warning)
+                warnings.add(note.place, note.image, *warning, key=key)
     totals["num_bytes"] = sum(shard.num_bytes for shard in shards)
     totals["num_rejects"] = rejects.counts.total()
     totals["num_warnings"] = warnings.counts.total()

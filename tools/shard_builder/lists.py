@@ -29,8 +29,10 @@ class ListWriter:
         self._path = folder / name
         self._file = self._path.open("w", encoding="utf-8")
 
-    def add(self, place: Place, image: str | None, cause: str, detail: str) -> None:
-        """Appends a line."""
+    def add(
+        self, place: Place, image: str | None, cause: str, detail: str, key: str | None = None
+    ) -> None:
+        """Appends a line; what became a sample has a ``key``."""
         self.counts[cause] += 1
         line = {
             "input": self._input_names[place.input],
@@ -39,6 +41,8 @@ class ListWriter:
             "cause": cause,
             "detail": detail,
         }
+        if key is not None:
+            line["key"] = key
         # ASCII: a path may hold letters that UTF-8 cannot.
         self._file.write(json.dumps(line) + "\n")
 
