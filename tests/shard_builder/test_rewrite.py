@@ -166,6 +166,7 @@ def test_what_lies_in_the_way_is_kept_unless_told(data_set, tmp_path):
     out = tmp_path / "out"
     head(str(data_set), str(out), 9)
     (out / "notes.txt").write_text("mine")
+    (out / ".shard-000001.tar.1.tmp").write_bytes(b"unfinished")
     with pytest.raises(ConfigError, match=r"holds manifest\.json"):
         head(str(data_set), str(out), 2)
     assert is_sound(out) == 9

@@ -217,6 +217,9 @@ def _make_room(target: Store, sources: Sequence[Store], *, overwrite: bool) -> N
     target.delete(MANIFEST_NAME)  # first: from here on it is no data set
     for name in ours:
         target.delete(name)
+    if isinstance(target, LocalStore):
+        for path in target.folder.glob(".shard-*.tmp"):  # of a run that was killed
+            path.unlink()
 
 
 def _names(target: Store) -> list[str]:

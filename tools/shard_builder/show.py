@@ -216,7 +216,7 @@ def _place_facts(
         shape = _shape(numbers)
         name = "box" if isinstance(shape, Box) else "point"
         where = f" in image {lies_in}" if len(sample.images) > 1 else ""
-        listed = ", ".join(f"{value:g}" for value in numbers)
+        listed = ", ".join(f"{value:.10g}" for value in numbers)
         yield (f"{name} {number + 1}" if len(places) > 1 else name), listed + where
         if isinstance(shape, Box) and len(places) == 1:
             size = sample.sizes[lies_in]
