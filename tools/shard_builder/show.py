@@ -222,7 +222,7 @@ def _place_facts(
             size = sample.sizes[lies_in]
             share = 100 * shape.area / (size.width * size.height)
             sides = f"{shape.width:g}\N{MULTIPLICATION SIGN}{shape.height:g}"
-            yield "", f"{sides} pixels, {share:.2g}\N{NO-BREAK SPACE}% of the image"
+            yield "size", f"{sides} pixels, {share:.2g}\N{NO-BREAK SPACE}%"
     if len(places) > _MAX_LISTED:
         yield "", f"and {len(places) - _MAX_LISTED} more"
 
