@@ -119,8 +119,8 @@ class Manifest:
         """
         if not store.exists(MANIFEST_NAME):
             raise ManifestError(
-                f"{store.url}: no manifest, no data set: run shard-builder build "
-                f"and give the folder that holds {MANIFEST_NAME}"
+                f"{store.url}: no manifest, no data set: run shard-builder build (or, on tars that "
+                f"others made, index) and give the folder that holds {MANIFEST_NAME}"
             )
         return cls.from_json(store.read(MANIFEST_NAME))
 
