@@ -104,12 +104,12 @@ def iter_members(
         if kind in _FILE:
             name = overrides.get("path", name)
             num_bytes = _number(overrides.get("size", str(num_bytes)), where)
-        padded = num_bytes + -num_bytes % BLOCK
-        data = fileobj.read(padded)
-        if len(data) < padded:
-            detail = f"{shard} ends at byte {position + BLOCK + len(data)}, inside {name!r}"
+        num_padding = -num_bytes % BLOCK
+        data = fileobj.read(num_bytes)
+        num_read = len(data) + len(fileobj.read(num_padding))
+        if num_read < num_bytes + num_padding:
+            detail = f"{shard} ends at byte {position + BLOCK + num_read}, inside {name!r}"
             raise ShardFormatError("truncated", detail)
-        data = data[:num_bytes]
         if kind in _FILE:
             if any(key.startswith("GNU.sparse.") for key in overrides):
                 detail = f"{where}: {name!r} is a sparse file, only plain files are expected"
@@ -124,7 +124,7 @@ def iter_members(
         elif kind != _PAX_GLOBAL:
             detail = f"{where}: {name!r} is of tar type {kind!r}, only files are expected"
             raise ShardFormatError("bad_member", detail)
-        position += BLOCK + padded
+        position += BLOCK + num_bytes + num_padding
 
 
 def _parse_header(header: bytes, where: str) -> tuple[bytes, str, int]:
