@@ -6,10 +6,10 @@ edition, RFC 9649 (WebP), CIPA DC-008 (EXIF).
 """
 
 import struct
-import zlib
 from dataclasses import dataclass
 
 from grpo_stream.boxes import Size
+from grpo_stream.checksum import crc32
 
 _U16 = struct.Struct(">H").unpack_from
 _SEGMENT = struct.Struct(">BBH").unpack_from  # of a JPEG: 0xFF, marker, length with itself
@@ -167,7 +167,7 @@ def _png(data: bytes) -> ImageInfo | None:
             return _info("PNG", Size(width, height), is_plain, orientation or 1)
         start, end = position + 8, position + 8 + length
         checksum = int.from_bytes(data[end : end + 4], "big")
-        if end + 4 > len(data) or zlib.crc32(data[start - 4 : end]) != checksum:
+        if end + 4 > len(data) or crc32(data[start - 4 : end]) != checksum:
             return None
         if kind == b"tRNS":
             if length < (6 if colour == 2 else 2 if colour == 0 else 0):

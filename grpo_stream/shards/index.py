@@ -6,7 +6,6 @@ in one go, and one request then fetches one sample. ``docs/shards.md`` has the t
 """
 
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_stream.boxes import Size
+from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError, StoreError
 from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.store import Store
@@ -132,7 +132,7 @@ class ShardIndex:
             self.num_bytes,
         )
         body = header + self.samples.tobytes() + self.parts.tobytes()
-        return body + _CRC.pack(zlib.crc32(body))
+        return body + _CRC.pack(crc32(body))
 
     @classmethod
     def from_bytes(cls, data: bytes, shard: str) -> "ShardIndex":
@@ -157,7 +157,7 @@ class ShardIndex:
         if (
             widths != [SAMPLE_DTYPE.itemsize, PART_DTYPE.itemsize]
             or len(data) != end + _CRC.size
-            or _CRC.unpack_from(data, end)[0] != zlib.crc32(memoryview(data)[:end])
+            or _CRC.unpack_from(data, end)[0] != crc32(memoryview(data)[:end])
         ):
             raise _bad_index(f"{name}: its checksum does not fit its content")
         samples = np.frombuffer(data, SAMPLE_DTYPE, num_samples, _HEADER.size)

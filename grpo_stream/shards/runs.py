@@ -1,12 +1,12 @@
 """From a tar's members to samples: a sample is the run of neighbouring members with one key."""
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from grpo_stream.boxes import Size
+from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.index import PART_KINDS, IndexEntry, IndexPart
 from grpo_stream.shards.members import Member, padding
@@ -45,7 +45,7 @@ class Run(NamedTuple):
                     len(member.data),
                     width,
                     height,
-                    zlib.crc32(member.data),
+                    crc32(member.data),
                     PART_KINDS.index(kind),
                     image,
                 )

@@ -101,6 +101,8 @@ class Sample:
     @property
     def sizes(self) -> tuple[Size, ...]:
         """Size of every stored image in pixels."""
+        if not self.more_images:
+            return (self.size,)
         return tuple(Size(image["width"], image["height"]) for image in self._sides)
 
     @property
@@ -146,9 +148,10 @@ def make_meta(
         ShardFormatError: cause ``bad_meta``.
     """
     reserved = RESERVED_OF_SEVERAL if more_sizes else RESERVED_FIELDS
-    meta = {name: value for name, value in extra.items() if name not in reserved}
-    solutions = _as_solutions(solution)
-    lists = [[_as_float(number) for number in numbers] for numbers in solutions]
+    meta = dict(extra)
+    for name in reserved:
+        meta.pop(name, None)
+    lists = [list(map(_as_float, numbers)) for numbers in _as_solutions(solution)]
     meta |= {"prompt": prompt, "solution": lists[0] if len(lists) == 1 else lists}
     meta |= _named_sides(size, original_size)
     if more_sizes:
@@ -288,10 +291,17 @@ def _as_solutions(solution: Any) -> tuple[Solution, ...]:
 
 
 def _named_sides(size: Size, original: Size) -> dict[str, int]:
-    return dict(zip(_SIDES, (*size, *original), strict=True))
+    return {
+        "width": size[0],
+        "height": size[1],
+        "original_width": original[0],
+        "original_height": original[1],
+    }
 
 
 def _is_finite_number(value: object) -> bool:
+    if type(value) is float:
+        return -math.inf < value < math.inf
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:

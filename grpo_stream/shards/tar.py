@@ -7,13 +7,13 @@ images of a sample are members ``{key}.1.jpg``, ``{key}.2.png``, ... before the 
 import hashlib
 import io
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.files import commit, temp_beside, write_atomic
 from grpo_stream.shards.index import (
@@ -88,12 +88,16 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         """Bytes written so far; the finished tar is 1,024 bytes longer."""
         return self._num_bytes
 
-    def add(self, sample: Sample, image_crc32: int | None = None) -> None:
+    def add(
+        self, sample: Sample, image_crc32: int | None = None, encoded_meta: bytes | None = None
+    ) -> None:
         """Appends a sample.
 
         Args:
             sample: Written as it is; nothing is decoded.
             image_crc32: zlib.crc32 of ``sample.image``, where the caller knows it already.
+            encoded_meta: ``encode_meta(sample.meta)``, where the caller has it already from a
+                ``meta`` that ``make_meta`` has checked.
 
         Raises:
             ShardFormatError: causes ``bad_key``, ``duplicate_key``, ``bad_suffix``, ``bad_meta``.
@@ -103,27 +107,29 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         check_key(key)
         if key in self._keys:
             raise ShardFormatError("duplicate_key", f"{self.path.name}: key={key!r}")
-        check_meta(meta, f"key={key!r}")
+        if encoded_meta is None:
+            check_meta(meta, f"key={key!r}")
         _check_images(sample)
-        encoded = encode_meta(meta)
+        encoded = encode_meta(meta) if encoded_meta is None else encoded_meta
         start = position = self._num_bytes
         chunks: list[bytes] = []
         parts: list[IndexPart] = []
         before = b""  # what comes before the next content; joined, while images stay uncopied
-        for number, ((suffix, image), size) in enumerate(
-            zip(sample.images, sample.sizes, strict=True)
-        ):
+        sizes = sample.sizes
+        for number, (suffix, image) in enumerate(sample.images):
+            width, height = sizes[number]
             middle = f".{number}" if number else ""
             before += make_header(f"{key}{middle}.{suffix}", len(image))
-            crc32 = zlib.crc32(image) if number or image_crc32 is None else image_crc32
             position += len(before)
-            parts.append(IndexPart(position, len(image), *size, crc32, _KINDS[suffix], number))
+            checksum = image_crc32 if number == 0 and image_crc32 is not None else crc32(image)
+            kind = _KINDS[suffix]
+            parts.append(IndexPart(position, len(image), width, height, checksum, kind, number))
             position += len(image)
             chunks += (before, image)
             before = padding(len(image))
         before += make_header(f"{key}.json", len(encoded))
         position += len(before)
-        parts.append(IndexPart(position, len(encoded), 0, 0, zlib.crc32(encoded), _JSON, 0))
+        parts.append(IndexPart(position, len(encoded), 0, 0, crc32(encoded), _JSON, 0))
         self._write([*chunks, before + encoded + padding(len(encoded))])
         self._keys.add(key)
         self._entries.append(IndexEntry(start, self._num_bytes - start, tuple(parts)))
@@ -202,7 +208,7 @@ def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sa
         detail = f"{where}: {len(parts)} members, the index tells of {len(entry.parts)}"
         raise ShardFormatError("checksum", detail)
     for (member, kind, _), part in zip(parts, entry.parts, strict=True):
-        if zlib.crc32(member.data) != part.crc32 or member.data_offset != part.offset:
+        if crc32(member.data) != part.crc32 or member.data_offset != part.offset:
             detail = f"{where}: the {kind}'s CRC-32 or place differs from the index"
             raise ShardFormatError("checksum", detail)
     return sample

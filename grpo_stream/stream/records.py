@@ -2,24 +2,24 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from grpo_stream.checksum import crc32
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.images import DEFAULT_LIMITS, SUFFIXES, ImageLimits, ResizeRule, probe
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.plan import Indices
 from grpo_stream.stream.sources import StreamSample
-from tools.shard_builder.plan import make_key
 from tools.shard_builder.image_files import check_image_path, read_image_file
 from tools.shard_builder.inputs.inline import InlineImage
 from tools.shard_builder.inputs.json_text import read_records
 from tools.shard_builder.judge import Rules, judge
 from tools.shard_builder.pictures import Picture
+from tools.shard_builder.plan import make_key
 
 
 class RecordSource:
@@ -107,7 +107,7 @@ def _read(record: object, position: int, root: Path, rules: Rules, limits: Image
             data = read_image_file(f"{root}/{check_image_path(image)}", image)
         info = probe(data, limits)
         suffix = SUFFIXES.get(info.format, "png")
-        return Picture(data, suffix, info.size, info.size, zlib.crc32(data))
+        return Picture(data, suffix, info.size, info.size, crc32(data))
 
     if isinstance(record, Mapping):
         record = dict(record)  # what the judge takes

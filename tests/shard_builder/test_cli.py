@@ -130,3 +130,22 @@ def test_help_tells_the_exit_codes():
         command = [sys.executable, "-m", "tools.shard_builder", *words, "--help"]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert "exit codes:\n  0    fine" in text
+
+
+def test_sets_of_sets(raw, capsys):
+    main(build_words(raw, "--quiet"))
+    out = raw / "out"
+    assert main(["head", str(out), "--num-samples", "1", "--out", str(raw / "one"), "--quiet"]) == 0
+    assert f"1 samples, 1 shards in {raw / 'one'}" in capsys.readouterr().out
+    merge = ["merge", out, raw / "one", "--out", raw / "both", "--quiet"]
+    assert main([str(word) for word in merge]) == 2
+    assert "--prefix" in capsys.readouterr().err
+    assert not list((raw / "both").iterdir())
+    assert main([str(word) for word in (*merge, "--prefix", "a-", "--prefix", "b-")]) == 0
+    assert "3 samples, 2 shards" in capsys.readouterr().out
+    split = ["split", raw / "both", "--out", raw / "parts", "--progress", "json"]
+    assert main([str(word) for word in split]) == 2
+    assert "name at least one part" in capsys.readouterr().err
+    assert main([str(word) for word in (*split, "--split", "val=0.5")]) == 2  # it is one image
+    assert "got none of the images" in capsys.readouterr().err
+    assert not [path for path in (raw / "parts").rglob("*") if path.is_file()]

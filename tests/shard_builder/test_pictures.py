@@ -251,7 +251,7 @@ class TestImageReader:
         reader = ImageReader(str(folder), PictureRules())
         for number in (0, 1, 0, 0, 2, 0, 1):
             reader.load(f"{number}.png")
-        assert made == ["0.png", "1.png", "2.png", "1.png"]
+        assert made == ["0.png", "1.png", "2.png", "0.png", "1.png"]  # the oldest had to go
 
     def test_a_bucket_is_read_ahead(self, bucket):
         reader = ImageReader("s3://bucket", PictureRules())

@@ -33,7 +33,8 @@ decode       shard-builder build
 resize       shard-builder build --max-pixels ... --reencode jpeg:90
 bare decode  every file read and decoded, one core; bare resize: and resized and encoded
 """
-_SCREENSHOTS = Path(__file__).parents[2] / "data" / "screenshots"
+SCREENSHOTS = Path(__file__).parents[2] / "data" / "screenshots"
+"""Records and images that come with the repository."""
 _Times = dict[str, list[float]]
 
 
@@ -47,8 +48,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("--records", type=Path, default=_SCREENSHOTS / "records.json", help="JSON array")
-    add("--images-root", type=Path, default=_SCREENSHOTS, help="of the records")
+    add("--records", type=Path, default=SCREENSHOTS / "records.json", help="JSON array")
+    add("--images-root", type=Path, default=SCREENSHOTS, help="of the records")
     add("--num-samples", type=int, default=4000, help="copies of the images (%(default)s)")
     add("--samples-per-shard", type=int, default=500, help="(%(default)s)")
     add("--workers", type=int, default=2, help="for the second figure of each mode (%(default)s)")
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints seconds and ratios."""
     with tempfile.TemporaryDirectory(dir=args.folder) as temp:
         folder = Path(temp)
-        records = _copy_images(args, folder)
+        records = copy_images(args, folder)
         contestants = {
             name: contestant
             for name, contestant in _contestants(args, folder, records).items()
@@ -95,7 +96,13 @@ def run(args: argparse.Namespace) -> None:
             print(f"  {name:<44}{value:.3f}")
 
 
-def _copy_images(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+def copy_images(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Writes ``num_samples`` records, each with an image file of its own, and returns them.
+
+    Args:
+        args: Its ``records``, ``images_root`` and ``num_samples`` say of what.
+        folder: Gets ``records.json`` and ``images/``.
+    """
     raw = json.loads(args.records.read_text())
     records = []
     for number in range(args.num_samples):
@@ -105,7 +112,8 @@ def _copy_images(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(args.images_root / record["image"], path)
-        records.append({**record, "image": name})
+        prompt = f"{record['prompt']} ({number})"  # no two samples are alike
+        records.append({**record, "image": name, "prompt": prompt})
     (folder / "records.json").write_text(json.dumps(records))
     return records
 

@@ -68,8 +68,8 @@ def assemble(
         for reject in result.rejects:
             rejects.add(*reject)
         for note, repeat in zip(result.notes, repeats, strict=True):
-            key = make_key(note.place.position, note.image)
             for warning in [*note.warnings, *([] if repeat is None else [repeat])]:
+                key = make_key(note.place.position, note.image)
                 warnings.add(note.place, note.image, *warning, key=key)
     totals["num_bytes"] = sum(shard.num_bytes for shard in shards)
     totals["num_rejects"] = rejects.counts.total()

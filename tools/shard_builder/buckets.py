@@ -1,59 +1,62 @@
-"""Temporary files that hold more than memory does: rows are dealt into buckets, then read back."""
+"""Rows that memory may not hold: dealt into buckets, kept in files where they are too many."""
 
 import pickle
+import shutil
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 NUM_BUCKETS = 256
 """So much of all rows is in memory at a time when they are read back bucket by bucket."""
 
+_MAX_BYTES = 64 * 2**20
 
-class Buckets(AbstractContextManager["Buckets"]):
-    """Rows of any picklable kind in :data:`NUM_BUCKETS` files, each in the order of its writing.
 
-    The files lie in a private folder and are read by the process that wrote them, so pickle is
-    safe here; nothing of a data set is ever stored this way.
+class Buckets:
+    """Rows of any picklable kind in :data:`NUM_BUCKETS` buckets, each in the order of adding.
+
+    64 MiB of them stay in memory; what is more goes to files. These lie in a private folder and
+    are read by the process that wrote them, so pickle is safe here; nothing of a data set is
+    ever stored this way.
 
     Args:
-        folder: Is made; belongs to these buckets alone.
+        folder: Made when it is needed; belongs to these buckets alone.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
         self._folder = folder
-        self._files: dict[int, BinaryIO] = {}
+        self._rows: defaultdict[int, list[Any]] = defaultdict(list)
+        self._num_bytes = 0
 
-    def add(self, bucket: int, row: Any) -> None:
-        """Appends a row to a bucket, 0 to :data:`NUM_BUCKETS` - 1."""
-        file = self._files.get(bucket)
-        if file is None:
-            file = self._files[bucket] = self._path(bucket).open("wb")
-        pickle.dump(row, file, protocol=5)
+    def add(self, bucket: int, row: Any, num_bytes: int) -> None:
+        """Appends a row of about ``num_bytes`` in memory to a bucket from 0 to 255."""
+        self._rows[bucket].append(row)
+        self._num_bytes += num_bytes
+        if self._num_bytes >= _MAX_BYTES:
+            self._spill()
 
     def read(self, bucket: int) -> Iterator[Any]:
-        """The rows of a bucket; call :meth:`close` before the first."""
+        """The rows of a bucket, once all are added."""
         path = self._path(bucket)
         if path.exists():
             with path.open("rb") as file:
                 while file.peek(1):
-                    yield pickle.load(file)  # noqa: S301 - our own file, see the class
+                    yield from pickle.load(file)  # noqa: S301 - our own file, see the class
+        yield from self._rows.get(bucket, ())
 
-    def close(self) -> None:
-        """Ends the writing."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+    def clear(self) -> None:
+        """Drops all rows and files."""
+        self._rows.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spill(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for bucket, rows in self._rows.items():
+            with self._path(bucket).open("ab") as file:
+                pickle.dump(rows, file, protocol=5)
+        self._rows.clear()
+        self._num_bytes = 0
 
     def _path(self, bucket: int) -> Path:
         return self._folder / f"{bucket:03d}"
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

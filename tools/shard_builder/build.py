@@ -149,7 +149,8 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         names = [source.name for source in sources]
         run = _Run(job, settings, names, survey.num_wanted, tell)
         reader = ImageReader(job.images_root, job.pictures)
-        cutter = Cutter(job.limits, rules, settings.split, reader)
+        stack.callback(reader.close)
+        cutter = Cutter(job.limits, sources, rules, settings.split, reader)
         run.build(cutter.cut(reading.records()), set() if output is None else output.done)
         tell(Progress("finish", None))
         state = open_store(job.state)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 from typing import Any, get_args
 
 from grpo_stream.encoding import parse_encoding
@@ -15,8 +14,7 @@ from tools.shard_builder.pictures import Check, PictureRules
 from tools.shard_builder.plan import ShardLimits, Splits
 from tools.shard_builder.progress import num_usable_cores, show_progress
 from tools.shard_builder.rules import BoxFormat, Coords, Rules, Several
-
-_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+from tools.shard_builder.set_flags import add_shard_limits, add_split_flag
 
 
 def add_build(command: argparse.ArgumentParser) -> None:
@@ -103,29 +101,9 @@ def _add_images(group: "argparse._ArgumentGroup") -> None:
 
 
 def _add_set(group: "argparse._ArgumentGroup") -> None:
-    add, limits = group.add_argument, ShardLimits()
-    add(
-        "--samples-per-shard",
-        type=int,
-        default=limits.max_samples,
-        metavar="N",
-        help="a shard takes N records; rejects leave it shorter (%(default)s)",
-    )
-    add(
-        "--max-shard-bytes",
-        type=_num_bytes,
-        default=limits.max_bytes,
-        metavar="SIZE",
-        help="a shard is cut before it passes SIZE, as in 256MiB (the default)",
-    )
-    add(
-        "--split",
-        action="append",
-        type=_share,
-        default=[],
-        metavar="NAME=SHARE",
-        help="set apart a share of the images, as in val=0.02; folders OUT/val and OUT/train",
-    )
+    add = group.add_argument
+    add_shard_limits(group)
+    add_split_flag(group)
     add("--shuffle-seed", type=int, metavar="S", help="shuffle the records")
     add("--overwrite", action="store_true", help="replace the data set in --out")
 
@@ -244,18 +222,3 @@ def _field_value(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r}: write FIELD=VALUE, as in split=train")
     return name, value
-
-
-def _share(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=SHARE, as in val=0.02") from None
-
-
-def _num_bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a size as 268435456 or 256MiB")
-    return int(match[1]) * _UNITS[match[2].upper()]

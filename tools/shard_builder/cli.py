@@ -1,4 +1,4 @@
-"""The command line: ``shard-builder build | verify | index | stats | show``."""
+"""The command line: ``shard-builder build``, ``verify``, ``index``, ``stats``, ``show``, ..."""
 
 import argparse
 import sys
@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         ("index", set_commands.add_index, "index and manifest for tars that others made", ""),
         ("stats", set_commands.add_stats, "counts, sizes, boxes and visual tokens", ""),
         ("show", set_commands.add_show, "an HTML page and a picture of some samples", ""),
+        ("head", set_commands.add_head, "a data set of the first samples of one", ""),
+        ("merge", set_commands.add_merge, "one data set of several", ""),
+        ("split", set_commands.add_split, "several data sets of one, no image in two", ""),
     ):
         command = commands.add_parser(
             name,

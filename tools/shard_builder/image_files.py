@@ -60,10 +60,16 @@ def read_image_file(file: str, path: str) -> bytes:
     try:
         # Without O_NONBLOCK, a named pipe would wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise RecordError("image_not_file", f"{path[:200]!r} is a folder or a device")
-            return opened.read()
+            data = os.read(descriptor, status.st_size)
+            while len(data) < status.st_size and (more := os.read(descriptor, status.st_size)):
+                data += more  # a signal or the kernel's 2 GiB limit cut it short
+            return data
+        finally:
+            os.close(descriptor)
     except IsADirectoryError as error:
         raise RecordError("image_not_file", f"{path[:200]!r} is a folder") from error
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_stream.errors import RecordError, ShardFormatError
 from grpo_stream.shards.sample import RESERVED_OF_SEVERAL, Sample, encode_meta, make_meta
@@ -24,16 +23,17 @@ Load = Callable[["str | InlineImage"], Picture]
 Warnings = list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A record that was taken, and what the user should know of it."""
 
     sample: Sample
-    warnings: Warnings = field(default_factory=list)
+    warnings: Warnings
     """Pairs (cause, detail)."""
-    image_crc32: int = 0
+    encoded_meta: bytes
+    """The sample's JSON member."""
+    image_crc32: int
     """CRC-32 of the (first) image as stored."""
-    fingerprint: int = 0
+    fingerprint: int
     """64 bits: equal for equal images, and hardly ever for others."""
 
 
@@ -86,7 +86,7 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
             [(picture.size, picture.original_size) for picture in others],
             lies_in,
         )
-        encode_meta(meta)
+        encoded_meta = encode_meta(meta)
     except ShardFormatError as error:
         raise RecordError("fields_not_json", error.detail) from error
     more_images = tuple((picture.suffix, picture.data) for picture in others)
@@ -94,7 +94,7 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     fingerprint = 0
     for picture in pictures:
         fingerprint = (fingerprint * 0x9E3779B97F4A7C15 + picture.fingerprint) & _MASK_64
-    return Verdict(sample, warnings, first.crc32, fingerprint)
+    return Verdict(sample, warnings, encoded_meta, first.crc32, fingerprint)
 
 
 def _images(record: Mapping[str, Any], rules: Rules) -> list[str | InlineImage]:
@@ -148,10 +148,11 @@ def _check_declared_size(record: Mapping[str, Any], pictures: list[Picture]) -> 
         declared = record.get(name)
         if declared is None:
             continue
-        actual: Any = [picture.original_size[side] for picture in pictures]
-        if not isinstance(declared, list):  # of several images, the first one's
-            actual = actual[0]
-        if isinstance(declared, bool) or declared != actual:
+        if isinstance(declared, list):
+            is_right = declared == [picture.original_size[side] for picture in pictures]
+        else:  # of several images, the first one's
+            is_right = type(declared) is not bool and declared == pictures[0].original_size[side]
+        if not is_right:
             size = pictures[0].original_size
             detail = f"{name}={short(declared)}, the upright image is {size.width}x{size.height}"
             raise RecordError("size_mismatch", detail)

@@ -2,15 +2,13 @@
 
 import posixpath
 import re
-import threading
-import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from grpo_stream.boxes import Size
+from grpo_stream.checksum import crc32
 from grpo_stream.encoding import Encoding, encode_jpeg, encode_png, encode_webp
 from grpo_stream.errors import ImageError, RecordError, StoreError
 from grpo_stream.headers import ImageInfo, has_end
@@ -55,8 +53,7 @@ class PictureRules:
     other encoding is applied to every picture."""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """An image that was checked and can be stored."""
 
     data: bytes
@@ -101,11 +98,11 @@ def make_picture(data: bytes, name: str, rules: PictureRules) -> Picture:
     else:
         pixels = resize(decode(data, rules.limits, info), size)
         stored, suffix = _encode(pixels, _encoding(info, rules.encoding, size))
-    return Picture(stored, suffix, size, info.size, zlib.crc32(stored), _warnings(info, name))
+    return Picture(stored, suffix, size, info.size, crc32(stored), _warnings(info, name))
 
 
 class ImageReader:
-    """Opens the images of records; may be used by several threads.
+    """Opens the images of records, for one thread.
 
     Pictures that were made lately (up to 32 MiB of them) are kept, as records of one image often
     lie near each other. A folder's files are read directly; images in a bucket are read ahead by
@@ -124,9 +121,8 @@ class ImageReader:
         self._store = open_store(images_root)
         self._folder = str(self._store.folder) if isinstance(self._store, LocalStore) else None
         self._ahead = None if self._folder is not None else ReadAhead(self._store.read)
-        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._pictures: dict[str, Picture] = {}
         self._num_cached_bytes = 0
-        self._lock = threading.Lock()
 
     def load(self, value: "str | InlineImage") -> Picture:
         """The picture that a record names by a path, or carries with it.
@@ -139,13 +135,10 @@ class ImageReader:
         """
         if isinstance(value, InlineImage):
             return make_picture(value.data, value.name, self._rules)
-        with self._lock:
-            picture = self._pictures.get(value)
-            if picture is not None:
-                self._pictures.move_to_end(value)
-                return picture
-        picture = make_picture(self.read(value), value, self._rules)
-        self._keep(value, picture)
+        picture = self._pictures.get(value)
+        if picture is None:
+            picture = make_picture(self.read(value), value, self._rules)
+            self._keep(value, picture)
         return picture
 
     def read(self, path: str) -> bytes:
@@ -175,8 +168,7 @@ class ImageReader:
                 passed over: :meth:`load` says what is wrong with them.
         """
         if self._ahead is not None:
-            with self._lock:
-                missing = [path for path in paths if path not in self._pictures]
+            missing = [path for path in paths if path not in self._pictures]
             self._ahead.plan(_good_names(missing))
 
     def close(self) -> None:
@@ -185,13 +177,11 @@ class ImageReader:
             self._ahead.close()
 
     def _keep(self, path: str, picture: Picture) -> None:
-        with self._lock:
-            if path not in self._pictures:
-                self._pictures[path] = picture
-                self._num_cached_bytes += len(picture.data)
-            while self._num_cached_bytes > _MAX_CACHED_BYTES:
-                _, dropped = self._pictures.popitem(last=False)
-                self._num_cached_bytes -= len(dropped.data)
+        self._pictures[path] = picture
+        self._num_cached_bytes += len(picture.data)
+        while self._num_cached_bytes > _MAX_CACHED_BYTES:
+            dropped = self._pictures.pop(next(iter(self._pictures)))
+            self._num_cached_bytes -= len(dropped.data)
 
 
 def _good_names(paths: Iterable[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_stream.errors import ConfigError, RecordError, StoreError
@@ -17,7 +17,9 @@ from tools.shard_builder.inputs.source import InputSource, read_source
 from tools.shard_builder.pictures import ImageReader
 from tools.shard_builder.rules import Rules
 
+_NO_KEY = re.compile(r"[^A-Za-z0-9]+")
 _TELL_EVERY = 1_000
+_RECORD_BYTES = 1_500  # of an ordinary record in memory
 _MAX_NESTING = 64  # far below where json and pickle give up, which depends on the stack in use
 
 
@@ -86,7 +88,8 @@ def make_key(position: int, image_path: str) -> str:
     The position makes it unique whatever the case of letters, and does not depend on what else
     was rejected.
     """
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePath(image_path).stem).strip("-")[:40]
+    name = image_path.rpartition("/")[2]
+    stem = _NO_KEY.sub("-", name.rpartition(".")[0] or name).strip("-")[:40]
     return f"{position:09d}_{stem}" if stem else f"{position:09d}"
 
 
@@ -134,13 +137,13 @@ class Reading:
                     tell(num_wanted)
         else:
             deal = random.Random(self._shuffle_seed)  # noqa: S311 - no secret
-            with Buckets(self._folder / "shuffle") as buckets:
-                for row in self._read(summaries):
-                    buckets.add(deal.randrange(NUM_BUCKETS), row)
-                    num_wanted += 1
-                    if num_wanted % _TELL_EVERY == 0:
-                        tell(num_wanted)
-            self._buckets = buckets
+            self._buckets = Buckets(self._folder / "shuffle")
+            for row in self._read(summaries):
+                num_bytes = _RECORD_BYTES + _num_carried_bytes(row[1])
+                self._buckets.add(deal.randrange(NUM_BUCKETS), row, num_bytes)
+                num_wanted += 1
+                if num_wanted % _TELL_EVERY == 0:
+                    tell(num_wanted)
         tell(num_wanted)
         self._surveyed = tuple(summaries)
         return Survey(self._surveyed, num_wanted)
@@ -152,10 +155,12 @@ class Reading:
             RecordError: cause ``input_changed``: an input is not what it was.
         """
         if self._buckets is not None:
-            yield from self._shuffled(self._buckets)
+            for place, record in self._shuffled(self._buckets):
+                yield place, _checked(record)
             return
         summaries: list[InputSummary] = []
-        yield from self._read(summaries)
+        for place, record in self._read(summaries):
+            yield place, _checked(record)
         for before, now in zip(self._surveyed, summaries, strict=True):
             if before != now:
                 detail = f"{now.name} was changed while it was read: start again"
@@ -170,7 +175,7 @@ class Reading:
             rows = read_source(source, on_bytes=sha256.update, image_key=image_key)
             for index, record in rows:
                 if _is_wanted(record, self._where):
-                    yield Place(position, number, index), _checked(record)
+                    yield Place(position, number, index), record
                 position += 1
             name = posixpath.basename(source.name.rstrip("/")) or source.name
             summaries.append(InputSummary(name, sha256.hexdigest(), position - first))
@@ -197,6 +202,8 @@ class Splits:
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.shares]
+        if not names:
+            raise ConfigError("--split", names, "name at least one part, as in val=0.02")
         for name, share in self.shares:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == self.rest:
                 expected = f"a name of letters and digits other than {self.rest!r}, as in val=0.02"
@@ -234,7 +241,8 @@ class Cutter:
     Args:
         limits: A chunk is full at ``max_samples`` records, and when the images that its records
             carry with them pass ``max_bytes``.
-        rules: How the records of each input are written.
+        sources: The inputs.
+        rules: How the records of each are written.
         splits: Shares of the images; None for one set.
         reader: Gives the bytes of an image, which decide about its split.
     """
@@ -242,11 +250,13 @@ class Cutter:
     def __init__(
         self,
         limits: ShardLimits,
+        sources: Sequence[InputSource],
         rules: Sequence[Rules],
         splits: Splits | None,
         reader: ImageReader,
     ) -> None:
         self._limits = limits
+        self._carries = [source.container in ("tar", "table") for source in sources]
         self._rules = rules
         self._splits = splits
         self._reader = reader
@@ -261,7 +271,8 @@ class Cutter:
             split, record = self._assign(place, given)
             rows = started.setdefault(split, [])
             rows.append((place, record))
-            carried[split] += _num_carried_bytes(record)
+            if self._carries[place.input]:
+                carried[split] += _num_carried_bytes(record)
             is_full = len(rows) == self._limits.max_samples
             if is_full or carried[split] >= self._limits.max_bytes:
                 yield self._chunk(split, rows)
@@ -299,23 +310,31 @@ def _is_wanted(record: Any, where: Sequence[tuple[str, str]]) -> bool:
 
 
 def _checked(record: Any) -> Any:
-    if isinstance(record, (dict, list)) and _is_nested_beyond(record, _MAX_NESTING):
+    if _is_nested_beyond(record, _MAX_NESTING):
         return RecordError("record_nested", f"nested more than {_MAX_NESTING} levels deep")
     return record
 
 
 def _is_nested_beyond(value: Any, levels: int) -> bool:
-    if levels == 0:
-        return True
-    items = value.values() if isinstance(value, dict) else value
-    return any(
-        isinstance(item, (dict, list)) and _is_nested_beyond(item, levels - 1) for item in items
-    )
+    if type(value) is dict:
+        value = value.values()
+    elif type(value) is not list:
+        return False
+    for item in value:
+        kind = type(item)
+        if (kind is dict or kind is list) and (levels == 1 or _is_nested_beyond(item, levels - 1)):
+            return True
+    return False
 
 
 def _num_carried_bytes(record: Any) -> int:
-    if not isinstance(record, dict):
+    """Bytes of the images that a record carries with it."""
+    if type(record) is not dict:
         return 0
-    images = [value for value in record.values() if isinstance(value, (InlineImage, list))]
-    flat = [part for image in images for part in (image if isinstance(image, list) else [image])]
-    return sum(len(part.data) for part in flat if isinstance(part, InlineImage))
+    total = 0
+    for value in record.values():
+        if type(value) is InlineImage:
+            total += len(value.data)
+        elif type(value) is list:
+            total += sum(len(item.data) for item in value if type(item) is InlineImage)
+    return total

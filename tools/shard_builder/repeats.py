@@ -9,6 +9,8 @@ from tools.shard_builder.work import ChunkResult
 CauseDetail = tuple[str, str]
 """Cause and detail of a warning."""
 
+_ROW_BYTES = 250  # of a tuple and its numbers in memory
+
 
 def find_repeats(
     results: Callable[[], Iterator[ChunkResult]], folder: Path
@@ -20,24 +22,26 @@ def find_repeats(
 
     Args:
         results: Gives the results in the order of the data set; called twice.
-        folder: For temporary files; is made. They take about 60 bytes a sample.
+        folder: For temporary files, about 40 bytes a sample where there are very many.
     """
     counts = []
-    with Buckets(folder / "questions") as questions:
-        ordinal = 0
-        for result in results():
-            for note in result.notes:
-                asked = (note.question, note.answer, ordinal, note.place.position)
-                questions.add(note.question % NUM_BUCKETS, asked)
-                ordinal += 1
-            counts.append(len(result.notes))
-    with Buckets(folder / "repeats") as repeats:
-        for bucket in range(NUM_BUCKETS):
-            first: dict[int, tuple[int, int]] = {}
-            for question, answer, at, position in questions.read(bucket):
-                before, earlier = first.setdefault(question, (answer, position))
-                if earlier != position:
-                    repeats.add(at * NUM_BUCKETS // ordinal, (at, before == answer, earlier))
+    questions = Buckets(folder / "questions")
+    ordinal = 0
+    for result in results():
+        for note in result.notes:
+            asked = (note.question, note.answer, ordinal, note.place.position)
+            questions.add(note.question % NUM_BUCKETS, asked, _ROW_BYTES)
+            ordinal += 1
+        counts.append(len(result.notes))
+    repeats = Buckets(folder / "repeats")
+    for bucket in range(NUM_BUCKETS):
+        first: dict[int, tuple[int, int]] = {}
+        for question, answer, at, position in questions.read(bucket):
+            before, earlier = first.setdefault(question, (answer, position))
+            if earlier != position:
+                row = (at, before == answer, earlier)
+                repeats.add(at * NUM_BUCKETS // ordinal, row, _ROW_BYTES)
+    questions.clear()
     found = _in_order(repeats)
     at = 0
     repeat = next(found, None)

@@ -4,8 +4,8 @@ Samples keep their bytes: no image is decoded and no JSON written anew. Every sa
 against its CRC-32s on the way. One sample is held in memory at a time.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
@@ -61,7 +61,7 @@ def head(
     manifest = Manifest.load(store)
     target = open_store(out)
     _make_room(target, [store], overwrite=overwrite)
-    with closing(SetWriter(target, _ALL, _ALL)) as writer:
+    with _removed_on_error([target]), closing(SetWriter(target, _ALL, _ALL)) as writer:
         for info in manifest.shards:
             if writer.num_samples == num_samples:
                 break
@@ -110,7 +110,7 @@ def merge(
     target = open_store(out)
     _make_room(target, stores, overwrite=overwrite)
     book = KeyBook()
-    with closing(SetWriter(target, _ALL, _ALL)) as writer:
+    with _removed_on_error([target]), closing(SetWriter(target, _ALL, _ALL)) as writer:
         pairs = zip(stores, manifests, prefixes or [""] * len(urls), strict=True)
         for store, manifest, prefix in pairs:
             for info in manifest.shards:
@@ -166,7 +166,7 @@ def split(
     for target in targets.values():
         _make_room(target, [store], overwrite=overwrite)
     families = _families(store, manifest)
-    with ExitStack() as stack:
+    with _removed_on_error(targets.values()), ExitStack() as stack:
         writers = {
             name: stack.enter_context(
                 closing(SetWriter(target, limits.max_samples, limits.max_bytes))
@@ -220,6 +220,19 @@ def _make_room(target: Store, sources: Sequence[Store], *, overwrite: bool) -> N
     if isinstance(target, LocalStore):
         for path in target.folder.glob(".shard-*.tmp"):  # of a run that was killed
             path.unlink()
+
+
+@contextmanager
+def _removed_on_error(targets: Iterable[Store]) -> Iterator[None]:
+    """Leaves nothing half done behind."""
+    try:
+        yield
+    except BaseException:
+        for target in targets:
+            for name in _names(target):
+                if any(fnmatch(name, pattern) for pattern in OUR_NAMES):
+                    target.delete(name)
+        raise
 
 
 def _names(target: Store) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands that look at a data set: ``verify``, ``index``, ``stats`` and ``show``."""
+"""The commands on finished data sets: all but ``build``."""
 
 import argparse
 import json
@@ -14,7 +14,10 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import Store, open_store
 from tools.shard_builder.index_tars import index_tars
 from tools.shard_builder.measure import measure
+from tools.shard_builder.plan import ShardLimits, Splits
 from tools.shard_builder.progress import Progress, ProgressMode, num_usable_cores, show_progress
+from tools.shard_builder.rewrite import head, merge, split
+from tools.shard_builder.set_flags import add_shard_limits, add_split_flag
 from tools.shard_builder.show import show
 from tools.shard_builder.stats import stats_dict, stats_table
 from tools.shard_builder.stats_picture import draw_stats
@@ -70,6 +73,37 @@ def add_show(command: argparse.ArgumentParser) -> None:
     add("--grep", default="", metavar="TEXT", help="those whose prompt contains TEXT")
     add("--warnings", action="store_true", help="those that warnings.jsonl names")
     command.set_defaults(run=_show)
+
+
+def add_head(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``head``."""
+    command.add_argument("url", help=_SET_HELP)
+    command.add_argument("--num-samples", type=int, required=True, metavar="N", help="at most")
+    _add_out(command)
+    command.set_defaults(run=_head)
+
+
+def add_merge(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``merge``."""
+    command.add_argument("urls", nargs="+", metavar="url", help=_SET_HELP)
+    command.add_argument(
+        "--prefix",
+        action="append",
+        default=[],
+        metavar="P",
+        help="put before the keys of a set, to keep them unique; one for each set, in their order",
+    )
+    _add_out(command)
+    command.set_defaults(run=_merge)
+
+
+def add_split(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``split``."""
+    command.add_argument("url", help=_SET_HELP)
+    add_split_flag(command)
+    add_shard_limits(command)
+    _add_out(command)
+    command.set_defaults(run=_split)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -131,9 +165,72 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _head(args: argparse.Namespace) -> int:
+    _, source = _open(args.url)
+    with _counting(args.progress, "head", min(args.num_samples, source.num_samples)) as count:
+        manifest = head(
+            args.url, args.out, args.num_samples, overwrite=args.overwrite, on_progress=count
+        )
+    return _print_made(args, {"": manifest})
+
+
+def _merge(args: argparse.Namespace) -> int:
+    total = sum(_open(url)[1].num_samples for url in args.urls)
+    with _counting(args.progress, "merge", total) as count:
+        manifest = merge(
+            args.urls,
+            args.out,
+            prefixes=args.prefix,
+            overwrite=args.overwrite,
+            on_progress=count,
+        )
+    return _print_made(args, {"": manifest})
+
+
+def _split(args: argparse.Namespace) -> int:
+    _, source = _open(args.url)
+    splits = Splits(tuple(args.split))
+    limits = ShardLimits(args.samples_per_shard, args.max_shard_bytes)
+    with _counting(args.progress, "split", source.num_samples) as count:
+        manifests = split(
+            args.url,
+            args.out,
+            splits,
+            limits=limits,
+            overwrite=args.overwrite,
+            on_progress=count,
+        )
+    return _print_made(args, manifests)
+
+
+def _print_made(args: argparse.Namespace, manifests: dict[str, Manifest]) -> int:
+    made = {
+        name: {
+            "num_samples": manifest.num_samples,
+            "num_shards": len(manifest.shards),
+            "digest": manifest.digest,
+        }
+        for name, manifest in manifests.items()
+    }
+    if args.progress == "json":
+        print(json.dumps({"out": args.out, "sets": made}))
+        return 0
+    for name, facts in made.items():
+        folder = f"{args.out.rstrip('/')}/{name}" if name else args.out
+        print(f"{facts['num_samples']} samples, {facts['num_shards']} shards in {folder}")
+    return 0
+
+
 def _open(url: str) -> tuple[Store, Manifest]:
     store = open_store(url)
     return store, Manifest.load(store)
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", required=True, metavar="URL", help="folder, s3://, gs:// or az:// to write to"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:

@@ -136,7 +136,8 @@ def _flat_polygon(value: list[Any]) -> list[Any]:
 
 def _checked(value: list[Any], rules: Rules) -> list[float]:
     for number in value:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        kind = type(number)
+        if kind is not float and kind is not int:
             raise _error("solution_not_numbers", value, rules)
     count = len(value)
     if rules.box_format == "polygon":

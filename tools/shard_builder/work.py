@@ -3,16 +3,16 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grpo_stream.checksum import crc32
 from grpo_stream.errors import ImageError, RecordError
 from grpo_stream.shards.index import index_name
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.sample import Sample
 from grpo_stream.shards.store import LocalStore, Store, open_store
 from grpo_stream.shards.tar import ShardWriter, energon_index_name
 from tools.shard_builder.inputs.inline import InlineImage
@@ -58,7 +58,7 @@ class Note(NamedTuple):
     question: int
     """64-bit hash of image and prompt."""
     answer: int
-    """64-bit hash of the solution."""
+    """CRC-32 of the solution."""
     warnings: list[tuple[str, str]]
     """Pairs (cause, detail)."""
 
@@ -113,7 +113,8 @@ class ChunkResult:
 
     def to_json(self) -> bytes:
         """JSON that :meth:`from_json` reads."""
-        return json.dumps(asdict(self)).encode()
+        shards = [asdict(shard) for shard in self.shards]
+        return json.dumps({**vars(self), "shards": shards}).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "ChunkResult":
@@ -198,17 +199,15 @@ class Worker:
         result.num_multi_image += bool(sample.more_images)
         result.num_multi_box += len(sample.solutions) > 1
         if packer is not None:
-            packer.add(sample, verdict.image_crc32)
+            packer.add(verdict)
 
-    def _paths(self, chunk: Chunk) -> list[str]:
-        found = []
+    def _paths(self, chunk: Chunk) -> Iterator[str]:
         for place, record in chunk.records:
             value = (
                 record.get(self._job.rules[place.input].image_key) if _is_object(record) else None
             )
             if isinstance(value, str):
-                found.append(value)
-        return found
+                yield value
 
 
 class _Reporter:
@@ -257,7 +256,8 @@ class _Packer:
         self._writer: ShardWriter | None = None
         self._finished: list[Future[ShardInfo]] = []
 
-    def add(self, sample: Sample, image_crc32: int) -> None:
+    def add(self, verdict: Verdict) -> None:
+        sample = verdict.sample
         num_bytes = len(sample.image) + sum(len(image) for _, image in sample.more_images)
         writer = self._writer
         if writer is not None and writer.num_bytes + num_bytes > self._limits.max_bytes:
@@ -265,7 +265,7 @@ class _Packer:
         if self._writer is None:
             name = shard_name(self._number, len(self._finished))
             self._writer = ShardWriter(self._folder / name)
-        self._writer.add(sample, image_crc32)
+        self._writer.add(sample, verdict.image_crc32, verdict.encoded_meta)
 
     def close(self) -> "list[Future[ShardInfo]]":
         self._end()
@@ -311,8 +311,9 @@ def _finish(writer: ShardWriter, store: Store) -> ShardInfo:
 
 def _note(place: Place, image: str, verdict: Verdict) -> Note:
     sample = verdict.sample
-    question = _hash(verdict.fingerprint.to_bytes(8, "little"), sample.prompt.encode())
-    answer = _hash(repr(sample.meta["solution"]).encode())
+    asked = verdict.fingerprint.to_bytes(8, "little") + sample.prompt.encode()
+    question = int.from_bytes(hashlib.blake2b(asked, digest_size=8).digest(), "little")
+    answer = crc32(repr(sample.meta["solution"]).encode())
     return Note(place, image, question, answer, verdict.warnings)
 
 
@@ -327,11 +328,3 @@ def _image_name(record: Any, image_key: str) -> str | None:
 
 def _is_object(record: Any) -> bool:
     return isinstance(record, dict)
-
-
-def _hash(*parts: bytes) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return int.from_bytes(digest.digest(), "little")

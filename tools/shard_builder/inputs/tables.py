@@ -5,11 +5,11 @@ import json
 import os
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo_stream.checksum import crc32
 from grpo_stream.errors import ConfigError, RecordError
 from tools.shard_builder.inputs.chunks import OnBytes
 from tools.shard_builder.inputs.inline import InlineImage
@@ -194,7 +194,7 @@ def _mark(record: dict[str, Any] | RecordError, image_key: str) -> bytes:
     value = record.get(image_key)
     images = value if isinstance(value, list) else [value]
     sums = [
-        [image.name, len(image.data), zlib.crc32(image.data)]
+        [image.name, len(image.data), crc32(image.data)]
         for image in images if isinstance(image, InlineImage)
     ]  # fmt: skip
     fields = record if not sums else {k: v for k, v in record.items() if k != image_key}
