@@ -1,11 +1,11 @@
-"""``python -m tools.bench order | build``: look at what the stream delivers; time the builder."""
+"""``python -m tools.bench order | build | upload | memory``: what the stream and builder do."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
-from tools.bench import build, order
+from tools.bench import build, memory, order, upload
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     order.add_command(commands)
     build.add_command(commands)
+    upload.add_command(commands)
+    memory.add_command(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
