@@ -143,7 +143,9 @@ def _stats(args: argparse.Namespace) -> int:
         found = measure(store, manifest, rule, count)
     print(json.dumps(stats_dict(found)) if args.json else stats_table(found))
     if args.png is not None:
-        draw_stats(store.url, found).save(args.png, "PNG", optimize=True)
+        draw_stats(args.url.rstrip("/").rpartition("/")[2] or args.url, found).save(
+            args.png, "PNG", optimize=True
+        )
     return 0
 
 
