@@ -38,7 +38,11 @@ Solution = tuple[float, ...]
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
 
 _ENCODER = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+    ensure_ascii=False,
+    check_circular=False,  # a circle ends in RecursionError as well, and nothing is kept count of
+    allow_nan=False,
+    sort_keys=True,
+    separators=(",", ":"),
 )
 
 

@@ -155,7 +155,10 @@ def meta(solution, size=(8, 6)):
         (replace(SAMPLES[2], meta=meta((3, 3, 3, 5))), "is outside 8x6"),
         (replace(SAMPLES[2], meta=meta((8, 0))), "is outside 8x6"),
         (replace(SAMPLES[2], meta=meta((1, 1), (5, 5))), "sizes differ"),
-        (replace(SAMPLES[2], meta=meta([(1, 1), (1, 1, 2, 7)])), r"solution=\(1.0, 1.0, 2.0, 7.0\) is"),
+        (
+            replace(SAMPLES[2], meta=meta([(1, 1), (1, 1, 2, 7)])),
+            r"solution=\(1.0, 1.0, 2.0, 7.0\) is",
+        ),
         (replace(SAMPLES[2], key="000001"), "is not unique in the set: shard-000000.tar has it"),
         (several("000002", lies_in=(1, 1)), r"solution=\(0.0, 0.0, 8.0, 6.0\) is outside 4"),
         (replace(several("000002"), more_images=(("png", b"x"),)), "image 1: image_unreadable"),

@@ -55,6 +55,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     add = command.add_argument
     add("--num-records", type=int, default=5000, help=f"N; then {_FACTOR} times (%(default)s)")
+    add("--numbers", type=int, default=0, help="that each record carries along (%(default)s)")
     add("--samples-per-shard", type=int, default=500, help="(%(default)s)")
     add("--inputs", nargs="+", choices=("json", "jsonl"), default=["json", "jsonl"])
     add("--shuffle", nargs="+", choices=("no", "yes"), default=["no", "yes"])
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as temp:
         for num_records in sizes:
             folder = Path(temp) / str(num_records)
-            _write_raw(folder, num_records, args.inputs)
+            _write_raw(folder, num_records, args.numbers, args.inputs)
             for build in tqdm(builds, f"{num_records} records", disable=args.json):
                 words = [str(folder / build.input_name), "--images-root", str(folder), *build.flags]
                 words += ["--out", str(folder / "out"), "--quiet"]
@@ -104,22 +105,22 @@ def _figures(sizes: tuple[int, int], few: int, many: int) -> dict[str, float]:
     }
 
 
-def _write_raw(folder: Path, num_records: int, suffixes: Sequence[str]) -> None:
+def _write_raw(folder: Path, num_records: int, num_numbers: int, suffixes: Sequence[str]) -> None:
     folder.mkdir()
     for number in range(_NUM_IMAGES):
         pixels = np.full((_IMAGE_SIZE, _IMAGE_SIZE, 3), number, np.uint8)
         (folder / f"{number:02d}.png").write_bytes(encode_png(pixels))
     if "json" in suffixes:
         with (folder / "records.json").open("w") as file:
-            for number, text in enumerate(_records(num_records)):
+            for number, text in enumerate(_records(num_records, num_numbers)):
                 file.write(f"{',' if number else '['}\n{text}")
             file.write("\n]\n")
     if "jsonl" in suffixes:
         with (folder / "records.jsonl").open("w") as file:
-            file.writelines(f"{text}\n" for text in _records(num_records))
+            file.writelines(f"{text}\n" for text in _records(num_records, num_numbers))
 
 
-def _records(num_records: int) -> Iterator[str]:
+def _records(num_records: int, num_numbers: int) -> Iterator[str]:
     for number in range(num_records):
         asked = number - 50 if number % 100 == 99 else number  # the same image and prompt
         image = "missing" if number % 100 == 42 else f"{asked % _NUM_IMAGES:02d}"
@@ -128,6 +129,7 @@ def _records(num_records: int) -> Iterator[str]:
                 "image": f"{image}.png",
                 "prompt": f"Click on the button number {asked} of this page",
                 "solution": [8, 8, 40, 32],
+                "polygon": [number + point / 8 for point in range(num_numbers)],
                 "element": {"role": "button", "name": f"Number {number}", "path": "body/div" * 8},
             }
         )

@@ -19,6 +19,7 @@ from tools.shard_builder.rules import Rules
 
 _NO_KEY = re.compile(r"[^A-Za-z0-9]+")
 _TELL_EVERY = 1_000
+_MAX_KEPT_BYTES = 64 * 2**20
 _RECORD_BYTES = 1_500  # of an ordinary record in memory
 _MAX_NESTING = 64  # far below where json and pickle give up, which depends on the stack in use
 
@@ -34,6 +35,9 @@ class Place(NamedTuple):
     """Its index in that input, from 0."""
 
 
+_Row = tuple[Place, Any]
+
+
 class Chunk(NamedTuple):
     """Consecutive records of one split that become shards of their own.
 
@@ -45,7 +49,7 @@ class Chunk(NamedTuple):
     """Name of the split; empty where the data set is not split."""
     number: int
     """Within the split, from 0."""
-    records: list[tuple[Place, Any]]
+    records: list[_Row]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def make_key(position: int, image_path: str) -> str:
 class Reading:
     """The inputs of a build, read twice: once to find damage and to count, once to build.
 
+    Records of which all fit into 64 MiB are kept from the first reading.
+
     Args:
         sources: The inputs.
         rules: How the records of each are written.
@@ -116,8 +122,8 @@ class Reading:
         self._rules = rules
         self._where = where
         self._shuffle_seed = shuffle_seed
-        self._folder = folder
-        self._buckets: Buckets | None = None
+        self._kept: list[_Row] | None = None
+        self._buckets = Buckets(folder / "shuffle")
 
     def survey(self, tell: Callable[[int], None]) -> Survey:
         """Reads everything once.
@@ -128,45 +134,47 @@ class Reading:
         Raises:
             RecordError: an input is damaged as a whole.
         """
+        deal = random.Random(self._shuffle_seed)  # noqa: S311 - no secret
         summaries: list[InputSummary] = []
-        num_wanted = 0
-        if self._shuffle_seed is None:
-            for _ in self._read(summaries):
-                num_wanted += 1
-                if num_wanted % _TELL_EVERY == 0:
-                    tell(num_wanted)
-        else:
-            deal = random.Random(self._shuffle_seed)  # noqa: S311 - no secret
-            self._buckets = Buckets(self._folder / "shuffle")
-            for row in self._read(summaries):
-                num_bytes = _RECORD_BYTES + _num_carried_bytes(row[1])
-                self._buckets.add(deal.randrange(NUM_BUCKETS), row, num_bytes)
-                num_wanted += 1
-                if num_wanted % _TELL_EVERY == 0:
-                    tell(num_wanted)
+        kept: list[_Row] = []
+        num_wanted = num_bytes = 0
+        for row in self._read(summaries):
+            num_wanted += 1
+            if num_wanted % _TELL_EVERY == 0:
+                tell(num_wanted)
+            row_bytes = _RECORD_BYTES + _num_carried_bytes(row[1])
+            if self._shuffle_seed is not None:
+                self._buckets.add(deal.randrange(NUM_BUCKETS), row, row_bytes)
+            elif num_bytes < _MAX_KEPT_BYTES:
+                kept.append(row)
+                num_bytes += row_bytes
+            else:
+                kept.clear()
         tell(num_wanted)
+        if len(kept) == num_wanted:
+            self._kept = kept
         self._surveyed = tuple(summaries)
         return Survey(self._surveyed, num_wanted)
 
-    def records(self) -> Iterator[tuple[Place, Any]]:
-        """The records in the order of the build; after :meth:`survey`.
+    def records(self) -> Iterator[_Row]:
+        """The records in the order of the build; after :meth:`survey`, once.
 
         Raises:
             RecordError: cause ``input_changed``: an input is not what it was.
         """
-        if self._buckets is not None:
-            for place, record in self._shuffled(self._buckets):
-                yield place, _checked(record)
-            return
-        summaries: list[InputSummary] = []
-        for place, record in self._read(summaries):
-            yield place, _checked(record)
-        for before, now in zip(self._surveyed, summaries, strict=True):
-            if before != now:
-                detail = f"{now.name} was changed while it was read: start again"
-                raise RecordError("input_changed", detail)
+        if self._shuffle_seed is not None:
+            yield from self._shuffled()
+        elif self._kept is not None:
+            yield from self._kept
+        else:
+            summaries: list[InputSummary] = []
+            yield from self._read(summaries)
+            for before, now in zip(self._surveyed, summaries, strict=True):
+                if before != now:
+                    detail = f"{now.name} was changed while it was read: start again"
+                    raise RecordError("input_changed", detail)
 
-    def _read(self, summaries: list[InputSummary]) -> Iterator[tuple[Place, Any]]:
+    def _read(self, summaries: list[InputSummary]) -> Iterator[_Row]:
         position = 0
         for number, source in enumerate(self._sources):
             sha256 = hashlib.sha256()
@@ -175,16 +183,16 @@ class Reading:
             rows = read_source(source, on_bytes=sha256.update, image_key=image_key)
             for index, record in rows:
                 if _is_wanted(record, self._where):
-                    yield Place(position, number, index), record
+                    yield Place(position, number, index), _checked(record)
                 position += 1
             name = posixpath.basename(source.name.rstrip("/")) or source.name
             summaries.append(InputSummary(name, sha256.hexdigest(), position - first))
 
-    def _shuffled(self, buckets: Buckets) -> Iterator[tuple[Place, Any]]:
+    def _shuffled(self) -> Iterator[_Row]:
         # Dealt at random, then shuffled bucket by bucket: every order is as likely as another.
         order = random.Random(f"order {self._shuffle_seed}")  # noqa: S311 - no secret
         for bucket in range(NUM_BUCKETS):
-            rows = list(buckets.read(bucket))
+            rows = list(self._buckets.read(bucket))
             order.shuffle(rows)
             yield from rows
 
@@ -263,9 +271,9 @@ class Cutter:
         self.num_chunks: Counter[str] = Counter()
         """By split, so far."""
 
-    def cut(self, records: Iterable[tuple[Place, Any]]) -> Iterator[Chunk]:
+    def cut(self, records: Iterable[_Row]) -> Iterator[Chunk]:
         """The chunks of ``records``, in the order of the build."""
-        started: dict[str, list[tuple[Place, Any]]] = {}
+        started: dict[str, list[_Row]] = {}
         carried: Counter[str] = Counter()
         for place, given in records:
             split, record = self._assign(place, given)
@@ -280,7 +288,7 @@ class Cutter:
         for split, rows in started.items():
             yield self._chunk(split, rows)
 
-    def _chunk(self, split: str, rows: list[tuple[Place, Any]]) -> Chunk:
+    def _chunk(self, split: str, rows: list[_Row]) -> Chunk:
         chunk = Chunk(split, self.num_chunks[split], rows)
         self.num_chunks[split] += 1
         return chunk
