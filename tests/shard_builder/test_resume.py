@@ -82,6 +82,16 @@ def test_only_what_was_in_flight_is_done_again(raw, tmp_path, monkeypatch):
     assert built == list(range(num_done, 6))
 
 
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000001.tar.index"])
+def test_what_somebody_took_away_is_built_again(raw, tmp_path, name):
+    settings = make_settings(raw, tmp_path / "out")
+    assert build_and_die(settings, 50)
+    (tmp_path / "out" / name).unlink()
+    build(settings)
+    build(make_settings(raw, tmp_path / "reference"))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
+
+
 def test_a_finished_build_is_left_alone(raw, tmp_path):
     settings = make_settings(raw, tmp_path / "out")
     first = build(settings)

@@ -11,9 +11,10 @@ from typing import Any
 
 from grpo_stream.encoding import codec_versions
 from grpo_stream.errors import ConfigError, RecordError
-from grpo_stream.shards.manifest import Manifest
+from grpo_stream.shards.index import energon_index_name, index_name
+from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.shards.sample import SCHEMA_VERSION
-from grpo_stream.shards.store import LocalStore, open_store
+from grpo_stream.shards.store import LocalStore, Store, open_store
 from tools.shard_builder.assemble import assemble
 from tools.shard_builder.crew import run_chunks
 from tools.shard_builder.inputs.coco import DEFAULT_CATEGORY_PROMPT
@@ -217,9 +218,11 @@ class _Run:
         for chunk in chunks:
             name = result_name(chunk.split, chunk.number)
             if name in done:
-                self._hear(ChunkResult.from_json(state.read(name)).news())
-            else:
-                yield chunk
+                result = ChunkResult.from_json(state.read(name))
+                if _are_there(result.shards, split_store(self._job.out, chunk.split)):
+                    self._hear(result.news())
+                    continue
+            yield chunk
 
     def _hear(self, news: News) -> None:
         now = self._progress
@@ -235,6 +238,17 @@ class _Run:
         if limit is not None and self._progress.num_rejects > limit:
             detail = f"{self._progress.num_rejects} rejects, at most {limit} are allowed"
             raise TooManyRejectsError("too_many_rejects", f"{detail}{self.hint()}")
+
+
+def _are_there(shards: Iterable[ShardInfo], store: Store) -> bool:
+    """Whether nobody took away or cut what an earlier run has finished."""
+    return all(
+        store.exists(shard.name)
+        and store.size(shard.name) == shard.num_bytes
+        and store.exists(index_name(shard.name))
+        and store.exists(energon_index_name(shard.name))
+        for shard in shards
+    )
 
 
 def _found(manifests: dict[str, Manifest]) -> BuildResult:
