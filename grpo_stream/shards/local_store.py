@@ -99,6 +99,10 @@ class LocalStore:
         except OSError as error:
             raise store_error("unreadable", self.url, "listing", error) from error
 
+    def sizes(self) -> dict[str, int]:
+        """See :meth:`Store.sizes`; hidden files are left out."""
+        return {name: self.size(name) for name in self.list_names()}
+
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`; hidden files and folders are left out, links are followed."""
         start = self._path(prefix) if prefix else self.folder

@@ -139,10 +139,14 @@ class ObjectStore:
 
     def list_names(self) -> list[str]:
         """See :meth:`Store.list_names`; plain web servers cannot list (cause ``unreadable``)."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """See :meth:`Store.sizes`; plain web servers cannot list (cause ``unreadable``)."""
         found = self._call(
             "unreadable", None, lambda c, _: self._obstore.list_with_delimiter(c)["objects"]
         )
-        return sorted(entry["path"] for entry in found)
+        return {entry["path"]: entry["size"] for entry in found}
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`; plain web servers cannot list (cause ``unreadable``)."""

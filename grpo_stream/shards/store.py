@@ -55,6 +55,9 @@ class Store(Protocol):
     def list_names(self) -> list[str]:
         """Names of the blobs at the top of the store, sorted."""
 
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of each blob at the top of the store, by name; one listing."""
+
     def walk(self, prefix: str = "") -> list[str]:
         """Names of all blobs below the folder ``prefix`` (all of the store), sorted.
 

@@ -186,9 +186,43 @@ def test_several_inputs_share_one_numbering(settings):
 
 def test_nothing_left_is_an_error(settings):
     Path(settings.inputs[0]).write_text("[3]")
-    with pytest.raises(RecordError, match=r"no_samples: 1 records, no sample\n.*record_not_object"):
+    message = r"no_samples: all of 1 records are rejected \(record_not_object 1\)\n.* record 0: "
+    with pytest.raises(RecordError, match=message):
         build(settings)
     assert not (Path(settings.out) / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        ("[]", (), "no_samples: the inputs hold no record"),
+        ("[3, {}]", (("a", "b"),), "no_samples: all of 1 records are rejected"),
+        ("[{}, {}]", (("a", "b"),), "no_samples: none of 2 records has what --where asks for"),
+    ],
+)
+def test_it_is_told_why_nothing_is_left(settings, text, where, message):
+    Path(settings.inputs[0]).write_text(text)
+    with pytest.raises(RecordError, match=message):
+        build(replace(settings, where=where))
+    assert not Path(settings.out).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_inputs_are_read(settings):
+    Path(settings.inputs[0]).write_text("damaged")
+    Path(settings.out).write_text("a file")
+    with pytest.raises(ConfigError, match=r"--out=.*must be a folder that can be written"):
+        build(settings)
+    Path(settings.out).unlink()
+    with pytest.raises(RecordError, match="input_not_list"):
+        build(settings)
+    assert not Path(settings.out).exists()
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "pipe:cat", ""])
+@pytest.mark.parametrize("field", ["out", "images_root"])
+def test_a_wrong_url_is_told_with_its_flag(settings, field, url):
+    with pytest.raises(ConfigError, match=f"--{field.replace('_', '-')}='{url}': .*for example"):
+        build(replace(settings, **{field: url}))
 
 
 @pytest.mark.parametrize(

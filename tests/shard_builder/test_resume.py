@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from grpo_stream.errors import ConfigError
+from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import LocalStore
 from tests.shard_builder.support import build_and_die, files_of, make_settings, write_raw
@@ -82,16 +84,6 @@ def test_only_what_was_in_flight_is_done_again(raw, tmp_path, monkeypatch):
     assert built == list(range(num_done, 6))
 
 
-@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000001.tar.index"])
-def test_what_somebody_took_away_is_built_again(raw, tmp_path, name):
-    settings = make_settings(raw, tmp_path / "out")
-    assert build_and_die(settings, 50)
-    (tmp_path / "out" / name).unlink()
-    build(settings)
-    build(make_settings(raw, tmp_path / "reference"))
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
-
-
 def test_a_finished_build_is_left_alone(raw, tmp_path):
     settings = make_settings(raw, tmp_path / "out")
     first = build(settings)
@@ -139,9 +131,103 @@ def test_overwrite_that_was_killed(raw, tmp_path):
     assert step > 40
 
 
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("shard-000001.tar", Path.unlink),
+        ("shard-000001.tar", _cut),
+        ("shard-000001.tar.index", Path.unlink),
+        ("shard-000001.tar.idx", Path.unlink),
+        ("_build/all-000001.json", Path.unlink),
+        ("_build/all-000001.json", _cut),
+        ("_build/all-000001.json", lambda path: path.write_text("[]")),
+    ],
+)
+def test_what_was_lost_since_is_done_again(raw, tmp_path, name, harm):
+    settings = make_settings(raw, tmp_path / "out")
+    assert build_and_die(settings, 40)
+    harm(tmp_path / "out" / name)
+    build(settings)
+    build(make_settings(raw, tmp_path / "reference"))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, _cut])
+def test_no_manifest_names_a_shard_that_is_not_there(raw, tmp_path, monkeypatch, harm):
+    settings = make_settings(raw, tmp_path / "out")
+    assemble = build_module.assemble
+
+    def lose(*args):
+        harm(tmp_path / "out" / "shard-000001.tar")
+        return assemble(*args)
+
+    monkeypatch.setattr(build_module, "assemble", lose)
+    with pytest.raises(StoreError, match=r"shard-000001\.tar was written, but is there no more"):
+        build(settings)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.undo()
+    assert build(settings).is_new
+    build(make_settings(raw, tmp_path / "reference"))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
+
+
+def test_a_result_that_is_damaged_while_the_build_runs(raw, tmp_path, monkeypatch):
+    settings = make_settings(raw, tmp_path / "out")
+    assemble = build_module.assemble
+
+    def damage(*args):
+        _cut(tmp_path / "out" / "_build" / "all-000001.json")
+        return assemble(*args)
+
+    monkeypatch.setattr(build_module, "assemble", damage)
+    with pytest.raises(StoreError, match=r"all-000001\.json is damaged: run the same command"):
+        build(settings)
+    monkeypatch.undo()
+    assert build(settings).is_new
+
+
+@pytest.mark.parametrize("split", [None, Splits((("val", 0.3),))])
+def test_a_finished_set_that_lost_a_shard(raw, tmp_path, split):
+    settings = make_settings(raw, tmp_path / "out", split=split)
+    build(settings)
+    expected = files_of(tmp_path / "out")
+    lost = "val/shard-000000.tar" if split else "shard-000002.tar.index"
+    (tmp_path / "out" / lost).unlink()
+    with pytest.raises(ConfigError, match=f"holds this data set without {lost}: add --overwrite"):
+        build(settings)
+    assert build(replace(settings, overwrite=True)).is_new
+    assert files_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 10_000])
+def test_a_damaged_note_of_what_is_being_built(raw, tmp_path, text):
+    settings = make_settings(raw, tmp_path / "out")
+    assert build_and_die(settings, 40)
+    (tmp_path / "out" / "_build" / "build.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"build\.json is damaged: .* add --overwrite"):
+        build(settings)
+    assert build(replace(settings, overwrite=True)).is_new
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": 99}'])
+def test_a_damaged_manifest_is_another_data_set(raw, tmp_path, text):
+    settings = make_settings(raw, tmp_path / "out")
+    build(settings)
+    expected = files_of(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text(text)
+    with pytest.raises(ConfigError, match="holds another data set"):
+        build(settings)
+    build(replace(settings, overwrite=True))
+    assert files_of(tmp_path / "out") == expected
+
+
 def test_two_builds_at_once(raw, tmp_path):
     settings = make_settings(raw, tmp_path / "out")
-    output = Output(settings.out, ("",), {}, settings.images_root)
+    output = Output(settings.out, ("",), settings.images_root)
     with pytest.raises(ConfigError, match="another build is writing there"):
         build(settings)
     output.close()

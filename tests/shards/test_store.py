@@ -49,7 +49,9 @@ def test_writes_replace_and_names_are_sorted(store):
         store.write(name, b"old")
     store.write("a", b"new")
     assert store.read("a") == b"new"
+    store.write("sub/d", b"")
     assert store.list_names() == ["a", "b", "c.json"]
+    assert store.sizes() == {"a": 3, "b": 3, "c.json": 3}
 
 
 def test_streams_read_forwards(store):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpo_stream
+from grpo_stream.errors import StoreError
 from grpo_stream.shards.manifest import MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.shards.store import Store
 from tools.shard_builder.lists import REJECTS_NAME, WARNINGS_NAME, ListWriter
@@ -36,6 +37,20 @@ class Assembled:
             totals=self.totals,
             rejects=dict(sorted(self.rejects.counts.items())),
         )
+
+
+def read_result(state: Store, name: str) -> ChunkResult:
+    """What came of a chunk.
+
+    Raises:
+        StoreError: it cannot be read, or is damaged (cause ``unreadable``).
+    """
+    data = state.read(name)
+    try:
+        return ChunkResult.from_json(data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        detail = f"{state.url}: {name} is damaged: run the same command again"
+        raise StoreError("unreadable", detail) from error
 
 
 def assemble(
@@ -79,11 +94,11 @@ def assemble(
 
 def _results(state: Store, split: str, num_chunks: int) -> Iterator[ChunkResult]:
     names = (result_name(split, number) for number in range(num_chunks))
-    ahead: list[Future[bytes]] = []
+    ahead: list[Future[ChunkResult]] = []
     with ThreadPoolExecutor(_NUM_READ_AHEAD) as pool:
         for name in names:
-            ahead.append(pool.submit(state.read, name))
+            ahead.append(pool.submit(read_result, state, name))
             if len(ahead) == _NUM_READ_AHEAD:
-                yield ChunkResult.from_json(ahead.pop(0).result())
+                yield ahead.pop(0).result()
         for future in ahead:
-            yield ChunkResult.from_json(future.result())
+            yield future.result()

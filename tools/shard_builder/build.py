@@ -11,8 +11,7 @@ from typing import Any
 
 from grpo_stream.encoding import codec_versions
 from grpo_stream.errors import ConfigError, RecordError
-from grpo_stream.shards.index import energon_index_name, index_name
-from grpo_stream.shards.manifest import Manifest, ShardInfo
+from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import SCHEMA_VERSION
 from grpo_stream.shards.store import LocalStore, Store, open_store
 from tools.shard_builder.assemble import assemble
@@ -26,11 +25,9 @@ from tools.shard_builder.progress import Progress, Tell, tell_nobody
 from tools.shard_builder.rules import Rules
 from tools.shard_builder.work import (
     NUM_FIRST_REJECTS,
-    ChunkResult,
     Job,
     News,
     Reject,
-    result_name,
     split_store,
 )
 
@@ -125,18 +122,20 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
     _check(settings)
     sources = expand_inputs(settings.inputs, settings.input_format, settings.category_prompt)
     rules = tuple(rules_of(source, settings.rules, settings.flags) for source in sources)
+    splits = ("",) if settings.split is None else settings.split.names
     with ExitStack() as stack:
+        output = None
+        if not settings.dry_run:  # before the inputs are read, which may take long
+            output = Output(settings.out, splits, settings.images_root)
+            stack.callback(output.close)
         temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shard-builder-")))
         reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
         survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
         content = _content(settings, rules, survey)
-        splits = ("",) if settings.split is None else settings.split.names
-        output = None
-        if not settings.dry_run:
-            output = Output(settings.out, splits, content, settings.images_root)
-            stack.callback(output.close)
-            if (manifests := output.begin(overwrite=settings.overwrite)) is not None:
-                return _found(manifests)
+        if output is not None:
+            found = output.begin(content, overwrite=settings.overwrite)
+            if found is not None:
+                return _found(found)
         job = Job(
             out=settings.out,
             images_root=settings.images_root,
@@ -152,7 +151,7 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         reader = ImageReader(job.images_root, job.pictures)
         stack.callback(reader.close)
         cutter = Cutter(job.limits, sources, rules, settings.split, reader)
-        run.build(cutter.cut(reading.records()), set() if output is None else output.done)
+        run.build(cutter.cut(reading.records()), output)
         tell(Progress("finish", None))
         state = open_store(job.state)
         parts = {
@@ -163,8 +162,8 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         if num_samples == 0:
             if output is not None:
                 output.abandon()
-            detail = f"{survey.num_wanted} records, no sample{run.hint()}"
-            raise RecordError("no_samples", detail)
+            rejects = _summed(part.rejects.counts for part in parts.values())
+            raise RecordError("no_samples", _why_none(survey, rejects) + run.hint())
         manifests = {}
         if output is not None:
             for split, part in parts.items():
@@ -195,8 +194,8 @@ class _Run:
         self._tell = tell
         self._first: list[Reject] = []
 
-    def build(self, chunks: Iterator[Chunk], done: set[str]) -> None:
-        missing = self._missing(chunks, done)
+    def build(self, chunks: Iterator[Chunk], output: Output | None) -> None:
+        missing = self._missing(chunks, output)
         self._tell(self._progress)
         for _ in run_chunks(missing, self._job, self._settings.num_workers, self._hear):
             pass
@@ -213,16 +212,13 @@ class _Run:
         """The first rejects, one a line, to end an error message with."""
         return "".join(f"\n  {line}" for line in self.first_rejects())
 
-    def _missing(self, chunks: Iterator[Chunk], done: set[str]) -> Iterator[Chunk]:
-        state = open_store(self._job.state)
+    def _missing(self, chunks: Iterator[Chunk], output: Output | None) -> Iterator[Chunk]:
         for chunk in chunks:
-            name = result_name(chunk.split, chunk.number)
-            if name in done:
-                result = ChunkResult.from_json(state.read(name))
-                if _are_there(result.shards, split_store(self._job.out, chunk.split)):
-                    self._hear(result.news())
-                    continue
-            yield chunk
+            result = None if output is None else output.result_of(chunk.split, chunk.number)
+            if result is None:
+                yield chunk
+            else:
+                self._hear(result.news())
 
     def _hear(self, news: News) -> None:
         now = self._progress
@@ -240,17 +236,6 @@ class _Run:
             raise TooManyRejectsError("too_many_rejects", f"{detail}{self.hint()}")
 
 
-def _are_there(shards: Iterable[ShardInfo], store: Store) -> bool:
-    """Whether nobody took away or cut what an earlier run has finished."""
-    return all(
-        store.exists(shard.name)
-        and store.size(shard.name) == shard.num_bytes
-        and store.exists(index_name(shard.name))
-        and store.exists(energon_index_name(shard.name))
-        for shard in shards
-    )
-
-
 def _found(manifests: dict[str, Manifest]) -> BuildResult:
     totals = Counter[str]()
     for manifest in manifests.values():
@@ -263,6 +248,23 @@ def _found(manifests: dict[str, Manifest]) -> BuildResult:
 
 def _summed(counts: Iterable[Counter[str]]) -> dict[str, int]:
     return dict(sum(counts, Counter[str]()).most_common())
+
+
+def _why_none(survey: Survey, rejects: dict[str, int]) -> str:
+    num_records = sum(summary.num_records for summary in survey.inputs)
+    if num_records == 0:
+        return "the inputs hold no record"
+    if survey.num_wanted == 0:
+        return f"none of {num_records} records has what --where asks for"
+    causes = ", ".join(f"{cause} {count}" for cause, count in rejects.items())
+    return f"all of {survey.num_wanted} records are rejected ({causes})"
+
+
+def _open(flag: str, url: str) -> Store:
+    try:
+        return open_store(url)
+    except ConfigError as error:
+        raise ConfigError(flag, url, error.expected) from error
 
 
 def _content(settings: BuildSettings, rules: tuple[Rules, ...], survey: Survey) -> dict[str, Any]:
@@ -292,11 +294,11 @@ def _check(settings: BuildSettings) -> None:
     if settings.max_rejects is not None and settings.max_rejects < 0:
         expected = "must be 0 or more, for example 100"
         raise ConfigError("--max-rejects", settings.max_rejects, expected)
-    root = open_store(settings.images_root)
+    root = _open("--images-root", settings.images_root)
     if isinstance(root, LocalStore) and not root.folder.is_dir():
         expected = "must be the folder that image paths start from"
         raise ConfigError("--images-root", settings.images_root, expected)
-    out = open_store(settings.out)
+    out = _open("--out", settings.out)
     if isinstance(out, LocalStore):
         for word in settings.inputs:
             path = Path(word)

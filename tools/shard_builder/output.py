@@ -10,23 +10,28 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import grpo_stream
-from grpo_stream.errors import ConfigError
-from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
+from grpo_stream.errors import ConfigError, ManifestError, StoreError
+from grpo_stream.shards.index import energon_index_name, index_name
+from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from grpo_stream.shards.store import LocalStore, Store, open_store
+from tools.shard_builder.assemble import read_result
 from tools.shard_builder.lists import REJECTS_NAME, WARNINGS_NAME
-from tools.shard_builder.work import STATE_FOLDER, split_store
+from tools.shard_builder.work import STATE_FOLDER, ChunkResult, result_name, split_store
 
 OUR_NAMES = ("shard-*.tar", "shard-*.tar.*", REJECTS_NAME, WARNINGS_NAME, MANIFEST_NAME)
 """Patterns of the files that a build writes."""
 
-_SETTINGS_NAME = f"{STATE_FOLDER}/build.json"
+SETTINGS_NAME = f"{STATE_FOLDER}/build.json"
+"""What an unfinished build was asked for."""
+
 _LOCK_NAME = ".lock"
 _NUM_REQUESTS = 16  # at a time, to a bucket
 
@@ -45,6 +50,7 @@ class BuildLock:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._is_made = not folder.exists()
         try:
             (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
             path = folder / STATE_FOLDER / _LOCK_NAME
@@ -61,12 +67,15 @@ class BuildLock:
         self._folder = folder
 
     def close(self) -> None:
-        """Lets others in; an empty state folder is removed."""
+        """Lets others in; what was made for the lock and is still empty is removed."""
         try:
             folder = self._folder / STATE_FOLDER
             if [path.name for path in folder.iterdir()] == [_LOCK_NAME]:
                 (folder / _LOCK_NAME).unlink()
                 folder.rmdir()
+                if self._is_made:
+                    with suppress(OSError):  # something lies there now
+                        self._folder.rmdir()
         finally:
             os.close(self._descriptor)
 
@@ -77,43 +86,57 @@ class Output:
     Args:
         out: Folder or URL.
         splits: Names of the splits; one empty name where the set is not split.
-        settings: Everything that decides the content.
-        images_root: Where the images come from; not part of ``settings`` because the finished
+        images_root: Where the images come from; not part of the settings because the finished
             data set does not name the machine's paths.
+
+    Raises:
+        ConfigError: another build is at work there, or it cannot be written.
     """
 
-    def __init__(
-        self, out: str, splits: tuple[str, ...], settings: dict[str, Any], images_root: str
-    ) -> None:
+    def __init__(self, out: str, splits: tuple[str, ...], images_root: str) -> None:
         self._store = open_store(out)
         self._out = out
         self._stores = {split: split_store(out, split) for split in splits}
-        self._settings = json.loads(json.dumps(settings))
+        self._settings: dict[str, Any] = {}
         self._images_root = images_root
         self._lock = None
         if isinstance(self._store, LocalStore):
             self._lock = BuildLock(self._store.folder)
-        self.done: set[str] = set()
-        """Results of an earlier run of this build."""
+        self._done: set[str] = set()
+        self._found: dict[str, dict[str, int]] = {}
 
-    def begin(self, *, overwrite: bool) -> dict[str, Manifest] | None:
+    def begin(self, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Manifest] | None:
         """Makes room, or goes on with what an earlier run of this build has left.
+
+        Args:
+            settings: Everything that decides the content.
+            overwrite: Whether what lies there may be replaced.
 
         Returns:
             The manifests if the finished data set is there already, else None.
 
         Raises:
-            ConfigError: something else lies there, and ``overwrite`` is not set.
+            ConfigError: something else lies there, or some of it is missing, and ``overwrite`` is
+                not set.
         """
+        self._settings = json.loads(json.dumps(settings))
         self._remove_unfinished()
         started = self._load_started()
         is_ours = started == self._started()
         manifests = self._load_finished()
         if manifests is not None and (is_ours or not overwrite):
-            self._clear_state()
-            return manifests
+            missing = next(self._missing_files(manifests), None)
+            if missing is None:
+                self._clear_state()
+                return manifests
+            if not is_ours:
+                expected = f"holds this data set without {missing}: add --overwrite to build anew"
+                raise ConfigError("--out", self._out, expected)
+            for store in self._stores.values():
+                store.delete(MANIFEST_NAME)
         if is_ours:
-            self.done = self._results()
+            self._done = self._results()
+            self._found = {split: _sizes(store) for split, store in self._stores.items()}
             return None
         names = {split: _our_names(store) for split, store in self._stores.items()}
         if not overwrite:
@@ -124,11 +147,30 @@ class Output:
         self._clear_state()
         for split, store in self._stores.items():
             _delete(store, names[split])
-        self._store.write(_SETTINGS_NAME, json.dumps(self._started(), indent=1).encode())
+        self._store.write(SETTINGS_NAME, json.dumps(self._started(), indent=1).encode())
         return None
 
+    def result_of(self, split: str, number: int) -> ChunkResult | None:
+        """What an earlier run of this build made of a chunk, if all of that is still there."""
+        name = result_name(split, number)
+        if name not in self._done:
+            return None
+        try:
+            result = read_result(self._store, name)
+        except StoreError:
+            return None
+        return result if _first_missing(result.shards, self._found[split]) is None else None
+
     def commit(self, manifests: dict[str, Manifest]) -> None:
-        """Saves the manifests, the last act of a build, and removes its state."""
+        """Saves the manifests, the last act of a build, and removes its state.
+
+        Raises:
+            StoreError: cause ``not_found``: a shard that was written is there no more.
+        """
+        missing = next(self._missing_files(manifests), None)
+        if missing is not None:
+            detail = f"{self._out}: {missing} was written, but is there no more or cut short: "
+            raise StoreError("not_found", f"{detail}run the same command again to make it anew")
         for split, manifest in manifests.items():
             manifest.save(self._stores[split])
         self._clear_state()
@@ -148,21 +190,34 @@ class Output:
         return {**self._settings, "images_root_sha256": root, "builder_version": version}
 
     def _load_started(self) -> dict[str, Any] | None:
-        if not self._store.exists(_SETTINGS_NAME):
+        if not self._store.exists(SETTINGS_NAME):
             return None
-        return dict(json.loads(self._store.read(_SETTINGS_NAME)))
+        try:
+            started = json.loads(self._store.read(SETTINGS_NAME))
+        except (ValueError, RecursionError):
+            started = None
+        return started if isinstance(started, dict) else {}
 
     def _load_finished(self) -> dict[str, Manifest] | None:
         manifests = {}
         for split, store in self._stores.items():
             if not store.exists(MANIFEST_NAME):
                 return None
-            manifest = Manifest.load(store)
+            try:
+                manifest = Manifest.load(store)
+            except ManifestError:
+                return None
             same = {**self._settings, "split_name": split} == manifest.settings
             if not same or manifest.builder_version != grpo_stream.__version__:
                 return None
             manifests[split] = manifest
         return manifests
+
+    def _missing_files(self, manifests: dict[str, Manifest]) -> Iterator[str]:
+        for split, manifest in manifests.items():
+            name = _first_missing(manifest.shards, _sizes(self._stores[split]))
+            if name is not None:
+                yield f"{split}/{name}" if split else name
 
     def _refuse(self, started: dict[str, Any] | None, names: dict[str, set[str]]) -> None:
         for split, found in names.items():
@@ -170,6 +225,12 @@ class Output:
             if MANIFEST_NAME in found:
                 expected = "holds another data set: choose another folder or add --overwrite"
                 raise ConfigError("--out", where, expected)
+        if started == {}:
+            expected = (
+                f"holds an unfinished build whose {SETTINGS_NAME} is damaged: choose another "
+                "folder or add --overwrite"
+            )
+            raise ConfigError("--out", self._out, expected)
         if started is not None:
             ours = self._started()
             differing = sorted(k for k in ours | started if ours.get(k) != started.get(k))
@@ -184,11 +245,11 @@ class Output:
 
     def _results(self) -> set[str]:
         names = self._store.walk(f"{STATE_FOLDER}/")
-        return {name for name in names if name.endswith(".json") and name != _SETTINGS_NAME}
+        return {name for name in names if name.endswith(".json") and name != SETTINGS_NAME}
 
     def _clear_state(self) -> None:
         _delete(self._store, self._results())
-        self._store.delete(_SETTINGS_NAME)
+        self._store.delete(SETTINGS_NAME)
 
     def _remove_unfinished(self) -> None:
         """Removes files that a killed process has left without their name."""
@@ -206,6 +267,26 @@ def _our_names(store: Store) -> set[str]:
         return set()
     names = store.list_names()
     return {name for name in names if any(fnmatch(name, pattern) for pattern in OUR_NAMES)}
+
+
+def _sizes(store: Store) -> dict[str, int]:
+    try:
+        return store.sizes()
+    except StoreError as error:
+        if error.cause != "not_found":
+            raise
+        return {}
+
+
+def _first_missing(shards: Iterable[ShardInfo], found: dict[str, int]) -> str | None:
+    """The first shard that is not there in its size, or index that is not there at all."""
+    for shard in shards:
+        if found.get(shard.name) != shard.num_bytes:
+            return shard.name
+        for name in (index_name(shard.name), energon_index_name(shard.name)):
+            if not found.get(name):
+                return name
+    return None
 
 
 def _delete(store: Store, names: Iterable[str]) -> None:
