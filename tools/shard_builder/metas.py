@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from grpo_stream.boxes import Size
@@ -51,8 +52,9 @@ def iter_metas(store: Store, info: ShardInfo, index: ShardIndex) -> Iterator[dic
 
 
 def as_sample(meta: dict[str, Any]) -> Sample:
-    """A sample without key and images, for what its JSON says."""
-    return Sample("", b"", "", meta)
+    """A sample without key and with empty images, for what its JSON says."""
+    sample = Sample("", b"", "", meta)
+    return replace(sample, more_images=(("", b""),) * (len(sample.original_sizes) - 1))
 
 
 def skip(file: BinaryIO, num_bytes: int) -> None:
