@@ -40,6 +40,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes the stored pixels upright
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_MAX_MULTIPLE = 1_000
 _MAX_ASPECT_RATIO = 200  # transformers 5.23, qwen2_vl.smart_resize
 
 
@@ -131,14 +132,21 @@ class ResizeRule:
     """Largest area in pixels after resizing; one visual token covers multiple x multiple."""
 
     def __post_init__(self) -> None:
-        if self.multiple < 1:
-            raise ConfigError("multiple", self.multiple, "must be at least 1, for example 28")
+        if not 1 <= self.multiple <= _MAX_MULTIPLE:
+            expected = f"must be 1 to {_MAX_MULTIPLE}, for example 28"
+            raise ConfigError("multiple", self.multiple, expected)
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ConfigError(
                 "max_pixels",
                 self.max_pixels,
                 f"must be at least min_pixels={self.min_pixels}, for example {28 * 28 * 1280}",
             )
+        if self.max_pixels < self.multiple**2:
+            expected = f"must hold {self.multiple} x {self.multiple}, for example {28 * 28 * 1280}"
+            raise ConfigError("max_pixels", self.max_pixels, expected)
+        if self.min_pixels > DEFAULT_LIMITS.max_pixels:  # smaller images grow to it
+            expected = f"must be at most {DEFAULT_LIMITS.max_pixels}, for example {56 * 56}"
+            raise ConfigError("min_pixels", self.min_pixels, expected)
 
     def target(self, size: Size) -> Size:
         """The size that an image of ``size`` is resized to.

@@ -138,10 +138,15 @@ class TestResizeRule:
             assert rule.min_pixels <= math.prod(target) <= rule.max_pixels
 
     def test_settings_that_cannot_work(self):
-        with pytest.raises(ConfigError, match="multiple"):
-            ResizeRule(multiple=0)
-        with pytest.raises(ConfigError, match="max_pixels"):
+        for multiple in (0, -28, 100_000):
+            with pytest.raises(ConfigError, match="multiple="):
+                ResizeRule(multiple=multiple)
+        with pytest.raises(ConfigError, match="max_pixels=10: must be at least min_pixels"):
             ResizeRule(max_pixels=10)
+        with pytest.raises(ConfigError, match="max_pixels=5000: must hold 100 x 100"):
+            ResizeRule(multiple=100, max_pixels=5000)
+        with pytest.raises(ConfigError, match="min_pixels=1000000000: must be at most"):
+            ResizeRule(min_pixels=10**9, max_pixels=10**9)
         with pytest.raises(ImageError, match="image_aspect_ratio"):
             ResizeRule().target(Size(2001, 10))
 

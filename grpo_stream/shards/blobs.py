@@ -1,8 +1,12 @@
 """What every store says alike: which names lie in it, and its errors."""
 
+import re
 from pathlib import PurePosixPath
 
 from grpo_stream.errors import StoreError
+
+# obstore: "... in 3.57ms - Server returned non-2xx status code: 404 Not Found: <?xml ...".
+_NOISE = re.compile(r" in [\d.]+(?:ns|µs|ms|s)\b|: <.*| - Server returned non-2xx status code")
 
 
 def check_name(name: str, url: str) -> str:
@@ -37,5 +41,8 @@ def store_error(cause: str, url: str, name: str, error: Exception) -> StoreError
 
 
 def first_line(error: Exception) -> str:
-    """What obstore says in its first line; the others are Rust's own view of it."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What obstore says in its first line; the others are Rust's own view of it.
+
+    Without the time that a request took, so that equal faults give equal words.
+    """
+    return _NOISE.sub("", (str(error).splitlines() or [type(error).__name__])[0])

@@ -1,10 +1,16 @@
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from tests.shards.support import image_bytes
+from tools.shard_builder import build as build_module
+from tools.shard_builder import build_command
 from tools.shard_builder.cli import main
 
 
@@ -88,6 +94,10 @@ def test_verify_names_the_bad_shard_and_exits_with_1(raw, capsys):
         (["--images-root", "absent"], 2, "--images-root='absent'"),
         (["--prompt-key", "text"], 1, "prompt_missing"),
         (["--samples-per-shard", "0"], 2, "--samples-per-shard=0"),
+        (["--max-pixels", "0"], 2, "--max-pixels=0: must be at least min_pixels=3136"),
+        (["--patch-multiple", "100000"], 2, "--patch-multiple=100000: must be 1 to 1000"),
+        (["--min-pixels", "-1"], 2, "--max-pixels=1003520: must be at least min_pixels=-1"),
+        (["--out", "pipe:cat"], 2, "--out='pipe:cat': must be a folder"),
     ],
 )
 def test_exit_codes(raw, capsys, more, code, message):
@@ -117,6 +127,50 @@ def test_no_data_set(tmp_path, capsys, command):
     assert main([command, str(tmp_path)]) == 1
     assert "no manifest, no data set" in capsys.readouterr().err
     assert main([command, "pipe:cat"]) == 2
+
+
+def test_letters_that_the_terminal_has_not(raw):
+    out = raw / "zie\u017c \U0001f600"
+    words = build_words(raw, "--out", str(out))
+    command = [sys.executable, "-m", "tools.shard_builder", *words]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "zie\\u017c \\U0001f600" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "device: make room in --out and"),
+        (OSError(errno.EIO, "Input/output error"), 1, "shard-builder: [Errno 5] Input/output"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from there"),
+    ],
+)
+def test_what_ends_a_build(raw, capsys, monkeypatch, error, code, message):
+    def end(*_):
+        raise error
+
+    monkeypatch.setattr(build_command, "build", end)
+    assert main(build_words(raw, "--quiet")) == code
+    assert message in capsys.readouterr().err
+
+
+def test_sigterm_cleans_up(raw, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(raw / "temporary"))
+    (raw / "temporary").mkdir()
+    found = []
+
+    def end(*_):
+        found.extend((raw / "temporary").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(build_module, "run_chunks", end)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(build_words(raw, "--quiet", "--workers", "1")) == 143
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert found
+    assert not list((raw / "temporary").iterdir())
 
 
 def test_sizes_have_units(raw):

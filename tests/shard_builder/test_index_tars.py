@@ -168,6 +168,24 @@ def test_no_tars(tmp_path, names, message):
         index_tars(tmp_path)
 
 
+def test_places_that_cannot_be_indexed(tmp_path):
+    with pytest.raises(ConfigError, match=r"must be a folder or bucket with \.tar files"):
+        index_tars(tmp_path / "absent")
+    pytest.importorskip("obstore")
+    with pytest.raises(ConfigError, match="web servers take no uploads"):
+        index_tars("https://host/set")
+
+
+def test_an_unfinished_build_is_no_set_of_others(folder):
+    (folder / "_build").mkdir()
+    (folder / "_build" / "build.json").write_text("{}")
+    before = sorted(folder.iterdir())
+    with pytest.raises(ConfigError, match=r"unfinished build: give its command again .*overwrite"):
+        index_tars(folder)
+    assert sorted(folder.iterdir()) == before
+    assert index_tars(folder, overwrite=True).num_samples == 4
+
+
 def test_workers_must_be_positive(folder):
     with pytest.raises(ConfigError, match="--workers"):
         index_tars(folder, workers=0)

@@ -181,6 +181,15 @@ def test_what_cannot_be_shown(data_set, tmp_path, options, field):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_is_no_folder_to_write_to(data_set, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    told = []
+    with pytest.raises(ConfigError, match=r"--out=.* must be a folder that can be made"):
+        shown(data_set, tmp_path / "file", on_progress=lambda *n: told.append(n))
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not told
+
+
 def test_an_image_that_cannot_be_decoded_is_named():
     sample = make_sample("000007_x")
     broken = Sample(sample.key, sample.image[:40], "png", sample.meta)

@@ -217,9 +217,12 @@ REJECTS = ["box_empty", "image_empty", "box_empty"]
         (REJECTS[:2], ["conflict"], {}, "rejects.jsonl: 2 lines, the manifest says num_rejects=3"),
         (["a", *REJECTS[:2]], ["conflict"], {}, "rejects.jsonl: its causes"),
         (REJECTS, [], {}, "warnings.jsonl: 0 lines"),
-        (REJECTS, ["conflict"], {"num_samples": 5}, "num_samples is 5 in its totals, 4 by"),
+        (REJECTS, ["conflict"], {"num_samples": 5}, "num_samples is 5 in its totals, found are"),
         (REJECTS, ["conflict"], {"num_bytes": 5}, "num_bytes is 5"),
         (REJECTS, ["conflict"], {"num_rejects": 4}, "num_rejects is 4"),
+        (REJECTS, ["conflict"], {"num_records": 9}, "num_records is 9 in its totals, found are 7"),
+        (REJECTS, ["conflict"], {"num_multi_image": 1}, "num_multi_image is 1"),
+        (REJECTS, ["conflict"], {"num_multi_box": 2}, "num_multi_box is 2"),
     ],
 )
 def test_lists_and_totals(tmp_path, rejects, warnings, totals, message):

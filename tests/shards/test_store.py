@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.shards.blobs import first_line
 from grpo_stream.shards.store import LocalStore, ObjectStore, open_store
 
 DATA = bytes(range(256)) * 40
@@ -202,3 +203,18 @@ def test_a_fork_raises_instead_of_hanging():
     os.waitpid(child, 0)
     with os.fdopen(reader) as file:
         assert file.read() == "forked,forked"
+
+
+def test_what_obstore_says_is_one_short_line():
+    words = (
+        "Object at location a/b.png not found: Error performing GET http://h/a/b.png in "
+        "150.609529ms - Server returned non-2xx status code: 404 Not Found: <?xml version='1.0'?>\n"
+        "Debug source: NotFound"
+    )
+    for took in ("150.609529ms", "1.2s", "3µs", "12ns"):
+        assert first_line(OSError(words.replace("150.609529ms", took))) == (
+            "Object at location a/b.png not found: Error performing GET http://h/a/b.png: "
+            "404 Not Found"
+        )
+    assert first_line(OSError("in 3 steps")) == "in 3 steps"
+    assert first_line(OSError()) == "OSError"

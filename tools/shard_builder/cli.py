@@ -1,8 +1,14 @@
 """The command line: ``shard-builder build``, ``verify``, ``index``, ``stats``, ``show``, ..."""
 
 import argparse
+import errno
+import io
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from tools.shard_builder import build_command, set_commands
@@ -13,7 +19,17 @@ exit codes:
   1    the data is bad, or something cannot be read or written
   2    wrong usage: a flag, a path or a setting that cannot work; nothing was written
   130  stopped by Ctrl-C; the same build command goes on from there
+  143  stopped by SIGTERM; likewise
 """
+
+
+_FLAGS = {
+    "max_pixels": "--max-pixels",
+    "min_pixels": "--min-pixels",
+    "multiple": "--patch-multiple",
+    "url": "URL",
+}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,20 +39,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after the program's name; None takes them from the command line.
 
     Returns:
-        0 fine, 1 the data is bad or cannot be read, 2 wrong usage, 130 stopped by Ctrl-C.
+        0 fine, 1 the data is bad or cannot be read, 2 wrong usage, 130 stopped by Ctrl-C, 143 by
+        SIGTERM.
     """
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold letters that the terminal's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(args.run(args))
+        with _sigterm_raises():
+            return int(args.run(args))
     except ConfigError as error:
-        print(f"shard-builder: {error}", file=sys.stderr)
-        return 2
+        flag = _FLAGS.get(error.field, error.field)
+        return _end(ConfigError(flag, error.value, error.expected), 2)
     except (GrpoStreamError, OSError) as error:
-        print(f"shard-builder: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("shard-builder: stopped", file=sys.stderr)
-        return 130
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            room = "make room in --out and where temporary files go (TMPDIR)"
+            return _end(f"{error.strerror}: {room}; the same build command goes on from there", 1)
+        return _end(error, 1)
+    except KeyboardInterrupt as error:
+        more = "; the same command goes on from there" if args.command == "build" else ""
+        return _end(f"stopped{more}", 143 if isinstance(error, _TerminatedError) else 130)
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM came, as batch systems send it; what is to be cleaned up is cleaned up."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may ask for signals
+        return
+
+    def end(*_: object) -> NoReturn:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(message: object, code: int) -> int:
+    print(f"shard-builder: {message}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, add, what, more in (
         ("build", build_command.add_build, "make shards of records in any of ten formats", _BUILD),
         ("verify", set_commands.add_verify, "re-read everything and name the first bad key", ""),

@@ -20,7 +20,8 @@ from grpo_stream.shards.index import (
 )
 from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.shards.sample import SCHEMA_VERSION, Sample
-from grpo_stream.shards.store import Store, open_store
+from grpo_stream.shards.store import LocalStore, Store, open_store
+from tools.shard_builder.output import SETTINGS_NAME
 from tools.shard_builder.reread import (
     KeyBook,
     OnProgress,
@@ -73,11 +74,13 @@ def index_tars(
         on_progress: Is told of every sample.
 
     Raises:
-        ConfigError: no tar lies there, or a tar is not what the manifest there says.
+        ConfigError: no tar lies there, a build is unfinished there, or a tar is not what the
+            manifest there says.
         ShardFormatError: the first sample, in the order of names, that cannot be used.
         StoreError: something cannot be read or written.
     """
     store = open_store(url)
+    _check_place(store, overwrite=overwrite)
     if workers < 1:
         raise ConfigError("--workers", workers, "must be at least 1, for example 8")
     names = _tar_names(store)
@@ -105,6 +108,21 @@ def index_tars(
     if present is None:
         manifest.save(store)
     return manifest
+
+
+def _check_place(store: Store, *, overwrite: bool) -> None:
+    if isinstance(store, LocalStore):
+        if not store.folder.is_dir():
+            raise ConfigError("URL", store.url, "must be a folder or bucket with .tar files")
+    elif store.url.startswith(("http://", "https://")):
+        expected = "web servers take no uploads: give a folder, s3://, gs:// or az://"
+        raise ConfigError("URL", store.url, expected)
+    if not overwrite and store.exists(SETTINGS_NAME):
+        expected = (
+            "holds an unfinished build: give its command again to finish it, or add --overwrite "
+            "to index the shards that are there"
+        )
+        raise ConfigError("URL", store.url, expected)
 
 
 def _tar_names(store: Store) -> list[str]:

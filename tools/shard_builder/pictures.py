@@ -157,7 +157,9 @@ class ImageReader:
             return self._store.read(inside) if self._ahead is None else self._ahead.take(inside)
         except StoreError as error:
             if error.cause == "not_found":
-                raise RecordError("image_not_found", f"{path[:200]!r}: {error.detail}") from error
+                raise RecordError(
+                    "image_not_found", f"{path[:200]!r} is not in images-root"
+                ) from error
             raise
 
     def prefetch(self, paths: Iterable[str]) -> None:

@@ -83,6 +83,7 @@ class _Bars:
                 initial=progress.num_records,
                 unit=" records" if progress.phase in ("read", "build") else " samples",
                 file=self._file,
+                bar_format="{desc} [{elapsed}]" if progress.phase == "finish" else None,
             )
         assert self._bar is not None  # noqa: S101 - for the type checker
         if progress.num_image_bytes:
@@ -90,7 +91,9 @@ class _Bars:
             speed = (progress.num_image_bytes - self._first_bytes) / 1e6 / seconds
             num_samples = progress.num_records - progress.num_rejects - self._first_samples
             words = f"{num_samples / seconds:.0f} samples/s, {speed:.1f} MB/s"
-            self._bar.set_postfix_str(f"{words}, {progress.num_rejects} rejects", refresh=False)
+            if progress.phase == "build":
+                words += f", {progress.num_rejects} rejects"
+            self._bar.set_postfix_str(words, refresh=False)
         self._bar.update(progress.num_records - self._bar.n)
 
     def close(self) -> None:

@@ -92,6 +92,11 @@ def show(
         raise ConfigError("--keys, --grep, --warnings", "several", "give one of them")
     places = Places(store, manifest)
     choice = _choose(places, num_samples, seed, keys, grep, only_warned=only_warned)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        expected = f"must be a folder that can be made ({error.strerror}), for example show"
+        raise ConfigError("--out", str(out), expected) from error
     cards, cells, shown = [], [], []
     for key, card, cell in _drawn(places, choice):
         shown.append(key)

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -54,6 +54,8 @@ class _ShardReport:
     hashes: list[int]
     """Of the keys up to the fault."""
     fault: GrpoStreamError | None
+    num_multi: Counter[str]
+    """Samples of several images and of several solutions, as the manifest's totals call them."""
 
 
 def verify(
@@ -69,8 +71,10 @@ def verify(
     sizes and checksums, that each image decodes to the size that JSON and index give, that every
     solution lies inside its image, and that keys are unique in the set (8 bytes a sample are
     held for that). Then the manifest's totals, the number of lines in ``rejects.jsonl`` and
-    ``warnings.jsonl``, and that no other ``*.tar`` lies there, where the store can list: readers
-    that take ``*.tar`` would read it too. Other files, hidden ones among them, are not looked at.
+    ``warnings.jsonl`` and the causes of rejects, and that no other ``*.tar`` lies there, where the
+    store can list: readers that take ``*.tar`` would read it too. Other files, hidden ones among
+    them, are not looked at. What lists and settings say in words has no checksum: no sample
+    depends on it.
 
     Args:
         store: The data set's folder.
@@ -86,20 +90,23 @@ def verify(
     """
     if workers < 1:
         raise ConfigError("--workers", workers, "must be at least 1, for example 8")
-    _check_totals(manifest)
+    _check_totals(manifest, _sums(manifest))
     stop = threading.Event()
 
     def check(info: ShardInfo) -> _ShardReport:
         return _check_shard(store, info, stop.is_set, on_progress)
 
     book = KeyBook()
+    num_multi = Counter(num_multi_image=0, num_multi_box=0)
     with closing(map_in_order(check, manifest.shards, workers, stop)) as reports:
         for number, report in enumerate(reports, 1):
             book.add(report.hashes)
+            num_multi.update(report.num_multi)
             if report.fault is not None:
                 _check_keys(store, manifest.shards[:number], book)
                 raise report.fault
     _check_keys(store, manifest.shards, book)
+    _check_totals(manifest, num_multi)
     _check_lists(store, manifest)
     _check_others(store, manifest)
     return VerifyResult(manifest.num_samples, sum(info.num_bytes for info in manifest.shards))
@@ -108,12 +115,14 @@ def verify(
 def _check_shard(
     store: Store, info: ShardInfo, should_stop: Callable[[], bool], on_progress: OnProgress
 ) -> _ShardReport:
-    report = _ShardReport([], None)
+    report = _ShardReport([], None, Counter())
     last_key = None
     try:
-        for key, num_bytes in _sound_samples(store, info, should_stop):
-            report.hashes.append(key_hash(key))
-            last_key = key
+        for sample, num_bytes in _sound_samples(store, info, should_stop):
+            last_key = sample.key
+            report.hashes.append(key_hash(last_key))
+            report.num_multi["num_multi_image"] += bool(sample.more_images)
+            report.num_multi["num_multi_box"] += len(sample.solutions) > 1
             on_progress(1, num_bytes)
     except (VerifyError, StoreError) as error:
         report.fault = error
@@ -125,7 +134,7 @@ def _check_shard(
 
 def _sound_samples(
     store: Store, info: ShardInfo, should_stop: Callable[[], bool]
-) -> Iterator[tuple[str, int]]:
+) -> Iterator[tuple[Sample, int]]:
     index = ShardIndex.load(store, info)
     reread = Reread(store, info.name, should_stop)
     entries = (index[i] for i in range(len(index)))
@@ -140,7 +149,7 @@ def _sound_samples(
         _check_images(run.sample, entry, where)
         _check_entry(run, entry, where)
         _check_solutions(run.sample, where)
-        yield run.sample.key, entry.num_bytes
+        yield run.sample, entry.num_bytes
     found_info = reread.info(len(index))
     if found_info.num_bytes != info.num_bytes:
         detail = f"{found_info.num_bytes} bytes, the manifest says {info.num_bytes}"
@@ -194,15 +203,20 @@ def _check_keys(store: Store, shards: tuple[ShardInfo, ...], book: KeyBook) -> N
         raise VerifyError(f"{again}: key={key!r} is not unique in the set: {first} has it too")
 
 
-def _check_totals(manifest: Manifest) -> None:
-    sums = {
+def _sums(manifest: Manifest) -> dict[str, int]:
+    num_rejects = sum(manifest.rejects.values())
+    return {
         "num_samples": manifest.num_samples,
         "num_bytes": sum(info.num_bytes for info in manifest.shards),
-        "num_rejects": sum(manifest.rejects.values()),
+        "num_rejects": num_rejects,
+        "num_records": manifest.num_samples + num_rejects,
     }
-    for name, expected in sums.items():
+
+
+def _check_totals(manifest: Manifest, found: Mapping[str, int]) -> None:
+    for name, expected in found.items():
         if manifest.totals.get(name, expected) != expected:
-            detail = f"{name} is {manifest.totals[name]} in its totals, {expected} by its lines"
+            detail = f"{name} is {manifest.totals[name]} in its totals, found are {expected}"
             raise VerifyError(f"manifest: {detail}")
 
 

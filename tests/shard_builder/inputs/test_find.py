@@ -61,6 +61,12 @@ def test_nothing_in_the_bucket(bucket):
         find_files("s3://*/a.json")
 
 
+@pytest.mark.parametrize("word", ["", "ftp://host/a.json"])
+def test_words_that_name_nothing(word):
+    with pytest.raises(ConfigError, match=f"INPUT='{word}': must .* for example"):
+        find_files(word)
+
+
 def test_the_query_of_a_signed_url_is_no_part_of_the_name():
     assert find_files("https://host/a%20b.json?sig=x?y") == [("https://host/a%20b.json", "sig=x?y")]
     with pytest.raises(ConfigError, match="web servers list nothing"):

@@ -105,7 +105,7 @@ def test_a_table_cannot_name_files_of_this_machine(tmp_path):
 @pytest.mark.parametrize(
     "word",
     ["datasets:", "datasets:none/*.parquet", "datasets:a:b:c:d", "datasets:rows::nosplit",
-     "datasets:no/such"],
+     "datasets:no/such", "datasets:none.parquet"],
 )  # fmt: skip
 def test_tables_that_are_none(table, word):
     with pytest.raises(ConfigError, match="datasets:hub/id"):

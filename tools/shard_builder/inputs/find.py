@@ -27,6 +27,8 @@ def find_files(word: str) -> list[tuple[str, str]]:
         if "*" in name:
             raise ConfigError("INPUT", name, "web servers list nothing: give the URL of each file")
         return [(name, query)]
+    if not word:
+        raise ConfigError("INPUT", word, "must name a file, for example data/train.jsonl")
     if is_remote(word):
         return [(name, "") for name in _in_bucket(word)]
     return [(name, "") for name in _local(word)]
@@ -46,6 +48,10 @@ def _local(word: str) -> list[str]:
 
 
 def _in_bucket(word: str) -> list[str]:
+    try:
+        open_store(word)
+    except ConfigError as error:
+        raise ConfigError("INPUT", word, error.expected) from error
     if (special := re.search(r"[*?\[]", word)) is None:
         return [word]
     root = word[: word.rindex("/", 0, special.start()) + 1].rstrip("/")

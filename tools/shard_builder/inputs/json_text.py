@@ -86,9 +86,11 @@ def parse_lines(chunks: Iterator[bytes], name: str) -> Iterator[Any | RecordErro
             record = RecordError("record_not_utf8", f"line {number}: {error}")
         except (ValueError, RecursionError) as error:
             if is_first:  # most likely an object over several lines, or no JSON at all
-                detail = f"{name}: neither a JSON array nor JSON Lines (line {number}: {error})"
+                detail = (
+                    f"{name}: neither a JSON array nor JSON Lines (line {number}: {why(error)})"
+                )
                 raise RecordError("input_not_list", detail) from error
-            record = RecordError("record_not_json", f"line {number}: {error}")
+            record = RecordError("record_not_json", f"line {number}: {why(error)}")
         is_first = False
         yield record
 
@@ -107,6 +109,11 @@ def _split_lines(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
         if num_bytes > _MAX_RECORD_CHARS:
             raise RecordError("input_not_json", f"{name}: a line of more than 64 MiB")
     yield b"".join(started)
+
+
+def why(error: Exception) -> str:
+    """What is wrong with a JSON text, in words."""
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
 
 
 class JsonText:
@@ -203,7 +210,7 @@ class JsonText:
                 if not self._read_more(num_chars):
                     raise self._error(f"{error.msg} at character {position}") from error
             except (ValueError, RecursionError) as error:  # too many digits, nested too deep
-                raise self._error(f"{error} at character {self.num_taken}") from error
+                raise self._error(f"{why(error)} at character {self.num_taken}") from error
             else:
                 if end < len(self._window):
                     self._position = end

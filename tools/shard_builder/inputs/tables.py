@@ -41,6 +41,8 @@ def open_table(name: str) -> Any:
     builder = _BUILDERS.get(Path(path).suffix)
     if not files and re.search(r"[*?\[]", path):
         raise ConfigError("INPUT", name, f"matches no file; {_EXPECTED}")
+    if not files and builder is not None:  # else the hub would be asked for it
+        raise ConfigError("INPUT", name, f"there is no such file; {_EXPECTED}")
     options: dict[str, Any] = {"name": config or None, "split": split or None, "streaming": True}
     if files and builder is not None:
         path, options["data_files"] = builder, files
