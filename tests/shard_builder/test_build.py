@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.errors import ConfigError, RecordError, StoreError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import LocalStore
 from grpo_stream.shards.tar import iter_samples
 from tests.shards.support import image_bytes
 from tools.shard_builder.build import BuildSettings, TooManyRejectsError, build
-from tools.shard_builder.plan import ShardLimits, make_key
+from tools.shard_builder.pictures import ImageReader
+from tools.shard_builder.plan import ShardLimits, Splits, make_key
 
 NUM_GOOD, NUM_BAD = 7, 2
 
@@ -280,3 +281,13 @@ def test_building_needs_no_torch(settings):
     words = ["build", settings.inputs[0], "--images-root", settings.images_root, "--out"]
     command = [sys.executable, "-c", script, *map(str, words), str(settings.out), "--quiet"]
     subprocess.run(command, check=True)
+
+
+def test_a_bucket_that_fails_puts_no_image_into_the_wrong_split(settings, monkeypatch):
+    def read(*_):
+        raise StoreError("unreadable", "503")
+
+    monkeypatch.setattr(ImageReader, "read", read)
+    with pytest.raises(StoreError, match="503"):
+        build(replace(settings, split=Splits((("val", 0.5),))))
+    assert [path.name for path in Path(settings.out).rglob("*.json*")] == ["build.json"]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_stream.errors import ConfigError, RecordError, StoreError
+from grpo_stream.errors import ConfigError, RecordError
 from tools.shard_builder.buckets import NUM_BUCKETS, Buckets
 from tools.shard_builder.inputs.inline import InlineImage
 from tools.shard_builder.inputs.source import InputSource, read_source
@@ -298,6 +298,8 @@ class Cutter:
             return "", record
         image_key = self._rules[place.input].image_key
         image = record.get(image_key) if isinstance(record, dict) else None
+        if isinstance(image, list) and len(image) == 1:
+            image = image[0]
         if isinstance(image, list):
             detail = f"{image_key} lists {len(image)} images, --split goes by one image a record"
             return self._splits.rest, RecordError("several_images", detail)
@@ -306,8 +308,8 @@ class Cutter:
                 data = image.data
             else:
                 data = self._reader.read(image) if isinstance(image, str) else b""
-        except (RecordError, StoreError):
-            data = str(image).encode(errors="surrogateescape")  # will be rejected, in some split
+        except RecordError:  # it will be rejected, in some split
+            data = str(image).encode(errors="surrogatepass")
         return self._splits.of(data), record
 
 
