@@ -20,6 +20,7 @@ from tools.shard_builder.build import build
 from tools.shard_builder.crew import run_chunks
 from tools.shard_builder.output import Output
 from tools.shard_builder.plan import Splits
+from tools.shard_builder.work import NUM_FINISHING
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -54,21 +55,26 @@ def test_killed_before_any_durable_step(tmp_path, split, stride):
     assert step > 30
 
 
-def test_killed_again_and_again(raw, tmp_path):
+def test_killed_again_and_again(tmp_path):
+    raw = write_raw(tmp_path / "raw", num_records=60)
     build(make_settings(raw, tmp_path / "reference"))
     settings = make_settings(raw, tmp_path / "out")
     num_kills = 0
-    while build_and_die(settings, 17):
+    while build_and_die(settings, 60):  # enough for the shards in flight
         num_kills += 1
     assert num_kills > 2
     assert files_of(tmp_path / "out") == files_of(tmp_path / "reference")
 
 
-def test_only_what_was_in_flight_is_done_again(raw, tmp_path, monkeypatch):
+def test_only_what_was_in_flight_is_done_again(tmp_path, monkeypatch):
+    raw = write_raw(tmp_path / "raw", num_records=60)
     settings = make_settings(raw, tmp_path / "out")
-    assert build_and_die(settings, 40)
-    num_done = len(list((tmp_path / "out" / "_build").glob("all-*.json")))
-    assert num_done > 1
+    assert build_and_die(settings, 120)
+    results = (tmp_path / "out" / "_build").glob("all-*.json")
+    done = {int(path.stem.removeprefix("all-")) for path in results}
+    shards = {int(path.name[6:12]) for path in (tmp_path / "out").glob("shard-*.tar")}
+    assert len(done) > 3
+    assert len(shards - done) <= NUM_FINISHING
     built = []
 
     def count(chunks, *args):
@@ -81,7 +87,7 @@ def test_only_what_was_in_flight_is_done_again(raw, tmp_path, monkeypatch):
 
     monkeypatch.setattr(build_module, "run_chunks", count)
     build(settings)
-    assert built == list(range(num_done, 6))
+    assert built == [number for number in range(15) if number not in done]
 
 
 def test_a_finished_build_is_left_alone(raw, tmp_path):
@@ -99,7 +105,7 @@ def test_a_finished_build_is_left_alone(raw, tmp_path):
 
 def test_another_build_is_refused_until_overwrite(raw, tmp_path):
     settings = make_settings(raw, tmp_path / "out")
-    assert build_and_die(settings, 40)
+    assert build_and_die(settings, 65)
     before = files_of(tmp_path / "out")
     other = make_settings(raw, tmp_path / "out", shuffle_seed=1)
     with pytest.raises(ConfigError, match="unfinished build that differs in shuffle_seed"):
@@ -149,7 +155,7 @@ def _cut(path):
 )
 def test_what_was_lost_since_is_done_again(raw, tmp_path, name, harm):
     settings = make_settings(raw, tmp_path / "out")
-    assert build_and_die(settings, 40)
+    assert build_and_die(settings, 65)
     harm(tmp_path / "out" / name)
     build(settings)
     build(make_settings(raw, tmp_path / "reference"))
@@ -206,7 +212,7 @@ def test_a_finished_set_that_lost_a_shard(raw, tmp_path, split):
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 10_000])
 def test_a_damaged_note_of_what_is_being_built(raw, tmp_path, text):
     settings = make_settings(raw, tmp_path / "out")
-    assert build_and_die(settings, 40)
+    assert build_and_die(settings, 65)
     (tmp_path / "out" / "_build" / "build.json").write_text(text)
     with pytest.raises(ConfigError, match=r"build\.json is damaged: .* add --overwrite"):
         build(settings)

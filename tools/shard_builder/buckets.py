@@ -11,6 +11,7 @@ NUM_BUCKETS = 256
 """So much of all rows is in memory at a time when they are read back bucket by bucket."""
 
 _MAX_BYTES = 64 * 2**20
+_OBJECT_BYTES = 41  # of an empty bytes object and its place in the list
 
 
 class Buckets:
@@ -26,13 +27,15 @@ class Buckets:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._rows: defaultdict[int, list[Any]] = defaultdict(list)
+        self._rows: defaultdict[int, list[bytes]] = defaultdict(list)
         self._num_bytes = 0
 
-    def add(self, bucket: int, row: Any, num_bytes: int) -> None:
-        """Appends a row of about ``num_bytes`` in memory to a bucket from 0 to 255."""
-        self._rows[bucket].append(row)
-        self._num_bytes += num_bytes
+    def add(self, bucket: int, row: Any) -> None:
+        """Appends a row to a bucket from 0 to 255."""
+        # Pickled, rows take a fraction of the memory, and it is known how much.
+        data = pickle.dumps(row, protocol=5)
+        self._rows[bucket].append(data)
+        self._num_bytes += len(data) + _OBJECT_BYTES
         if self._num_bytes >= _MAX_BYTES:
             self._spill()
 
@@ -42,8 +45,9 @@ class Buckets:
         if path.exists():
             with path.open("rb") as file:
                 while file.peek(1):
-                    yield from pickle.load(file)  # noqa: S301 - our own file, see the class
-        yield from self._rows.get(bucket, ())
+                    yield pickle.load(file)  # noqa: S301 - our own file, see the class
+        for data in self._rows.get(bucket, ()):
+            yield pickle.loads(data)  # noqa: S301
 
     def clear(self) -> None:
         """Drops all rows and files."""
@@ -54,7 +58,7 @@ class Buckets:
         self._folder.mkdir(parents=True, exist_ok=True)
         for bucket, rows in self._rows.items():
             with self._path(bucket).open("ab") as file:
-                pickle.dump(rows, file, protocol=5)
+                file.writelines(rows)
         self._rows.clear()
         self._num_bytes = 0
 

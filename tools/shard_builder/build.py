@@ -1,6 +1,5 @@
 """The build: every record judged, samples packed, rejects and warnings listed, manifest last."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from tools.shard_builder.pictures import ImageReader, PictureRules
 from tools.shard_builder.plan import Chunk, Cutter, Reading, ShardLimits, Splits, Survey
 from tools.shard_builder.progress import Progress, Tell, tell_nobody
 from tools.shard_builder.rules import Rules
+from tools.shard_builder.temp import temp_folder
 from tools.shard_builder.work import (
     NUM_FIRST_REJECTS,
     Job,
@@ -104,9 +104,10 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
     started again with the same inputs and settings: only the chunks that were being worked on
     are done again. A finished one is recognised and left alone.
 
-    Memory does not grow with the number of records, apart from the manifest's line a shard: each
-    process holds the records of a few chunks and one image; a shuffle and the search for
-    repeated questions hold a 256th part of all records (of 60 bytes a sample) at a time.
+    Memory does not grow with the number of records beyond 64 MiB of them, apart from the
+    manifest's line a shard: each process holds the records of a few chunks and some images; a
+    shuffle holds a 256th part of all records at a time, the search for repeated questions a
+    256th part of some 250 bytes a sample.
 
     Args:
         settings: What to build.
@@ -128,7 +129,7 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         if not settings.dry_run:  # before the inputs are read, which may take long
             output = Output(settings.out, splits, settings.images_root)
             stack.callback(output.close)
-        temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shard-builder-")))
+        temp = stack.enter_context(temp_folder())
         reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
         survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
         content = _content(settings, rules, survey)

@@ -14,9 +14,9 @@ from typing import Any
 
 from grpo_stream.errors import GrpoStreamError
 from tools.shard_builder.plan import Chunk
-from tools.shard_builder.work import DoneChunk, Job, News, Worker
+from tools.shard_builder.work import NUM_FINISHING, DoneChunk, Job, News, Worker
 
-_CHUNKS_PER_WORKER = 3  # one is judged, one is finished, one waits
+_CHUNKS_PER_WORKER = NUM_FINISHING + 2  # one is judged, one waits
 
 
 class WorkerDiedError(GrpoStreamError):
@@ -61,7 +61,7 @@ def _run_here(
     try:
         for chunk in chunks:
             finishing.append(worker.build(chunk, tell))
-            if len(finishing) > 1:
+            if len(finishing) > NUM_FINISHING:
                 yield finishing.pop(0).result()
         for future in finishing:
             yield future.result()
@@ -175,7 +175,7 @@ def _work(connection: Connection, job: Job) -> None:
             return
         future.add_done_callback(report)
         finishing.append(future)
-        if len(finishing) > 1:
+        if len(finishing) > NUM_FINISHING:
             finishing.pop(0).exception()  # else shards that wait for their upload fill the disk
 
 

@@ -1,6 +1,7 @@
 """What a build works through: records in order, cut into chunks that are built on their own."""
 
 import hashlib
+import pickle
 import posixpath
 import random
 import re
@@ -20,7 +21,6 @@ from tools.shard_builder.rules import Rules
 _NO_KEY = re.compile(r"[^A-Za-z0-9]+")
 _TELL_EVERY = 1_000
 _MAX_KEPT_BYTES = 64 * 2**20
-_RECORD_BYTES = 1_500  # of an ordinary record in memory
 _MAX_NESTING = 64  # far below where json and pickle give up, which depends on the stack in use
 
 
@@ -122,7 +122,7 @@ class Reading:
         self._rules = rules
         self._where = where
         self._shuffle_seed = shuffle_seed
-        self._kept: list[_Row] | None = None
+        self._kept: list[bytes] | None = None
         self._buckets = Buckets(folder / "shuffle")
 
     def survey(self, tell: Callable[[int], None]) -> Survey:
@@ -136,18 +136,18 @@ class Reading:
         """
         deal = random.Random(self._shuffle_seed)  # noqa: S311 - no secret
         summaries: list[InputSummary] = []
-        kept: list[_Row] = []
+        kept: list[bytes] = []
         num_wanted = num_bytes = 0
         for row in self._read(summaries):
             num_wanted += 1
             if num_wanted % _TELL_EVERY == 0:
                 tell(num_wanted)
-            row_bytes = _RECORD_BYTES + _num_carried_bytes(row[1])
             if self._shuffle_seed is not None:
-                self._buckets.add(deal.randrange(NUM_BUCKETS), row, row_bytes)
+                self._buckets.add(deal.randrange(NUM_BUCKETS), row)
             elif num_bytes < _MAX_KEPT_BYTES:
-                kept.append(row)
-                num_bytes += row_bytes
+                # Pickled, it takes a fraction of the memory, and it is known how much.
+                kept.append(pickle.dumps(row, protocol=5))
+                num_bytes += len(kept[-1])
             else:
                 kept.clear()
         tell(num_wanted)
@@ -165,7 +165,7 @@ class Reading:
         if self._shuffle_seed is not None:
             yield from self._shuffled()
         elif self._kept is not None:
-            yield from self._kept
+            yield from map(pickle.loads, self._kept)
         else:
             summaries: list[InputSummary] = []
             yield from self._read(summaries)

@@ -9,8 +9,6 @@ from tools.shard_builder.work import ChunkResult
 CauseDetail = tuple[str, str]
 """Cause and detail of a warning."""
 
-_ROW_BYTES = 250  # of a tuple and its numbers in memory
-
 
 def find_repeats(
     results: Callable[[], Iterator[ChunkResult]], folder: Path
@@ -30,7 +28,7 @@ def find_repeats(
     for result in results():
         for note in result.notes:
             asked = (note.question, note.answer, ordinal, note.place.position)
-            questions.add(note.question % NUM_BUCKETS, asked, _ROW_BYTES)
+            questions.add(note.question % NUM_BUCKETS, asked)
             ordinal += 1
         counts.append(len(result.notes))
     repeats = Buckets(folder / "repeats")
@@ -40,7 +38,7 @@ def find_repeats(
             before, earlier = first.setdefault(question, (answer, position))
             if earlier != position:
                 row = (at, before == answer, earlier)
-                repeats.add(at * NUM_BUCKETS // ordinal, row, _ROW_BYTES)
+                repeats.add(at * NUM_BUCKETS // ordinal, row)
     questions.clear()
     found = _in_order(repeats)
     at = 0

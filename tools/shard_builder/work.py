@@ -24,6 +24,9 @@ from tools.shard_builder.rules import Rules
 STATE_FOLDER = "_build"
 """Folder of what an unfinished build has done so far, beside its shards."""
 
+NUM_FINISHING = 3
+"""Shards that a process finishes at a time: one alone mostly waits for the bucket's answers."""
+
 NUM_FIRST_REJECTS = 5
 """So many are told of while the build goes on; all are listed at its end."""
 
@@ -132,8 +135,8 @@ class ChunkResult:
 class Worker:
     """Builds chunks, one after the other.
 
-    While a chunk's records are judged and packed, a thread of its own finishes the shards of the
-    chunk before: fsync and rename, or the upload, and then the record of what was done.
+    While a chunk's records are judged and packed, other threads finish the shards of the chunks
+    before: fsync and rename, or the upload, and then the record of what was done.
 
     Args:
         job: What to do.
@@ -142,8 +145,9 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._state = open_store(job.state)
+        self._stores: dict[str, Store] = {}
         self._reader = ImageReader(job.images_root, job.pictures)
-        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="finish-shards")
+        self._finisher = ThreadPoolExecutor(NUM_FINISHING, thread_name_prefix="finish-shards")
 
     def build(self, chunk: Chunk, tell: Callable[[News], None]) -> "Future[DoneChunk]":
         """Judges and packs a chunk; its shards are finished when the future is done.
@@ -155,7 +159,7 @@ class Worker:
         result = ChunkResult(chunk.split, chunk.number, len(chunk.records))
         packer = None
         if not self._job.dry_run:
-            packer = _Packer(self._job, chunk.split, chunk.number, self._finisher)
+            packer = _Packer(self._job, self._store(chunk.split), chunk, self._finisher)
         reporter = _Reporter(result, tell)
         try:
             self._reader.prefetch(self._paths(chunk))
@@ -180,6 +184,12 @@ class Worker:
         """Waits for what is being finished."""
         self._finisher.shutdown()
         self._reader.close()
+
+    def _store(self, split: str) -> Store:
+        # Kept: a client for each chunk would cost 8 ms, and connections of its own.
+        if split not in self._stores:
+            self._stores[split] = split_store(self._job.out, split)
+        return self._stores[split]
 
     def _take(
         self, place: Place, record: Any, result: ChunkResult, packer: "_Packer | None"
@@ -241,16 +251,16 @@ class _Reporter:
 
 
 class _Packer:
-    """Samples of one chunk in, shards out: ``shard-000012.tar``, and ``-01`` if that is full."""
+    """Samples of one chunk in, shards out; see :func:`shard_name`."""
 
-    def __init__(self, job: Job, split: str, number: int, finisher: ThreadPoolExecutor) -> None:
-        self._store = split_store(job.out, split)
-        if isinstance(self._store, LocalStore):
-            self._folder = self._store.folder
+    def __init__(self, job: Job, store: Store, chunk: Chunk, finisher: ThreadPoolExecutor) -> None:
+        self._store = store
+        if isinstance(store, LocalStore):
+            self._folder = store.folder
         else:
-            self._folder = job.spool / split
+            self._folder = job.spool / chunk.split
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._number = number
+        self._number = chunk.number
         self._limits = job.limits
         self._finisher = finisher
         self._writer: ShardWriter | None = None
@@ -277,9 +287,9 @@ class _Packer:
 
     def _end(self) -> None:
         if self._writer is not None:
-            # One shard may wait while another one is finished; more would fill the disk.
-            if len(self._finished) > 1:
-                self._finished[-2].result()
+            # One more shard may wait for its turn; more would fill the disk.
+            if len(self._finished) > NUM_FINISHING:
+                self._finished[-1 - NUM_FINISHING].result()
             self._finished.append(self._finisher.submit(_finish, self._writer, self._store))
             self._writer = None
 
@@ -290,8 +300,11 @@ def result_name(split: str, number: int) -> str:
 
 
 def shard_name(number: int, part: int = 0) -> str:
-    """File name of a chunk's shard; parts after the first are there when it became too large."""
-    return f"shard-{number:06d}-{part:02d}.tar" if part else f"shard-{number:06d}.tar"
+    """File name of a chunk's shard; parts after the first are there when it became too large.
+
+    Sorted by name, as others read them, they are in order: ``_`` comes after the dot.
+    """
+    return f"shard-{number:06d}_{part:02d}.tar" if part else f"shard-{number:06d}.tar"
 
 
 def split_store(out: str, split: str) -> Store:
