@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,13 @@ def assemble(
         totals["num_multi_box"] += result.num_multi_box
         for reject in result.rejects:
             rejects.add(*reject)
-        for note, repeat in zip(result.notes, repeats, strict=True):
-            for warning in [*note.warnings, *([] if repeat is None else [repeat])]:
-                key = make_key(note.place.position, note.image)
-                warnings.add(note.place, note.image, *warning, key=key)
+        notes = result.notes
+        own = [(number, (cause, detail)) for number, cause, detail in notes.warnings]
+        # A sample's own warnings come first: the sort keeps the order of equals.
+        for number, warning in sorted([*own, *repeats.items()], key=itemgetter(0)):
+            place, image = notes.place(number), notes.images[number]
+            key = make_key(place.position, image)
+            warnings.add(place, image, *warning, key=key)
     totals["num_bytes"] = sum(shard.num_bytes for shard in shards)
     totals["num_rejects"] = rejects.counts.total()
     totals["num_warnings"] = warnings.counts.total()

@@ -143,10 +143,11 @@ class Reading:
             if num_wanted % _TELL_EVERY == 0:
                 tell(num_wanted)
             if self._shuffle_seed is not None:
-                self._buckets.add(deal.randrange(NUM_BUCKETS), row)
+                self._buckets.add(deal.randrange(NUM_BUCKETS), (*row[0], row[1]))
             elif num_bytes < _MAX_KEPT_BYTES:
-                # Pickled, it takes a fraction of the memory, and it is known how much.
-                kept.append(pickle.dumps(row, protocol=5))
+                # Pickled, it takes a fraction of the memory, and it is known how much. The place
+                # as a plain tuple: a class would be looked up for every row.
+                kept.append(pickle.dumps((*row[0], row[1]), protocol=5))
                 num_bytes += len(kept[-1])
             else:
                 kept.clear()
@@ -165,7 +166,9 @@ class Reading:
         if self._shuffle_seed is not None:
             yield from self._shuffled()
         elif self._kept is not None:
-            yield from map(pickle.loads, self._kept)
+            for data in self._kept:
+                *place, record = pickle.loads(data)  # noqa: S301 - made above
+                yield Place(*place), record
         else:
             summaries: list[InputSummary] = []
             yield from self._read(summaries)
@@ -194,7 +197,8 @@ class Reading:
         for bucket in range(NUM_BUCKETS):
             rows = list(self._buckets.read(bucket))
             order.shuffle(rows)
-            yield from rows
+            for *place, record in rows:
+                yield Place(*place), record
 
 
 @dataclass(frozen=True)
