@@ -4,6 +4,7 @@ import pickle
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ class Buckets:
                     yield pickle.load(file)  # noqa: S301 - our own file, see the class
         for data in self._rows.get(bucket, ()):
             yield pickle.loads(data)  # noqa: S301
+
+    def groups(self) -> Iterator[Iterator[Any]]:
+        """All rows at once where they are in memory, else bucket by bucket."""
+        if self._folder.exists():
+            yield from map(self.read, range(NUM_BUCKETS))
+        else:
+            yield chain.from_iterable(map(self.read, sorted(self._rows)))
 
     def clear(self) -> None:
         """Drops all rows and files."""

@@ -40,8 +40,8 @@ def find_repeats(
         counts.append(len(rows))
         num_samples += len(rows)
     repeats = Buckets(folder / "repeats")
-    for bucket in range(NUM_BUCKETS):
-        found = _repeats(_all(questions, bucket, _QUESTION))
+    for group in questions.groups():
+        found = _repeats(np.frombuffer(b"".join(group), _QUESTION))
         _deal(repeats, found["ordinal"] * NUM_BUCKETS // max(num_samples, 1), found)
     questions.clear()
     in_order = _in_order(repeats)
@@ -73,13 +73,9 @@ def _deal(buckets: Buckets, numbers: NDArray[np.uint64], rows: _Rows) -> None:
         buckets.add(bucket, part.tobytes())
 
 
-def _all(buckets: Buckets, bucket: int, dtype: np.dtype[np.void]) -> _Rows:
-    return np.frombuffer(b"".join(buckets.read(bucket)), dtype)
-
-
 def _repeats(rows: _Rows) -> _Rows:
-    """Those of ``rows`` (in the order of the data set) whose question was asked before."""
-    rows = rows[np.argsort(rows["question"], kind="stable")]
+    """Those of ``rows`` whose question was asked before, in the order of the data set."""
+    rows = rows[np.lexsort((rows["ordinal"], rows["question"]))]
     asked = rows["question"]
     is_first = np.r_[True, asked[1:] != asked[:-1]][: len(rows)]
     first = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))[~is_first]
@@ -92,8 +88,8 @@ def _repeats(rows: _Rows) -> _Rows:
 
 
 def _in_order(repeats: Buckets) -> Iterator[tuple[int, bool, int]]:
-    for bucket in range(NUM_BUCKETS):
-        rows = _all(repeats, bucket, _REPEAT)
+    for group in repeats.groups():
+        rows = np.frombuffer(b"".join(group), _REPEAT)
         yield from rows[np.argsort(rows["ordinal"])].tolist()
 
 
