@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
-from tools.bench import build, memory, order, upload
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code (0 done, 2 settings that cannot work)."""
+    # Here, because the builder's worker processes import this module again.
+    from tools.bench import build, memory, order, upload  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     order.add_command(commands)

@@ -28,6 +28,7 @@ from tools.shard_builder.work import (
     Job,
     News,
     Reject,
+    rare_collections,
     split_store,
 )
 
@@ -130,6 +131,7 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             output = Output(settings.out, splits, settings.images_root)
             stack.callback(output.close)
         temp = stack.enter_context(temp_folder())
+        stack.enter_context(rare_collections())
         reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
         survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
         content = _content(settings, rules, survey)

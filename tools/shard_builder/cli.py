@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
-from tools.shard_builder import build_command, set_commands
 
 EXIT_CODES = """\
 exit codes:
@@ -88,6 +87,9 @@ def _end(message: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Here, because worker processes import this module again, and need none of these.
+    from tools.shard_builder import build_command, set_commands  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(
         prog="shard-builder",
         description="Raw records and images to WebDataset shards with a manifest.",

@@ -14,7 +14,7 @@ from typing import Any
 
 from grpo_stream.errors import GrpoStreamError
 from tools.shard_builder.plan import Chunk
-from tools.shard_builder.work import NUM_FINISHING, DoneChunk, Job, News, Worker
+from tools.shard_builder.work import NUM_FINISHING, DoneChunk, Job, News, Worker, rare_collections
 
 _CHUNKS_PER_WORKER = NUM_FINISHING + 2  # one is judged, one waits
 
@@ -165,7 +165,16 @@ def _work(connection: Connection, job: Job) -> None:
         error = future.exception()
         send(future.result() if error is None else _portable(error))
 
-    worker = Worker(job)
+    with rare_collections():
+        _build_all(Worker(job), chunks, send, report)
+
+
+def _build_all(
+    worker: Worker,
+    chunks: "queue.SimpleQueue[Chunk]",
+    send: Callable[[object], None],
+    report: Callable[[Future[DoneChunk]], None],
+) -> None:
     finishing: list[Future[DoneChunk]] = []
     while True:
         try:
