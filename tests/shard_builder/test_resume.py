@@ -16,6 +16,7 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import LocalStore
 from tests.shard_builder.support import build_and_die, files_of, make_settings, write_raw
 from tools.shard_builder import build as build_module
+from tools.shard_builder.assemble import assemble
 from tools.shard_builder.build import build
 from tools.shard_builder.crew import run_chunks
 from tools.shard_builder.output import Output
@@ -165,7 +166,6 @@ def test_what_was_lost_since_is_done_again(raw, tmp_path, name, harm):
 @pytest.mark.parametrize("harm", [Path.unlink, _cut])
 def test_no_manifest_names_a_shard_that_is_not_there(raw, tmp_path, monkeypatch, harm):
     settings = make_settings(raw, tmp_path / "out")
-    assemble = build_module.assemble
 
     def lose(*args):
         harm(tmp_path / "out" / "shard-000001.tar")
@@ -183,7 +183,6 @@ def test_no_manifest_names_a_shard_that_is_not_there(raw, tmp_path, monkeypatch,
 
 def test_a_result_that_is_damaged_while_the_build_runs(raw, tmp_path, monkeypatch):
     settings = make_settings(raw, tmp_path / "out")
-    assemble = build_module.assemble
 
     def damage(*args):
         _cut(tmp_path / "out" / "_build" / "all-000001.json")

@@ -35,7 +35,23 @@ class Place(NamedTuple):
     """Its index in that input, from 0."""
 
 
-_Row = tuple[Place, Any]
+Row = tuple[Place, Any]
+"""A record and where it stands."""
+
+
+def pack_row(row: Row) -> bytes:
+    """A row in a fraction of the memory, and as it travels to a worker process."""
+    place, record = row
+    # The place as plain numbers: its class would be looked up for every row.
+    return pickle.dumps((*place, record), protocol=5)
+
+
+def unpack_row(row: Row | bytes) -> Row:
+    """A row, whether it was packed or not."""
+    if not isinstance(row, bytes):
+        return row
+    position, number, index, record = pickle.loads(row)  # noqa: S301 - made by pack_row
+    return Place(position, number, index), record
 
 
 class Chunk(NamedTuple):
@@ -49,7 +65,8 @@ class Chunk(NamedTuple):
     """Name of the split; empty where the data set is not split."""
     number: int
     """Within the split, from 0."""
-    records: list[_Row]
+    records: list[Row | bytes]
+    """Bytes are rows of :func:`pack_row`."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +160,9 @@ class Reading:
             if num_wanted % _TELL_EVERY == 0:
                 tell(num_wanted)
             if self._shuffle_seed is not None:
-                self._buckets.add(deal.randrange(NUM_BUCKETS), (*row[0], row[1]))
+                self._buckets.add(deal.randrange(NUM_BUCKETS), pack_row(row))
             elif num_bytes < _MAX_KEPT_BYTES:
-                # Pickled, it takes a fraction of the memory, and it is known how much. The place
-                # as a plain tuple: a class would be looked up for every row.
-                kept.append(pickle.dumps((*row[0], row[1]), protocol=5))
+                kept.append(pack_row(row))
                 num_bytes += len(kept[-1])
             else:
                 kept.clear()
@@ -157,7 +172,7 @@ class Reading:
         self._surveyed = tuple(summaries)
         return Survey(self._surveyed, num_wanted)
 
-    def records(self) -> Iterator[_Row]:
+    def records(self) -> Iterator[Row | bytes]:
         """The records in the order of the build; after :meth:`survey`, once.
 
         Raises:
@@ -166,9 +181,7 @@ class Reading:
         if self._shuffle_seed is not None:
             yield from self._shuffled()
         elif self._kept is not None:
-            for data in self._kept:
-                *place, record = pickle.loads(data)  # noqa: S301 - made above
-                yield Place(*place), record
+            yield from self._kept
         else:
             summaries: list[InputSummary] = []
             yield from self._read(summaries)
@@ -177,7 +190,7 @@ class Reading:
                     detail = f"{now.name} was changed while it was read: start again"
                     raise RecordError("input_changed", detail)
 
-    def _read(self, summaries: list[InputSummary]) -> Iterator[_Row]:
+    def _read(self, summaries: list[InputSummary]) -> Iterator[Row]:
         position = 0
         for number, source in enumerate(self._sources):
             sha256 = hashlib.sha256()
@@ -191,14 +204,13 @@ class Reading:
             name = posixpath.basename(source.name.rstrip("/")) or source.name
             summaries.append(InputSummary(name, sha256.hexdigest(), position - first))
 
-    def _shuffled(self) -> Iterator[_Row]:
+    def _shuffled(self) -> Iterator[bytes]:
         # Dealt at random, then shuffled bucket by bucket: every order is as likely as another.
         order = random.Random(f"order {self._shuffle_seed}")  # noqa: S311 - no secret
         for bucket in range(NUM_BUCKETS):
             rows = list(self._buckets.read(bucket))
             order.shuffle(rows)
-            for *place, record in rows:
-                yield Place(*place), record
+            yield from rows
 
 
 @dataclass(frozen=True)
@@ -268,31 +280,33 @@ class Cutter:
         reader: ImageReader,
     ) -> None:
         self._limits = limits
-        self._carries = [source.container in ("tar", "table") for source in sources]
+        self._carries = any(source.container in ("tar", "table") for source in sources)
         self._rules = rules
         self._splits = splits
         self._reader = reader
         self.num_chunks: Counter[str] = Counter()
         """By split, so far."""
 
-    def cut(self, records: Iterable[_Row]) -> Iterator[Chunk]:
-        """The chunks of ``records``, in the order of the build."""
-        started: dict[str, list[_Row]] = {}
+    def cut(self, rows: Iterable[Row | bytes]) -> Iterator[Chunk]:
+        """The chunks of ``rows``, in the order of the build."""
+        started: dict[str, list[Row | bytes]] = {}
         carried: Counter[str] = Counter()
-        for place, given in records:
-            split, record = self._assign(place, given)
-            rows = started.setdefault(split, [])
-            rows.append((place, record))
-            if self._carries[place.input]:
+        for given in rows:
+            split, row = "", given
+            if self._splits is not None or self._carries:
+                place, record = unpack_row(given)
+                split, record = self._assign(place, record)
                 carried[split] += _num_carried_bytes(record)
-            is_full = len(rows) == self._limits.max_samples
-            if is_full or carried[split] >= self._limits.max_bytes:
-                yield self._chunk(split, rows)
+                row = (place, record)
+            chunk = started.setdefault(split, [])
+            chunk.append(row)
+            if len(chunk) == self._limits.max_samples or carried[split] >= self._limits.max_bytes:
+                yield self._chunk(split, chunk)
                 del started[split], carried[split]
-        for split, rows in started.items():
-            yield self._chunk(split, rows)
+        for split, chunk in started.items():
+            yield self._chunk(split, chunk)
 
-    def _chunk(self, split: str, rows: list[_Row]) -> Chunk:
+    def _chunk(self, split: str, rows: list[Row | bytes]) -> Chunk:
         chunk = Chunk(split, self.num_chunks[split], rows)
         self.num_chunks[split] += 1
         return chunk

@@ -20,7 +20,7 @@ from grpo_stream.shards.tar import ShardWriter, energon_index_name
 from tools.shard_builder.inputs.inline import InlineImage
 from tools.shard_builder.judge import Verdict, judge
 from tools.shard_builder.pictures import ImageReader, PictureRules
-from tools.shard_builder.plan import Chunk, Place, ShardLimits, make_key
+from tools.shard_builder.plan import Chunk, Place, ShardLimits, make_key, unpack_row
 from tools.shard_builder.rules import Rules
 
 STATE_FOLDER = "_build"
@@ -192,8 +192,8 @@ class Worker:
         reporter = _Reporter(result, tell)
         try:
             self._reader.prefetch(self._paths(chunk))
-            for place, record in chunk.records:
-                self._take(place, record, result, packer)
+            for row in chunk.records:
+                self._take(*unpack_row(row), result, packer)
                 reporter.count()
             finished = [] if packer is None else packer.close()
         except BaseException:
@@ -241,7 +241,7 @@ class Worker:
             packer.add(verdict)
 
     def _paths(self, chunk: Chunk) -> Iterator[str]:
-        for place, record in chunk.records:
+        for place, record in map(unpack_row, chunk.records):
             value = (
                 record.get(self._job.rules[place.input].image_key) if _is_object(record) else None
             )
