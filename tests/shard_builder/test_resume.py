@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
@@ -282,13 +283,8 @@ def test_a_worker_that_is_killed_ends_the_build(tmp_path):
     while not list((out / "_build").glob("all-*.json")):
         assert process.poll() is None
         time.sleep(0.001)
-    children = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)],  # noqa: S607
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    workers = [int(line.split()[0]) for line in children.splitlines() if "spawn_main" in line]
+    children = psutil.Process(process.pid).children()
+    workers = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
     os.kill(workers[0], signal.SIGKILL)
     _, message = process.communicate(timeout=20)
     assert process.returncode == 1
