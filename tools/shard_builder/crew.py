@@ -16,7 +16,8 @@ from grpo_stream.errors import GrpoStreamError
 from tools.shard_builder.plan import Chunk
 from tools.shard_builder.work import NUM_FINISHING, DoneChunk, Job, News, Worker, rare_collections
 
-_CHUNKS_PER_WORKER = NUM_FINISHING + 2  # one is judged, one waits
+_MAX_WAITING = 2  # one is judged, one waits; more would leave others idle at the end
+_PACKED = "packed"
 
 
 class WorkerDiedError(GrpoStreamError):
@@ -73,8 +74,10 @@ def _run_here(
 class _Member:
     process: Any
     connection: Connection
+    num_waiting: int = 0
+    """Chunks that it was given and has not yet judged and packed."""
     num_chunks: int = 0
-    """That it was given and has not yet answered for."""
+    """Chunks that it was given and whose shards are not yet finished."""
 
 
 class _Crew:
@@ -99,8 +102,8 @@ class _Crew:
     def run(self, chunks: Iterator[Chunk]) -> Iterator[DoneChunk]:
         is_all_given = False
         while True:
-            for member in self._members * _CHUNKS_PER_WORKER:
-                if is_all_given or member.num_chunks >= _CHUNKS_PER_WORKER:
+            for member in self._members * _MAX_WAITING:
+                if is_all_given or member.num_waiting >= _MAX_WAITING:
                     continue
                 chunk = next(chunks, None)
                 is_all_given = chunk is None
@@ -123,6 +126,7 @@ class _Crew:
             member.connection.send(chunk)
         except OSError as error:
             raise _died(member) from error
+        member.num_waiting += 1
         member.num_chunks += 1
 
     def _receive(self) -> Iterator[DoneChunk]:
@@ -134,6 +138,8 @@ class _Crew:
                 raise _died(member) from error
             if isinstance(answer, News):
                 self._tell(answer)
+            elif answer == _PACKED:
+                member.num_waiting -= 1
             elif isinstance(answer, DoneChunk):
                 member.num_chunks -= 1
                 yield answer
@@ -182,6 +188,7 @@ def _build_all(
         except Exception as error:  # noqa: BLE001 - the parent raises it
             send(_portable(error))
             return
+        send(_PACKED)
         future.add_done_callback(report)
         finishing.append(future)
         if len(finishing) > NUM_FINISHING:
