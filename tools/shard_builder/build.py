@@ -108,7 +108,7 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
     Memory does not grow with the number of records beyond 64 MiB of them, apart from the
     manifest's line a shard: each process holds the records of a few chunks and some images; a
     shuffle holds a 256th part of all records at a time, the search for repeated questions a
-    256th part of some 250 bytes a sample.
+    256th part of 28 bytes a sample, or 64 MiB.
 
     Args:
         settings: What to build.

@@ -17,7 +17,7 @@ from grpo_stream.shards.index import index_name
 from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.store import LocalStore, Store, open_store
 from grpo_stream.shards.tar import ShardWriter, energon_index_name
-from tools.shard_builder.inputs.inline import InlineImage
+from tools.shard_builder.image_files import image_name
 from tools.shard_builder.judge import Verdict, judge
 from tools.shard_builder.pictures import ImageReader, PictureRules
 from tools.shard_builder.plan import Chunk, Place, ShardLimits, make_key, unpack_row
@@ -366,12 +366,8 @@ def _finish(writer: ShardWriter, store: Store) -> ShardInfo:
 
 
 def _image_name(record: Any, image_key: str) -> str | None:
-    value = record.get(image_key) if _is_object(record) else None
-    if isinstance(value, list) and value:
-        value = value[0]
-    if isinstance(value, InlineImage):
-        value = value.name
-    return value[:_MAX_NAME_CHARS] if isinstance(value, str) else None
+    name = image_name(record.get(image_key)) if _is_object(record) else None
+    return None if name is None else name[:_MAX_NAME_CHARS]
 
 
 def _is_object(record: Any) -> bool:
