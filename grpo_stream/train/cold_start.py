@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.train.collate import Batch, model_inputs
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ColdStartResult:
 
 def cold_start(
     model: Any,
-    loader: PromptLoader[dict[str, torch.Tensor]],
+    loader: PromptLoader[Batch],
     config: ColdStartConfig,
     dev_accuracy: Callable[[], float],
 ) -> ColdStartResult:
@@ -108,8 +109,7 @@ def cold_start(
         for step in range(config.max_steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
-            batch = {name: value.to(device) for name, value in next(batches).items()}
-            loss = model(**batch).loss
+            loss = model(**model_inputs(next(batches), device)).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)

@@ -13,6 +13,7 @@ from grpo_stream.grounding.frames import frame_size, from_original
 from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages
 from grpo_stream.stream.records import sample_from_record
 from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.patches import device_rule, image_inputs, image_tensor
 from grpo_stream.train.processor import resize_rule
 
 Batch = dict[str, Any]
@@ -22,19 +23,24 @@ IGNORED_LABEL = -100
 
 
 class PromptCollator:
-    """Encodes prompts and images with the model's processor.
+    """Encodes prompts with the model's processor; images stay bytes until they are on the device.
 
     Args:
         processor: The model's processor; its tokenizer and chat template are used.
         template: The words around an instruction.
         answer_frame: Frame that the model answers in.
-        image_processor: Used for images instead of the processor's own.
+        image_processor: Used for images instead of the processor's own. Where it is not of the
+            Qwen-VL kind (``patches.device_rule``), it is run here, and its patches handed on.
         images_root: Folder that the ``image`` of a raw record is relative to.
 
     Called with stream samples, or with raw records (mappings with ``image``, ``prompt`` and
     ``solution``) whose images are then loaded with Pillow from ``images_root``. Returns a dict:
 
-    * ``pixel_values``: float32, shape (patches of all images, patch dimension);
+    * ``pixel_values``: per prompt its image, uint8, shape (height, width, 3), at the model's size,
+      in pinned memory where there is CUDA; ``patches.image_inputs`` makes the model's patches of
+      them on its device. A collator of your own may hand over a float tensor instead, shape
+      (patches of all images, patch dimension), which the trainer takes as it is;
+    * ``patch_rule``: how those images are normalised and cut; None beside float patches;
     * ``image_grid_thw``: int64, shape (prompts, 3): patches in time, height and width;
     * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;
     * ``mm_token_type_ids``: per prompt int64, the same shape: 0 text, 1 image;
@@ -62,6 +68,7 @@ class PromptCollator:
         self.answer_frame = answer_frame
         self.images_root = images_root
         self.rule = resize_rule(self.image_processor)
+        self.patch_rule = device_rule(self.image_processor)
         tokenizer = processor.tokenizer
         self._image_token = getattr(processor, "image_token", "<|image_pad|>")
         self._image_token_id = tokenizer.convert_tokens_to_ids(self._image_token)
@@ -69,15 +76,14 @@ class PromptCollator:
     def __call__(self, features: Sequence[StreamSample | Mapping[str, Any]]) -> Batch:
         """See the class."""
         samples = [self._loaded(feature) for feature in features]
-        images = [Image.fromarray(sample.pixels) for sample in samples]
-        encoded = self.image_processor(images=images, return_tensors="pt")
-        grids = encoded["image_grid_thw"]
+        images, grids = self._images(samples)
         prompts = [self._messages(sample) for sample in samples]
         prompt_ids = [
             self._prompt_ids(prompt, grid) for prompt, grid in zip(prompts, grids, strict=True)
         ]
         return {
-            "pixel_values": encoded["pixel_values"],
+            "pixel_values": images,
+            "patch_rule": self.patch_rule,
             "image_grid_thw": grids,
             "prompt_ids": prompt_ids,
             "mm_token_type_ids": [(ids == self._image_token_id).long() for ids in prompt_ids],
@@ -94,6 +100,17 @@ class PromptCollator:
         if isinstance(feature, StreamSample):
             return feature
         return sample_from_record(feature, self.images_root, self.rule)
+
+    def _images(
+        self, samples: Sequence[StreamSample]
+    ) -> tuple[list[torch.Tensor] | torch.Tensor, torch.Tensor]:
+        """``pixel_values`` and ``image_grid_thw`` of the batch."""
+        if self.patch_rule is None:
+            images = [Image.fromarray(sample.pixels) for sample in samples]
+            encoded = self.image_processor(images=images, return_tensors="pt")
+            return encoded["pixel_values"], encoded["image_grid_thw"]
+        grids = [self.patch_rule.grid(sample.model_size) for sample in samples]
+        return [image_tensor(sample.pixels) for sample in samples], torch.tensor(grids)
 
     def _messages(self, sample: StreamSample) -> list[dict[str, Any]]:
         size = frame_size(
@@ -126,16 +143,17 @@ class SupervisedCollator:
         prompts: Encodes the prompts.
         snap: Answers are rounded to multiples of this; see ``prompts.answer_text``.
 
-    Returns a dict of model inputs, padded on the right: ``input_ids``, ``attention_mask``,
+    Returns a dict of texts, padded on the right: ``input_ids``, ``attention_mask``,
     ``mm_token_type_ids`` and ``labels`` (the answer and the end of turn; -100 elsewhere), int64,
-    shape (prompts, longest); ``pixel_values`` and ``image_grid_thw`` as in the prompts' batch.
+    shape (prompts, longest); ``pixel_values``, ``patch_rule`` and ``image_grid_thw`` as in the
+    prompts' batch. :func:`model_inputs` makes of it what a model takes.
     """
 
     def __init__(self, prompts: PromptCollator, snap: int = 1) -> None:
         self.prompts = prompts
         self.snap = snap
 
-    def __call__(self, samples: Sequence[StreamSample]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: Sequence[StreamSample]) -> Batch:
         """See the class."""
         batch = self.prompts(samples)
         tokenizer = self.prompts.processor.tokenizer
@@ -153,8 +171,7 @@ class SupervisedCollator:
             "attention_mask": _pad_right([torch.ones_like(row) for row in rows], 0),
             "mm_token_type_ids": _pad_right(types, 0),
             "labels": _pad_right(labels, IGNORED_LABEL),
-            "pixel_values": batch["pixel_values"],
-            "image_grid_thw": batch["image_grid_thw"],
+            **{name: batch[name] for name in ("pixel_values", "patch_rule", "image_grid_thw")},
         }
 
     def _answer(self, sample: StreamSample) -> str:
@@ -165,6 +182,17 @@ class SupervisedCollator:
             return answer_text(kind, from_original(Point(x, y), frame, **sizes), self.snap)
         x1, y1, x2, y2 = sample.solution
         return answer_text(kind, from_original(Box(x1, y1, x2, y2), frame, **sizes), self.snap)
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """The arguments of a model for a batch of :class:`SupervisedCollator`, on ``device``."""
+    texts = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
+    pixel_values, image_grid_thw = image_inputs(batch, device)
+    return {
+        **{name: batch[name].to(device) for name in texts},
+        "pixel_values": pixel_values,
+        "image_grid_thw": image_grid_thw,
+    }
 
 
 def _pad_right(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:

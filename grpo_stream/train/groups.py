@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from grpo_stream.train.collate import Batch
+from grpo_stream.train.patches import image_inputs
 
 # Columns of a batch that reward functions receive; the record's own fields come beside them.
 _REWARD_COLUMNS = ("prompt", "solution", "scales", "model_size", "answer_frame", "key")
@@ -37,15 +38,21 @@ class PromptGroups:
     """int64, shape (prompts, 3)."""
     sizes: list[int]
     """Completions per prompt."""
+    positions: list[torch.Tensor] | None = None
+    """Per prompt int64, shape (3, prompt length): of M-RoPE, where they have been computed."""
 
     @classmethod
     def from_batch(cls, batch: Batch, num_generations: int, device: torch.device) -> "PromptGroups":
-        """Whole groups of ``num_generations`` completions for a collated batch."""
+        """Whole groups of ``num_generations`` completions for a collated batch.
+
+        Images are normalised and cut into patches here, on ``device``, once per prompt.
+        """
+        pixel_values, image_grid_thw = image_inputs(batch, device)
         return cls(
             prompt_ids=[ids.to(device) for ids in batch["prompt_ids"]],
             mm_token_type_ids=[ids.to(device) for ids in batch["mm_token_type_ids"]],
-            pixel_values=batch["pixel_values"].to(device),
-            image_grid_thw=batch["image_grid_thw"].to(device),
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
             sizes=[num_generations] * len(batch["prompt_ids"]),
         )
 
@@ -59,14 +66,16 @@ class PromptGroups:
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
         starts = [end - size for end, size in zip(ends, self.sizes, strict=True)]
         kept = [i for i in range(len(ends)) if starts[i] < stop and ends[i] > start]
+        prompts = slice(kept[0], kept[-1] + 1)  # neighbours: their images are one view
         num_patches = self.image_grid_thw.prod(dim=-1).tolist()
-        images = self.pixel_values.split(num_patches)
+        patches = slice(sum(num_patches[: prompts.start]), sum(num_patches[: prompts.stop]))
         return PromptGroups(
-            prompt_ids=[self.prompt_ids[i] for i in kept],
-            mm_token_type_ids=[self.mm_token_type_ids[i] for i in kept],
-            pixel_values=torch.cat([images[i] for i in kept]),
-            image_grid_thw=self.image_grid_thw[kept],
+            prompt_ids=self.prompt_ids[prompts],
+            mm_token_type_ids=self.mm_token_type_ids[prompts],
+            pixel_values=self.pixel_values[patches],
+            image_grid_thw=self.image_grid_thw[prompts],
             sizes=[min(stop, ends[i]) - max(start, starts[i]) for i in kept],
+            positions=None if self.positions is None else self.positions[prompts],
         )
 
     def repeated_images(self) -> dict[str, Any]:

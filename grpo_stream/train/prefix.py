@@ -115,11 +115,13 @@ def prefix_positions(backbone: Any, groups: PromptGroups) -> list[torch.Tensor]:
 
     Args:
         backbone: The module with ``get_rope_index`` (``Qwen2_5_VLModel``, transformers 5.23).
-        groups: The prompts.
+        groups: The prompts; ``groups.positions`` are given back where they are there.
 
     Returns:
         Per prompt int64, shape (3, prompt length).
     """
+    if groups.positions is not None:
+        return groups.positions
     return [
         backbone.get_rope_index(ids[None], types[None], image_grid_thw=grid[None])[0][:, 0]
         for ids, types, grid in zip(

@@ -7,6 +7,7 @@ reference model, checkpoints, evaluation loop) is trl's and transformers' own.
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def _rollout(self, batch: Batch, num_generations: int) -> dict[str, Any]:
         """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``."""
         groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
+        if self.shared_prefix:
+            backbone = backbone_of(self.accelerator.unwrap_model(self.model))
+            groups = replace(groups, positions=prefix_positions(backbone, groups))
         rows = reward_rows(batch, num_generations)
         check_groups([row["key"] for row in rows], num_generations)
         with self._scoring(groups):

@@ -7,9 +7,15 @@ from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.grounding.prompts import PromptTemplate
 from grpo_stream.images import resize
-from grpo_stream.train.collate import IGNORED_LABEL, PromptCollator, SupervisedCollator
+from grpo_stream.train.collate import (
+    IGNORED_LABEL,
+    PromptCollator,
+    SupervisedCollator,
+    model_inputs,
+)
+from grpo_stream.train.patches import image_inputs
 from grpo_stream.train.processor import load_processor
-from tests.train.support import make_collator, make_stream_sample
+from tests.train.support import CPU, make_collator, make_stream_sample
 
 SIZES = [(56, 56), (112, 84), (28, 168)]
 
@@ -46,13 +52,19 @@ class TestPrompts:
             expected["input_ids"], expected["attention_mask"], batch["prompt_ids"], strict=True
         ):
             assert torch.equal(row[mask.bool()], ids)
-        assert torch.equal(expected["pixel_values"], batch["pixel_values"])
+        pixel_values, grids = image_inputs(batch, CPU)
+        assert torch.equal(expected["pixel_values"], pixel_values)
+        assert torch.equal(expected["image_grid_thw"], grids)
         assert torch.equal(expected["image_grid_thw"], batch["image_grid_thw"])
 
     def test_one_entry_per_prompt(self, samples, batch):
         assert batch["image_grid_thw"].tolist() == [[1, h // 14, w // 14] for w, h in SIZES]
-        assert batch["pixel_values"].shape == (sum(w * h // 196 for w, h in SIZES), 1176)
-        assert batch["pixel_values"].dtype == torch.float32
+        assert [tuple(image.shape) for image in batch["pixel_values"]] == [
+            (h, w, 3) for w, h in SIZES
+        ]
+        assert {image.dtype for image in batch["pixel_values"]} == {torch.uint8}
+        for image, sample in zip(batch["pixel_values"], samples, strict=True):
+            assert np.array_equal(image.numpy(), sample.pixels)
         assert batch["key"] == ["000000", "000001", "000002"]
         assert batch["solution"] == [[10, 20, 30, 40]] * 3
         assert batch["scales"] == [(2 * w, 2 * h) for w, h in SIZES]
@@ -93,13 +105,54 @@ class TestPrompts:
         with pytest.raises(RecordError, match=r"image_pad\|> 2 times, once is expected"):
             collate([make_stream_sample()])
 
-    def test_another_image_processor(self, processor, tiny_folder, samples):
+
+class TestImageProcessors:
+    def test_another_one_is_normalised_by(self, processor, tiny_folder, samples):
+        other = load_processor(tiny_folder).image_processor
+        other.image_mean, other.image_std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+        batch = make_collator(processor, image_processor=other)(samples)
+        images = [Image.fromarray(sample.pixels) for sample in samples]
+        expected = other(images=images, return_tensors="pt")["pixel_values"]
+        assert torch.equal(image_inputs(batch, CPU)[0], expected)
+
+    def test_another_one_decides_the_size_of_raw_records(self, processor, tiny_folder, tmp_path):
+        Image.fromarray(make_stream_sample(size=(112, 112)).pixels).save(tmp_path / "a.png")
         other = load_processor(tiny_folder, max_pixels=784 * 4).image_processor
-        collator = make_collator(processor, image_processor=other)
-        assert collator.rule.max_pixels == 784 * 4
-        batch = collator([make_stream_sample(size=(112, 112))])
+        collator = make_collator(processor, image_processor=other, images_root=tmp_path)
+        batch = collator([{"image": "a.png", "prompt": "Click", "solution": [1, 2, 3, 4]}])
         assert batch["image_grid_thw"].tolist() == [[1, 4, 4]]
         assert batch["mm_token_type_ids"][0].sum() == 4
+        assert batch["model_size"] == [(56, 56)]
+
+    def test_one_of_another_kind_is_run_and_its_patches_handed_on(
+        self, processor, tiny_folder, samples
+    ):
+        other = Inverting(load_processor(tiny_folder).image_processor)
+        batch = make_collator(processor, image_processor=other)(samples)
+        images = [Image.fromarray(255 - sample.pixels) for sample in samples]
+        expected = processor.image_processor(images=images, return_tensors="pt")
+        assert batch["patch_rule"] is None
+        pixel_values, grids = image_inputs(batch, CPU)
+        assert torch.equal(pixel_values, expected["pixel_values"])
+        assert torch.equal(grids, expected["image_grid_thw"])
+
+    def test_images_that_are_not_at_the_models_size_are_refused(self, processor):
+        with pytest.raises(ConfigError, match=r"resize=.*100x56.*multiples of 28"):
+            make_collator(processor)([make_stream_sample(size=(100, 56))])
+
+
+class Inverting:
+    """An image processor with settings of the Qwen-VL kind, and one step more."""
+
+    def __init__(self, image_processor):
+        self.image_processor = image_processor
+
+    def __getattr__(self, name):
+        return getattr(self.image_processor, name)
+
+    def __call__(self, images, **kwargs):
+        images = [Image.fromarray(255 - np.asarray(image)) for image in images]
+        return self.image_processor(images=images, **kwargs)
 
 
 class TestRawRecords:
@@ -113,7 +166,7 @@ class TestRawRecords:
         batch = make_collator(processor, images_root=root)([record])
         pixels = resize(make_stream_sample(size=(100, 70)).pixels, Size(112, 56))
         expected = processor.image_processor(images=[Image.fromarray(pixels)], return_tensors="pt")
-        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+        assert torch.equal(image_inputs(batch, CPU)[0], expected["pixel_values"])
         assert batch["scales"] == [(100, 70)]
         assert batch["model_size"] == [(112, 56)]
         assert batch["solution"] == [[10, 20, 30, 40]]
@@ -158,9 +211,10 @@ class TestSupervised:
             assert batch["attention_mask"][row, :length].all()
         shapes = {batch[name].shape for name in batch if name.endswith(("ids", "mask", "labels"))}
         assert len(shapes) == 1
+        assert [image.dtype for image in batch["pixel_values"]] == [torch.uint8] * 3
 
     def test_the_model_takes_it(self, processor, samples, model):
-        loss = model(**self.collate(processor, samples)).loss
+        loss = model(**model_inputs(self.collate(processor, samples), CPU)).loss
         assert torch.isfinite(loss)
 
     @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.train.groups import (
     PromptGroups,
     check_groups,
@@ -83,7 +85,32 @@ def test_from_batch_holds_each_image_once(processor):
     groups = PromptGroups.from_batch(batch, 8, CPU)
     assert groups.sizes == [8, 8, 8]
     assert groups.num_rows == 24
-    assert groups.pixel_values.data_ptr() == batch["pixel_values"].data_ptr()
+    assert groups.pixel_values.shape == (sum(PATCHES), 1176)
+    assert groups.pixel_values.dtype == torch.float32
+    # Micro-batches look into them: no copy, however a generation batch is cut.
+    storage = groups.pixel_values.untyped_storage().data_ptr()
+    for part in (groups.rows(0, 8), groups.rows(9, 20), groups.rows(20, 24)):
+        assert part.pixel_values.untyped_storage().data_ptr() == storage
+
+
+def test_patches_of_a_collator_are_taken_as_they_are(processor):
+    batch = make_collator(processor)([make_stream_sample(n, s) for n, s in enumerate(SIZES)])
+    own = torch.randn(sum(PATCHES), 1176)
+    groups = PromptGroups.from_batch(batch | {"pixel_values": own}, 8, CPU)
+    assert groups.pixel_values.data_ptr() == own.data_ptr()
+
+
+def test_images_without_a_rule_are_refused(processor):
+    batch = make_collator(processor)([make_stream_sample()])
+    with pytest.raises(ConfigError, match=r"data_collator=.*patch_rule"):
+        PromptGroups.from_batch(batch | {"patch_rule": None}, 8, CPU)
+
+
+def test_positions_go_with_their_prompts(groups):
+    positions = [torch.full((3, len(ids)), n) for n, ids in enumerate(groups.prompt_ids)]
+    part = replace(groups, positions=positions).rows(5, 12).rows(3, 7)
+    assert [int(own[0, 0]) for own in part.positions] == [2]
+    assert groups.rows(0, 4).positions is None
 
 
 class TestCheckGroups:

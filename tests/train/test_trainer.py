@@ -15,7 +15,9 @@ from grpo_stream.stream import sources
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
+from grpo_stream.train import patches as patches_module
 from grpo_stream.train.collate import PromptCollator
+from grpo_stream.train.patches import image_inputs, to_patches
 from grpo_stream.train.processor import load_processor
 from grpo_stream.train.trainer import CURSOR_NAME, PersonalizedGRPOTrainer
 from tests.train.support import write_shapes
@@ -177,8 +179,20 @@ class TestTraining:
         )
         trainer = make_trainer(args, num_lanes=2, folder=tmp_path / "shards")
         images: list[int] = []
-        collator = trainer.data_collator
-        collator.image_processor = CountingProcessor(collator.image_processor, images)
+        monkeypatch.setattr(
+            patches_module,
+            "to_patches",
+            lambda pixels, *args: images.append(len(pixels)) or to_patches(pixels, *args),
+        )
+        backbone = trainer.model.model
+        rope_index, positions = backbone.get_rope_index, []
+        monkeypatch.setattr(
+            backbone,
+            "get_rope_index",
+            lambda ids, *args, **kwargs: (
+                positions.append(len(ids)) or rope_index(ids, *args, **kwargs)
+            ),
+        )
         patches = []
         trainer.model.model.visual.register_forward_pre_hook(
             lambda _module, args, kwargs: patches.append(
@@ -190,7 +204,9 @@ class TestTraining:
         assert trainer.state.global_step == 4  # 2 generation batches x 4 micro-steps / 2
         assert len(decoded) == 4
         assert set(decoded.values()) == {1}
-        assert sum(images) == 4
+        assert images == [2, 2]
+        # Per generation batch: the positions of each prompt, and those of the prefill of both.
+        assert positions == [1, 1, 2] * 2
         # 112x112 are 64 patches. Per generation batch of 2 prompts: once for sampling, once for
         # the old log-probabilities, and a forward for each of 4 micro-steps, 1 prompt each.
         assert sum(patches) == 2 * 64 * (2 + 2 + 4)
@@ -238,21 +254,6 @@ class TestTraining:
         before = weights_of(trainer)
         trainer.train()
         assert all(not torch.equal(p, before[n]) for n, p in weights_of(trainer).items())
-
-
-class CountingProcessor:
-    """An image processor that notes how many images each call is given."""
-
-    def __init__(self, image_processor, counts):
-        self.image_processor = image_processor
-        self.counts = counts
-
-    def __getattr__(self, name):
-        return getattr(self.image_processor, name)
-
-    def __call__(self, images, **kwargs):
-        self.counts.append(len(images))
-        return self.image_processor(images=images, **kwargs)
 
 
 class TestRewardColumns:
@@ -312,13 +313,18 @@ class TestRawRecords:
         with pytest.raises(ConfigError, match="images_root"):
             make_trainer(train_dataset=shapes.records)
 
-    def test_another_collator_is_used(self, make_trainer, make_args, processor):
+    @pytest.mark.parametrize("makes_patches", [False, True], ids=["images", "patches"])
+    def test_another_collator_is_used(self, make_trainer, make_args, processor, makes_patches):
         seen = []
         collator = PromptCollator(processor, make_trainer().data_collator.template, "model")
 
         def collate(samples):
             seen.append(len(samples))
-            return collator(samples)
+            batch = collator(samples)
+            if makes_patches:
+                batch["pixel_values"] = image_inputs(batch, "cpu")[0]
+                del batch["patch_rule"]
+            return batch
 
         make_trainer(make_args(max_steps=1), data_collator=collate).train()
         assert set(seen) == {4}
