@@ -1,9 +1,9 @@
 """The order of an epoch as arithmetic: nothing is shuffled, stored or replayed.
 
 Let N samples lie in S shards. A keyed permutation of (seed, epoch) lays the shards end to end as
-one virtual sequence, in which samples are permuted inside blocks of a few shards. The sequence is
-cut into L equal lanes of T = N // L samples; prompt slot j of generation batch s reads ordinal
-j*T + s::
+one virtual sequence, in which samples are permuted inside blocks of a few shards (``order.py``).
+The sequence is cut into L equal lanes of T = N // L samples; prompt slot j of generation batch s
+reads ordinal j*T + s::
 
     ordinal   0 ........ T-1 | T ....... 2T-1 | 2T ...... 3T-1 | ... | L*T .. N-1
               lane 0 (slot 0)  lane 1 (slot 1)  lane 2 (slot 2)         reserve
@@ -12,92 +12,81 @@ j*T + s::
 One generation batch so mixes L distant places, while a rank, which owns neighbouring lanes, walks
 through few shards at a time. The order depends on the data, the seed, the epoch, L and the block
 size, and on nothing else.
+
+**Segments.** A run may go on in mid-epoch with another number of lanes. What is left after ``done``
+batches, the end of every lane and then the reserve, is laid end to end::
+
+    (j*T + done .. (j+1)*T - 1) for every lane j, then L*T .. N-1
+
+That is again a sequence of M = N - done*L places, which is cut into L' lanes of M // L' like any
+other. So every sample that has not been read is still read once, or is in the reserve.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.stream.order import EpochOrder, Indices, derive_key, permute
 
-Indices = NDArray[np.int64]
-_U64 = NDArray[np.uint64]
+__all__ = ["EpochPlan", "Indices", "Lanes", "Segments", "derive_key", "permute"]
 
-_NUM_ROUNDS = 6
-_PIECE = 1 << 16  # elements
-
-
-def derive_key(*parts: int | str) -> int:
-    """A 64-bit key that depends on every part and on their order."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+Segments = tuple[tuple[int, int], ...]
+"""(number of lanes, batches done with them) of every finished segment of an epoch, in order."""
 
 
-def permute(index: Indices, size: Indices | int, key: _U64 | int) -> Indices:
-    """Maps each ``index`` in [0, size) to its place in a keyed permutation of [0, size).
+@dataclass(frozen=True)
+class Lanes:
+    """A sequence of ``num_places`` places, cut into ``num_lanes`` lanes of ``num_batches`` each."""
 
-    A Feistel network over the next even power of two, walked until it lands inside (cycle
-    walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), so any single
-    value costs the same whatever ``size`` is. ``size`` and ``key`` may differ per element.
+    num_places: int
+    num_lanes: int
 
-    Args:
-        index: int64, any shape.
-        size: Number of elements permuted; broadcast against ``index``.
-        key: 64-bit key; broadcast against ``index``.
+    @property
+    def num_batches(self) -> int:
+        """T: places of each lane."""
+        return self.num_places // self.num_lanes
 
-    Returns:
-        int64, the shape of ``index``.
+    @property
+    def num_reserve(self) -> int:
+        """Places behind the last lane; fewer than there are lanes."""
+        return self.num_places - self.num_batches * self.num_lanes
 
-    Raises:
-        IndexError: an index is not in [0, size); walking it would never end.
-    """
-    index = np.asarray(index, dtype=np.int64)
-    sizes = np.broadcast_to(np.asarray(size, dtype=np.uint64), index.shape).ravel()
-    keys = np.broadcast_to(np.asarray(key, dtype=np.uint64), index.shape).ravel()
-    values = index.astype(np.uint64).ravel()  # a negative index becomes a huge one
-    if np.any(values >= sizes):
-        raise IndexError(f"an index is outside of [0, {size})")
-    # In pieces: at a million shards the temporaries of one go would take ten times the result.
-    for start in range(0, values.size, _PIECE):
-        piece = slice(start, start + _PIECE)
-        values[piece] = _walked(values[piece], sizes[piece], keys[piece])
-    return values.astype(np.int64).reshape(index.shape)
+    def stand_ins(self, batch_index: int, lane: int, count: int) -> Indices:
+        """Places to try in turn instead of a lane's place, int64: the reserve, then neighbours."""
+        turns = np.arange(count, dtype=np.int64)
+        first_reserve = self.num_batches * self.num_lanes
+        start = batch_index * self.num_lanes + lane
+        from_reserve = first_reserve + (start + turns) % max(self.num_reserve, 1)
+        own = lane * self.num_batches + batch_index
+        neighbours = (own + 1 + turns - self.num_reserve) % self.num_places
+        return np.where(turns < self.num_reserve, from_reserve, neighbours)
 
+    def rest(self, num_done: int, num_lanes: int) -> "Lanes":
+        """What is left after ``num_done`` batches, cut into ``num_lanes`` lanes."""
+        return Lanes(self.num_places - num_done * self.num_lanes, num_lanes)
 
-def _walked(values: _U64, sizes: _U64, keys: _U64) -> _U64:
-    # Half the bits of the smallest 4**b >= size; float64 is exact enough up to 2**52 samples.
-    bits = np.ceil(np.log2(np.maximum(sizes, 2).astype(np.float64)) / 2).astype(np.uint64)
-    values = _feistel(values, bits, keys)
-    walking = np.flatnonzero(values >= sizes)
-    while walking.size:
-        values[walking] = _feistel(values[walking], bits[walking], keys[walking])
-        walking = walking[values[walking] >= sizes[walking]]
-    return values
+    def place_of_rest(self, num_done: int, index: Indices) -> Indices:
+        """Places in this sequence of places ``index`` in what is left after ``num_done`` batches.
 
+        Args:
+            num_done: Batches that are done, from 0 to ``num_batches``.
+            index: int64, any shape, each in [0, num_places - num_done * num_lanes).
 
-def _feistel(values: _U64, bits: _U64, keys: _U64) -> _U64:
-    mask = (np.uint64(1) << bits) - np.uint64(1)
-    left, right = values >> bits, values & mask
-    for number in range(_NUM_ROUNDS):
-        mixed = _mix(right ^ (keys + np.uint64(number * 0x9E3779B97F4A7C15 % 2**64)))
-        left, right = right, (left ^ mixed) & mask
-    joined: _U64 = (left << bits) | right
-    return joined
-
-
-def _mix(values: _U64) -> _U64:
-    """splitmix64's finaliser (Steele, Lea, Flood 2014); the overflow is the arithmetic."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: _U64 = values ^ (values >> np.uint64(31))
-    return mixed
+        Returns:
+            int64, the shape of ``index``.
+        """
+        left = self.num_batches - num_done  # of each lane
+        if left == 0:
+            return index + num_done * self.num_lanes
+        # Every lane before it, and its own, has lost its first num_done places.
+        lanes_begun: Indices = np.minimum(index // left + 1, self.num_lanes)
+        return index + num_done * lanes_begun
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch's order over shards of the given sample counts.
+    """One epoch's order over shards of the given sample counts, cut into lanes.
 
     Args:
         shard_counts: int64, shape (num_shards,): samples per shard, in the manifest's order.
@@ -105,9 +94,12 @@ class EpochPlan:
         seed: Seed of the run's order.
         epoch: Counted from 0.
         block_shards: Shards per block inside which samples are mixed.
+        segments: Segments of this epoch that came before; the plan is of what they left.
 
     Raises:
-        ConfigError: fewer samples than lanes.
+        ConfigError: fewer samples than lanes, or a segment that the epoch cannot have had. What
+            segments left may be less than a batch: all of it is reserve then, and
+            ``num_batches`` is 0.
     """
 
     shard_counts: Indices
@@ -115,87 +107,108 @@ class EpochPlan:
     seed: int
     epoch: int
     block_shards: int
-    _block_starts: Indices = field(init=False, repr=False)
+    segments: Segments = ()
+    order: EpochOrder = field(init=False, repr=False)
+    """Where each ordinal of the epoch lies, whatever the lanes are."""
+    lanes: Lanes = field(init=False, repr=False)
+    """What is left of the epoch, cut into ``num_lanes``."""
+    _chain: tuple[tuple[Lanes, int], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        counts = np.asarray(self.shard_counts, dtype=np.int64)
-        object.__setattr__(self, "shard_counts", counts)
-        ordered = counts[self._shards_at(np.arange(counts.size))]
-        padding = -counts.size % self.block_shards
-        sums = np.pad(ordered, (0, padding)).reshape(-1, self.block_shards).sum(axis=1)
-        object.__setattr__(self, "_block_starts", np.concatenate([[0], np.cumsum(sums)]))
-        if self.num_samples < self.num_lanes:
+        order = EpochOrder(self.shard_counts, self.seed, self.epoch, self.block_shards)
+        object.__setattr__(self, "shard_counts", order.shard_counts)
+        object.__setattr__(self, "order", order)
+        first = self.segments[0][0] if self.segments else self.num_lanes
+        if order.num_samples < first:
             raise ConfigError(
                 "num_lanes",
-                self.num_lanes,
-                f"the data set has only {self.num_samples} samples; use at most that many prompts "
+                first,
+                f"the data set has only {order.num_samples} samples; use at most that many prompts "
                 "per generation batch",
             )
+        chain, lanes = cut_segments(order.num_samples, self.num_lanes, self.segments)
+        object.__setattr__(self, "_chain", chain)
+        object.__setattr__(self, "lanes", lanes)
 
     @property
     def num_samples(self) -> int:
         """N."""
-        return int(self._block_starts[-1])
+        return self.order.num_samples
 
     @property
     def num_batches(self) -> int:
-        """T: generation batches of the epoch, the same on every rank."""
-        return self.num_samples // self.num_lanes
+        """T: generation batches of the epoch (or of what is left), the same on every rank."""
+        return self.lanes.num_batches
 
     @property
     def num_reserve(self) -> int:
         """Samples behind the last lane: they stand in for samples that cannot be read."""
-        return self.num_samples - self.num_batches * self.num_lanes
+        return self.lanes.num_reserve
 
     def slot_ordinals(self, batch_index: int, slots: range) -> Indices:
         """Ordinals that ``slots`` read in generation batch ``batch_index``, int64."""
-        if not 0 <= batch_index < self.num_batches:
-            raise IndexError(f"batch {batch_index} of {self.num_batches}")
-        return np.asarray(slots, dtype=np.int64) * self.num_batches + batch_index
+        ordinals: Indices = self.ordinals(range(batch_index, batch_index + 1), slots)[0]
+        return ordinals
+
+    def ordinals(self, batches: range, slots: range) -> Indices:
+        """Ordinals that ``slots`` read in ``batches``: int64, shape (len(batches), len(slots)).
+
+        Raises:
+            IndexError: a batch or slot that the epoch does not have.
+        """
+        for name, wanted, have in (
+            ("batch", batches, self.num_batches),
+            ("slot", slots, self.num_lanes),
+        ):
+            if wanted and (min(wanted) < 0 or max(wanted) >= have):
+                raise IndexError(f"{name} {min(wanted)} to {max(wanted)} of {have}")
+        starts: Indices = np.asarray(slots, dtype=np.int64) * self.num_batches
+        return self._ordinals_of(np.asarray(batches, dtype=np.int64)[:, None] + starts)
 
     def stand_ins(self, batch_index: int, slot: int, count: int) -> Indices:
         """Ordinals to try in turn when slot ``slot`` of a batch cannot be read, int64.
 
         First the reserve, from a place that depends on (batch, slot) alone, then the neighbours
-        that follow the slot's own ordinal. Needs no word between ranks.
+        that follow the slot's own place. Needs no word between ranks.
         """
-        own = slot * self.num_batches + batch_index
-        start = batch_index * self.num_lanes + slot
-        turns = np.arange(count, dtype=np.int64)
-        first_reserve = self.num_batches * self.num_lanes
-        from_reserve = first_reserve + (start + turns) % max(self.num_reserve, 1)
-        neighbours = (own + 1 + turns - self.num_reserve) % self.num_samples
-        return np.where(turns < self.num_reserve, from_reserve, neighbours)
+        return self._ordinals_of(self.lanes.stand_ins(batch_index, slot, count))
 
     def locate(self, ordinals: Indices) -> tuple[Indices, Indices]:
         """Shard (place in the manifest) and sample (place in the shard) of each ordinal.
 
         Args:
-            ordinals: int64, shape (n,), each in [0, num_samples).
+            ordinals: int64, any shape, each in [0, num_samples).
 
         Returns:
-            Two int64 arrays of shape (n,).
+            Two int64 arrays of that shape.
         """
-        ordinals = np.asarray(ordinals, dtype=np.int64)
-        # Empty blocks repeat a start; "right" finds the last of them, the one with samples.
-        block = np.searchsorted(self._block_starts, ordinals, side="right") - 1
-        start = self._block_starts[block]
-        size = self._block_starts[block + 1] - start
-        keys = np.array(
-            [derive_key("samples", self.seed, self.epoch, int(b)) for b in block], dtype=np.uint64
-        )
-        inside = permute(ordinals - start, size, keys)
-        # The block's shards in order and how many samples lie before each of them: (n, block).
-        places = block[:, None] * self.block_shards + np.arange(self.block_shards)
-        num_shards = self.shard_counts.size
-        shards = self._shards_at(np.minimum(places, num_shards - 1))
-        counts = np.where(places < num_shards, self.shard_counts[shards], 0)
-        ends = np.cumsum(counts, axis=1)
-        column = (ends <= inside[:, None]).sum(axis=1)
-        rows = np.arange(ordinals.size)
-        sample = inside - (ends - counts)[rows, column]
-        return shards[rows, column], sample
+        return self.order.locate(ordinals)
 
-    def _shards_at(self, places: Indices) -> Indices:
-        key = derive_key("shards", self.seed, self.epoch)
-        return permute(places, self.shard_counts.size, key)
+    def _ordinals_of(self, places: Indices) -> Indices:
+        for lanes, num_done in reversed(self._chain):
+            places = lanes.place_of_rest(num_done, places)
+        return places
+
+
+def cut_segments(
+    num_places: int, num_lanes: int, segments: Segments
+) -> tuple[tuple[tuple[Lanes, int], ...], Lanes]:
+    """The finished segments, each with the batches done in it, and the lanes of what they left.
+
+    Raises:
+        ConfigError: a segment says that more batches were done than it has.
+    """
+    chain = []
+    lanes = Lanes(num_places, segments[0][0] if segments else num_lanes)
+    following = [lanes for lanes, _ in segments[1:]] + [num_lanes]
+    for (_, num_done), next_num_lanes in zip(segments, following, strict=False):
+        if not 0 <= num_done <= lanes.num_batches:
+            raise ConfigError(
+                "segments",
+                segments,
+                f"{num_done} batches of {lanes.num_lanes} prompts cannot be done of "
+                f"{lanes.num_places} samples; the most is {lanes.num_batches}",
+            )
+        chain.append((lanes, num_done))
+        lanes = lanes.rest(num_done, next_num_lanes)
+    return tuple(chain), lanes

@@ -1,3 +1,4 @@
+import hashlib
 import tracemalloc
 
 import numpy as np
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.stream.plan import EpochPlan, derive_key, permute
+from grpo_stream.stream.plan import EpochPlan, Lanes, Segments
 from grpo_stream.stream.world import World
 
 COUNTS = st.lists(st.integers(0, 40) | st.sampled_from([0, 1]), min_size=1, max_size=14)
@@ -32,66 +33,6 @@ def places(plan, ordinals=None):
     """(shard, sample) pairs of ``ordinals``; of the whole epoch by default."""
     located = plan.locate(np.arange(plan.num_samples) if ordinals is None else ordinals)
     return list(zip(*(part.tolist() for part in located), strict=True))
-
-
-class TestPermute:
-    @pytest.mark.parametrize("sizes", [range(1, 400), range(400, 3001, 37)])
-    def test_is_a_bijection(self, sizes):
-        for size in sizes:
-            permuted = permute(np.arange(size), size, derive_key("key", size))
-            assert np.array_equal(np.sort(permuted), np.arange(size)), size
-
-    @given(power=st.integers(1, 5), off=st.integers(-2, 2), key=st.integers(0, 2**64 - 1))
-    def test_is_a_bijection_around_powers_of_four(self, power, off, key):
-        size = 4**power + off
-        assert np.unique(permute(np.arange(size), size, key)).tolist() == list(range(size))
-
-    @given(
-        size=st.integers(10**6, 2**52),
-        key=st.integers(0, 2**64 - 1),
-        where=st.floats(0, 1),
-    )
-    def test_large_sizes_do_not_collide_in_a_window(self, size, key, where):
-        start = int(where * (size - 2000))
-        permuted = permute(np.arange(start, start + 2000), size, key)
-        assert np.unique(permuted).size == 2000
-        assert permuted.min() >= 0
-        assert permuted.max() < size
-
-    def test_size_and_key_per_element(self):
-        sizes, keys = np.array([1, 7, 100, 10**9]), np.array([3, 4, 5, 6], dtype=np.uint64)
-        index = np.array([0, 6, 50, 123456])
-        one_by_one = [
-            int(permute(np.array([i]), int(n), int(k))[0])
-            for i, n, k in zip(index, sizes, keys, strict=True)
-        ]
-        assert permute(index, sizes, keys).tolist() == one_by_one
-        assert permute(index[None], sizes, keys).shape == (1, 4)
-
-    @pytest.mark.parametrize("size", [2, 3, 5, 16, 17])
-    def test_each_place_is_equally_likely_over_keys(self, size):
-        num_keys = 4000
-        keys = np.array([derive_key("a", n) for n in range(num_keys)], dtype=np.uint64)
-        for index in (0, size - 1):
-            permuted = permute(np.full(num_keys, index), size, keys)
-            share = np.bincount(permuted, minlength=size) / num_keys
-            # Six standard deviations of a fair draw.
-            assert np.abs(share - 1 / size).max() < 6 * np.sqrt(1 / size / num_keys)
-
-    def test_empty(self):
-        assert permute(np.arange(0), 5, 1).shape == (0,)
-
-    @pytest.mark.parametrize("index", [-1, 5, 2**40])
-    @pytest.mark.timeout(20)
-    def test_outside(self, index):
-        with pytest.raises(IndexError, match="outside"):
-            permute(np.array([2, index]), 5, 1)
-
-
-def test_derive_key_depends_on_every_part_and_their_order():
-    keys = [derive_key(*parts) for parts in ((1, 2), (2, 1), (1,), (12,), ("a", 1, 2))]
-    assert len(set(keys)) == len(keys)
-    assert derive_key("shards", 3, 4) == derive_key("shards", 3, 4) < 2**64
 
 
 class TestOrder:
@@ -139,6 +80,27 @@ class TestOrder:
         expected = [(0, 0), (2, 0), (0, 1), (0, 2), (3, 0), (3, 1), (3, 2), (3, 3)]
         assert places(plan) == expected
 
+    @pytest.mark.parametrize(
+        ("settings_of_plan", "digest"),
+        [
+            (([40] * 9, 8, 0, 0, 4), "3ae9f9ba5b6937d0"),
+            (([0, 1, 0, 0, 17, 1, 300, 2], 5, 2**64, 3, 3), "7d13d613ba511575"),
+            (([1] * 50, 7, 11, 2, 1), "b961de01c40b7b39"),
+            (([123, 45, 6] * 20, 16, 5, 4, 64), "868a38dea984663d"),
+        ],
+    )
+    def test_the_order_is_the_same_in_every_version_digests(self, settings_of_plan, digest):
+        plan = make_plan(*settings_of_plan)
+        slots = range(plan.num_lanes)
+        ends = [(batch, slot) for batch in (0, plan.num_batches - 1) for slot in slots]
+        parts = [
+            *plan.locate(np.arange(plan.num_samples)),
+            *(plan.slot_ordinals(batch, slots) for batch in range(plan.num_batches)),
+            *(plan.stand_ins(batch, slot, 9) for batch, slot in ends),
+        ]
+        found = hashlib.blake2b(np.concatenate(parts).astype("<i8").tobytes(), digest_size=8)
+        assert found.hexdigest() == digest
+
     @pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}])
     def test_seed_and_epoch_change_all_of_it(self, change):
         base, changed = places(make_plan([25] * 8)), places(make_plan([25] * 8, **change))
@@ -164,8 +126,99 @@ class TestOrder:
 
     @pytest.mark.parametrize("batch", [-1, 5])
     def test_batch_outside_the_epoch(self, batch):
-        with pytest.raises(IndexError, match="of 5"):
+        with pytest.raises(IndexError, match=f"batch {batch} .* of 5"):
             make_plan([20]).slot_ordinals(batch, range(4))
+
+    def test_slot_outside_the_batch(self):
+        with pytest.raises(IndexError, match="slot 3 to 4 of 4"):
+            make_plan([20]).slot_ordinals(0, range(3, 5))
+
+    @given(plans())
+    def test_batches_at_once_are_the_batches_one_by_one(self, plan):
+        slots = range(plan.num_lanes // 2, plan.num_lanes)
+        batches = range(plan.num_batches // 3, plan.num_batches)
+        at_once = plan.ordinals(batches, slots)
+        assert at_once.shape == (len(batches), len(slots))
+        assert at_once.tolist() == [plan.slot_ordinals(b, slots).tolist() for b in batches]
+
+
+@st.composite
+def segmented_plans(draw):
+    """A plan behind up to four segments, and the ordinals that the segments have read."""
+    counts = draw(COUNTS.filter(sum))
+    where = {"seed": draw(st.integers(0, 9)), "epoch": 1, "block_shards": draw(st.integers(1, 6))}
+    num_lanes = draw(st.integers(1, sum(counts)))
+    segments: Segments = ()
+    read: list[int] = []
+    for _ in range(draw(st.integers(0, 4))):
+        plan = EpochPlan(np.array(counts), num_lanes, segments=segments, **where)
+        some = st.integers(0, plan.num_batches)
+        num_done = draw(some | st.sampled_from([0, plan.num_batches]))
+        read.extend(plan.ordinals(range(num_done), range(num_lanes)).ravel().tolist())
+        segments = (*segments, (num_lanes, num_done))
+        num_lanes = draw(st.integers(1, sum(counts)))
+    return EpochPlan(np.array(counts), num_lanes, segments=segments, **where), read
+
+
+class TestSegments:
+    @settings(max_examples=200)
+    @given(segmented_plans())
+    def test_what_is_left_is_read_exactly_once(self, case):
+        plan, read = case
+        slots, batches = range(plan.num_lanes), range(plan.num_batches)
+        new = plan.ordinals(batches, slots).ravel().tolist()
+        first_reserve = plan.num_batches * plan.num_lanes
+        reserve = plan._ordinals_of(np.arange(first_reserve, plan.lanes.num_places)).tolist()
+        assert sorted([*read, *new, *reserve]) == list(range(plan.num_samples))
+        assert len(reserve) == plan.num_reserve < plan.num_lanes
+
+    @given(segmented_plans(), st.data())
+    def test_stand_ins_are_never_what_an_earlier_segment_read(self, case, data):
+        plan, read = case
+        if plan.num_batches:
+            batch = data.draw(st.integers(0, plan.num_batches - 1))
+            slot = data.draw(st.integers(0, plan.num_lanes - 1))
+            assert not set(plan.stand_ins(batch, slot, 9).tolist()) & set(read)
+
+    @given(plans())
+    def test_a_segment_without_a_batch_changes_nothing(self, plan):
+        same = EpochPlan(
+            plan.shard_counts,
+            plan.num_lanes,
+            plan.seed,
+            plan.epoch,
+            plan.block_shards,
+            segments=((max(plan.num_lanes // 2, 1), 0),),
+        )
+        slots, batches = range(plan.num_lanes), range(plan.num_batches)
+        assert same.ordinals(batches, slots).tolist() == plan.ordinals(batches, slots).tolist()
+
+    def test_an_example(self):
+        # 11 ordinals, 2 lanes of 5: 0-4, 5-9, reserve 10. After 3 batches 3 4 8 9 10 are left.
+        plan = EpochPlan(np.array([11]), 1, 0, 0, 4, segments=((2, 3),))
+        assert plan.ordinals(range(5), range(1)).ravel().tolist() == [3, 4, 8, 9, 10]
+        again = EpochPlan(np.array([11]), 2, 0, 0, 4, segments=((2, 3), (1, 2)))
+        assert again.ordinals(range(1), range(2)).tolist() == [[8, 9]]
+        assert again.stand_ins(0, 0, 1).tolist() == [10]
+
+    def test_less_than_a_batch_is_left(self):
+        plan = EpochPlan(np.array([11]), 4, 0, 0, 4, segments=((4, 2),))
+        assert (plan.num_batches, plan.num_reserve) == (0, 3)
+        assert plan.ordinals(range(0), range(4)).shape == (0, 4)
+
+    def test_neighbouring_lanes_stay_neighbours_in_the_data(self):
+        plan = EpochPlan(np.full(64, 100), 8, 3, 0, 4, segments=((16, 100),))
+        shards, _ = plan.locate(plan.ordinals(range(20), range(1)).ravel())
+        assert len(set(shards.tolist())) <= 4
+
+    def test_rests_of_a_sequence(self):
+        lanes = Lanes(11, 2)
+        assert [lanes.rest(done, 3).num_places for done in range(6)] == [11, 9, 7, 5, 3, 1]
+
+    @pytest.mark.parametrize("segments", [((2, 6),), ((2, -1),), ((2, 3), (5, 2))])
+    def test_more_batches_than_there_are(self, segments):
+        with pytest.raises(ConfigError, match="the most is"):
+            EpochPlan(np.array([11]), 2, 0, 0, 4, segments=segments)
 
 
 class TestMixing:
@@ -229,6 +282,6 @@ def test_a_million_shards_take_little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert plan.shard_counts is counts
-    assert plan._block_starts.nbytes < 2_100_000
+    assert plan.order._block_starts.nbytes < 2_100_000
     assert peak < 100_000_000
     assert 0 <= place[1][0] < 700
