@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from grpo_stream.errors import ManifestError
+from grpo_stream.errors import ManifestError, StoreError
 from grpo_stream.shards.store import Store
 
 MANIFEST_NAME = "manifest.json"
@@ -117,12 +117,16 @@ class Manifest:
             ManifestError: there is none, or :meth:`from_json` refuses it.
             StoreError: the store cannot be read.
         """
-        if not store.exists(MANIFEST_NAME):
+        try:
+            data = store.read(MANIFEST_NAME)  # not ``exists`` first: that is one more request
+        except StoreError as error:
+            if error.cause != "not_found":
+                raise
             raise ManifestError(
                 f"{store.url}: no manifest, no data set: run shard-builder build (or, on tars that "
                 f"others made, index) and give the folder that holds {MANIFEST_NAME}"
-            )
-        return cls.from_json(store.read(MANIFEST_NAME))
+            ) from error
+        return cls.from_json(data)
 
     def save(self, store: Store) -> None:
         """Writes the manifest; the last act of a build, after every shard and index."""

@@ -2,19 +2,31 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+from urllib.parse import urlsplit
 
 from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.blobs import check_length, check_name, first_line, store_error
+from grpo_stream.shards.causes import cause_of, explain
+from grpo_stream.shards.patience import Patience
 
 _STREAM_CHUNK_BYTES = 2**20
 _PART_BYTES = 8 * 2**20
 _PARTS_IN_FLIGHT = 4
 _MAX_PARTS = 10_000  # S3's limit to the parts of one upload
 
-_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_ENDPOINT_VARIABLES = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL"),
+}
+
+_Result = TypeVar("_Result")
 
 
 class ObjectStore:
@@ -26,10 +38,12 @@ class ObjectStore:
 
     Args:
         url: ``s3://bucket/folder``, ``gs://...``, ``az://container/folder``,
-            ``https://host/folder``. Credentials and endpoints come from the environment, as
-            obstore documents them: ``AWS_ENDPOINT_URL`` names another S3 server (plain http is
-            then allowed), ``AZURE_STORAGE_ACCOUNT_NAME`` the account of ``az://``.
+            ``https://host/folder``. Credentials and endpoints come from the provider's
+            environment variables, which ``docs/storage.md`` lists; an endpoint may be plain http.
         client: An obstore store to use in place of the one that ``url`` names.
+        patience: Time-outs of each request, and how a stream that broke off goes on. Every call
+            is then one request that is not repeated: that is PatientStore's part. By default
+            obstore repeats requests by its own rules.
 
     Raises:
         ConfigError: obstore is not installed or refuses the URL.
@@ -37,7 +51,7 @@ class ObjectStore:
 
     _used_in_pid: ClassVar[int | None] = None
 
-    def __init__(self, url: str, client: Any = None) -> None:
+    def __init__(self, url: str, client: Any = None, *, patience: Patience | None = None) -> None:
         try:
             import obstore  # noqa: PLC0415 - an extra: only those who read from buckets need it
             from obstore.store import HTTPStore, from_url  # noqa: PLC0415
@@ -49,13 +63,12 @@ class ObjectStore:
         self._check_process()
         try:
             if client is None:
-                # obstore refuses http:// unless told that no TLS is meant.
-                options = {"allow_http": True} if _is_plain_http(url) else None
-                client = from_url(url, client_options=options)
+                client = from_url(url, **_options(url, patience))
         except (obstore.exceptions.BaseError, ValueError) as error:
             expected = f"obstore refuses it ({first_line(error)}); {_hint(url)}"
             raise ConfigError("url", url, expected) from error
         self._client = client
+        self._patience = patience
         self._is_web = isinstance(client, HTTPStore)
 
     @property
@@ -64,8 +77,11 @@ class ObjectStore:
         return self._url
 
     def read(self, name: str) -> bytes:
-        """See :meth:`Store.read`."""
-        return bytes(self._call("unreadable", name, lambda c, n: self._obstore.get(c, n).bytes()))
+        """See :meth:`Store.read`; a large object is read as a stream is."""
+        response = self._get(name, None)
+        if response.meta["size"] > _PART_BYTES:
+            return b"".join(self._chunks(name, response))
+        return bytes(self._call("unreadable", name, lambda _c, _n: response.bytes()))
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
@@ -160,30 +176,56 @@ class ObjectStore:
 
     def _chunks(self, name: str, response: Any) -> Iterator[bytes]:
         tag, num_bytes = response.meta["e_tag"], response.meta["size"]
-        position = start = 0
+        position = 0
+        pieces = self._pieces(name, response)
         while True:
             try:
-                for chunk in response.stream(min_chunk_size=_STREAM_CHUNK_BYTES):
-                    position += len(chunk)
-                    yield bytes(chunk)
-            except (self._obstore.exceptions.BaseError, OSError) as error:
-                if position == start:  # nothing came: another try would fare no better
-                    raise store_error("unreadable", self.url, name, error) from error
-            if position >= num_bytes:
-                return
-            if position == start:
+                for piece in pieces:
+                    position += len(piece)
+                    yield piece
+                if position >= num_bytes:
+                    return
                 detail = f"{self.url}: {name}: ends at byte {position} of {num_bytes}"
-                raise StoreError("short_read", detail)
-            start = position
+                broken = StoreError("broken_off", detail)
+            except StoreError as error:
+                broken = error
+            # The next request must bring a piece: a read never goes round without progress.
             options: dict[str, Any] = {"range": {"offset": position}}
-            response = self._get(name, options | ({"if_match": tag} if tag else {}))
+            if tag:
+                options["if_match"] = tag
+            try:
+                pieces = self._patiently(partial(self._go_on, name, options))
+            except StoreError as error:
+                # Whoever reads from the start again gets over the one, not over the other.
+                raise broken if error.cause == "range_ignored" else error from None
+
+    def _go_on(self, name: str, options: dict[str, Any]) -> Iterator[bytes]:
+        pieces = self._pieces(name, self._get(name, options))
+        first = next(pieces, None)
+        if first is None:
+            offset = options["range"]["offset"]
+            raise StoreError("broken_off", f"{self.url}: {name}: nothing came from byte {offset}")
+        return chain((first,), pieces)
+
+    def _pieces(self, name: str, response: Any) -> Iterator[bytes]:
+        try:
+            for piece in response.stream(min_chunk_size=_STREAM_CHUNK_BYTES):
+                yield bytes(piece)
+        except (self._obstore.exceptions.BaseError, OSError) as error:
+            raise explain(cause_of(error, "unreadable"), self.url, name, error) from error
+
+    def _patiently(self, action: Callable[[], _Result]) -> _Result:
+        return action() if self._patience is None else self._patience.run(action)
 
     def _call(self, cause: str, name: str | None, action: Any) -> Any:
         self._check_process()
         try:
             return action(self._client, None if name is None else check_name(name, self.url))
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
-            raise store_error(cause, self.url, name or "listing", error) from error
+            found = cause_of(error, cause)
+            if cause == "unwritable" and found != "not_found":
+                found = cause
+            raise explain(found, self.url, name or "listing", error) from error
 
     def _check_process(self) -> None:
         pid = os.getpid()
@@ -218,11 +260,35 @@ class _RawStream(io.RawIOBase):
         return num_bytes
 
 
-def _is_plain_http(url: str) -> bool:
-    if url.startswith("s3"):
-        endpoints = (os.environ.get(name, "") for name in _ENDPOINT_VARIABLES)
-        return any(endpoint.startswith("http://") for endpoint in endpoints)
-    return url.startswith("http://")
+def _options(url: str, patience: Patience | None) -> dict[str, Any]:
+    """Keyword arguments of obstore's ``from_url``."""
+    scheme = _scheme(url)
+    client: dict[str, Any] = {}
+    options: dict[str, Any] = {"client_options": client}
+    endpoints = [os.environ.get(name, "") for name in _ENDPOINT_VARIABLES.get(scheme, ())]
+    # obstore refuses http:// unless told that no TLS is meant.
+    if any(place.startswith("http://") for place in (url, *endpoints)):
+        client["allow_http"] = True
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if scheme == "gs" and emulator and "GOOGLE_BASE_URL" not in os.environ:
+        # Google's own clients read it; obstore does not.
+        place = emulator if "://" in emulator else f"http://{emulator}"
+        options["config"] = {"base_url": place, "skip_signature": True}
+        client["allow_http"] = True
+    if patience is not None:
+        rules = patience.rules
+        client["connect_timeout"] = timedelta(seconds=rules.connect_timeout_seconds)
+        client["read_timeout"] = timedelta(seconds=rules.stall_timeout_seconds)
+        client["timeout"] = timedelta(seconds=rules.request_timeout_seconds)
+        # Of obstore's own tries none is left: they would hide faults and outlast the deadline.
+        deadline = timedelta(seconds=rules.deadline_seconds)
+        options["retry_config"] = {"max_retries": 0, "retry_timeout": deadline}
+    return options
+
+
+def _scheme(url: str) -> str:
+    scheme = urlsplit(url).scheme
+    return {"abfs": "az", "abfss": "az"}.get(scheme, scheme)
 
 
 def _hint(url: str) -> str:

@@ -16,8 +16,11 @@ _CLOUD_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 class Store(Protocol):
     """One place that holds named blobs; every method may be called from many threads at once.
 
-    All methods raise StoreError; causes: ``not_found``, ``short_read``, ``bad_name`` (a name
-    that leaves the store), ``unreadable``, ``unwritable``, ``forked``.
+    All methods raise StoreError. Its causes: ``not_found``; ``short_read`` (a blob that ends
+    before the range does); ``bad_name`` (a name that leaves the store); ``forked``; of object
+    stores ``forbidden``, ``range_ignored``, ``changed`` (replaced while it was read),
+    ``unavailable``, ``timed_out`` and ``broken_off``, the last three of which another try may get
+    over; else ``unreadable`` and ``unwritable``.
     """
 
     @property
@@ -65,6 +68,11 @@ class Store(Protocol):
         """
 
 
+def is_object_store(url: str) -> bool:
+    """Whether the URL names a bucket or web folder, by its scheme."""
+    return url.startswith(tuple(f"{scheme}://" for scheme in _CLOUD_SCHEMES))
+
+
 def open_store(url: str | os.PathLike[str]) -> Store:
     """The store that a path or URL names; nothing is read yet.
 
@@ -84,7 +92,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         return LocalStore(text)
     if scheme == "file":
         return LocalStore(unquote(urlsplit(text).path))
-    if scheme in _CLOUD_SCHEMES and text.startswith(f"{scheme}://"):
+    if is_object_store(text):
         return ObjectStore(text)
     known = ", ".join(f"{known}://" for known in ("file", *_CLOUD_SCHEMES))
     raise ConfigError("url", text, f"must be a folder or start with {known}; for example ./shards")

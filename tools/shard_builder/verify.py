@@ -250,7 +250,7 @@ def _check_others(store: Store, manifest: Manifest) -> None:
     try:
         names = store.list_names()
     except StoreError as error:
-        if error.cause == "unreadable":
+        if error.cause in ("unreadable", "forbidden"):
             return  # a web server, or a bucket that may be read but not listed
         raise
     strays = {name for name in names if name.endswith(".tar")}
