@@ -24,6 +24,7 @@ from grpo_stream.errors import ConfigError, CursorError
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
 from grpo_stream.grounding.rewards import load_reward, named_reward
+from grpo_stream.images import ResizeRule
 from grpo_stream.stream.cursor import Cursor
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
@@ -125,6 +126,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             num_eval_prompts = num_eval_lanes(args)
             eval_stream = _stream(eval_dataset, args, num_eval_prompts, *images)
             _check_stream(eval_stream, args, num_eval_prompts)
+        if data_collator is None:  # another collator may take images of any size
+            for stream in (train_stream, eval_stream):
+                _check_sizes(stream, resize_rule(images[0]))
         super().__init__(
             model,
             rewards,
@@ -502,6 +506,18 @@ def _check_stream(stream: PromptStream, args: GRPOConfig, num_prompts: int) -> N
         )
     if stream.world != _world(args):
         raise ConfigError("world", stream.world, f"the trainer runs as {_world(args)}")
+
+
+def _check_sizes(stream: PromptStream | None, rule: ResizeRule) -> None:
+    """Images are cut into patches as they come: the stream must have brought them to a size."""
+    given = rule if stream is None else stream.config.resize
+    if given is None or given.multiple % rule.multiple:
+        raise ConfigError(
+            "resize",
+            given,
+            f"the model takes sizes in multiples of {rule.multiple}; use StreamConfig(resize="
+            "resize_rule(image_processor))",
+        )
 
 
 def _world(args: GRPOConfig) -> World:

@@ -9,8 +9,8 @@ from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.train.cold_start import ColdStartConfig, cold_start
-from grpo_stream.train.collate import SupervisedCollator
-from tests.train.support import make_collator
+from grpo_stream.train.collate import SupervisedCollator, model_inputs
+from tests.train.support import CPU, make_collator
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_every_trained_weight_moves_except_those_that_see_nothing(model, loader)
 
 
 def test_the_loss_is_that_of_the_answers_alone(model, loader):
-    batch = next(iter(loader))
+    batch = model_inputs(next(iter(loader)), CPU)
     labels = batch["labels"]
     with torch.no_grad():
         expected = model(**batch).loss

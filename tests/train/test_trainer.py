@@ -10,7 +10,7 @@ from trl import GRPOConfig
 
 from grpo_stream.config import StreamConfig
 from grpo_stream.errors import ConfigError, CursorError
-from grpo_stream.images import decode
+from grpo_stream.images import ResizeRule, decode
 from grpo_stream.stream import sources
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.sources import ShardSource
@@ -498,6 +498,14 @@ class TestSettings:
         stream = PromptStream(source, StreamConfig(num_lanes=NUM_LANES), World(1, 2))
         with pytest.raises(ConfigError, match="world="):
             make_trainer(train_dataset=stream)
+
+    @pytest.mark.parametrize("rule", [None, ResizeRule(multiple=32)])
+    def test_a_stream_of_other_sizes_is_refused(self, make_trainer, make_args, shapes, rule):
+        config = StreamConfig(num_lanes=NUM_LANES, resize=rule)
+        stream = PromptStream(ShardSource(str(shapes.shards)), config)
+        with pytest.raises(ConfigError, match=r"resize=.*multiples of 28"):
+            make_trainer(train_dataset=stream)
+        make_trainer(train_dataset=stream, data_collator=list)  # may take images of any size
 
     def test_data_are_needed(self, tiny_folder, make_args):
         with pytest.raises(ConfigError, match="train_dataset"):
