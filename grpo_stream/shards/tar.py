@@ -4,9 +4,7 @@ A sample is the run of neighbouring members with one key, so one ranged read fet
 images of a sample are members ``{key}.1.jpg``, ``{key}.2.png``, ... before the JSON.
 """
 
-import hashlib
 import io
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import BinaryIO
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.files import commit, temp_beside, write_atomic
+from grpo_stream.shards.hashed_file import HashedFile
 from grpo_stream.shards.index import (
     PART_KINDS,
     IndexEntry,
@@ -71,11 +70,9 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._temp = temp_beside(path)
-        self._file: BinaryIO = self._temp.open("wb", buffering=0)
+        self._file = HashedFile(self._temp)
         self._entries: list[IndexEntry] = []
         self._keys: set[str] = set()
-        self._sha256 = hashlib.sha256()
-        self._num_bytes = 0
         self._info: ShardInfo | None = None
 
     @property
@@ -86,7 +83,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     @property
     def num_bytes(self) -> int:
         """Bytes written so far; the finished tar is 1,024 bytes longer."""
-        return self._num_bytes
+        return self._file.num_bytes
 
     def add(
         self, sample: Sample, image_crc32: int | None = None, encoded_meta: bytes | None = None
@@ -111,7 +108,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             check_meta(meta, f"key={key!r}")
         _check_images(sample)
         encoded = encode_meta(meta) if encoded_meta is None else encoded_meta
-        start = position = self._num_bytes
+        start = position = self.num_bytes
         chunks: list[bytes] = []
         parts: list[IndexPart] = []
         before = b""  # what comes before the next content; joined, while images stay uncopied
@@ -130,22 +127,23 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         before += make_header(f"{key}.json", len(encoded))
         position += len(before)
         parts.append(IndexPart(position, len(encoded), 0, 0, crc32(encoded), _JSON, 0))
-        self._write([*chunks, before + encoded + padding(len(encoded))])
+        self._file.write([*chunks, before + encoded + padding(len(encoded))])
         self._keys.add(key)
-        self._entries.append(IndexEntry(start, self._num_bytes - start, tuple(parts)))
+        self._entries.append(IndexEntry(start, self.num_bytes - start, tuple(parts)))
 
     def close(self) -> ShardInfo:
         """Finishes the tar, gives it its name, then writes both indexes beside it."""
         if self._info is None:
-            end = self._num_bytes
-            self._write([END])
-            commit(self._file, self._temp, self.path)
-            index = ShardIndex.from_entries(self._entries, self._num_bytes)
+            end = self.num_bytes
+            self._file.write([END])
+            sha256 = self._file.finish()
+            commit(self._file.raw, self._temp, self.path)
+            index = ShardIndex.from_entries(self._entries, self.num_bytes)
             name = self.path.name
             write_atomic(self.path.with_name(index_name(name)), index.to_bytes())
             energon = energon_index(index, end)
             write_atomic(self.path.with_name(energon_index_name(name)), energon)
-            self._info = ShardInfo(name, len(index), self._num_bytes, self._sha256.hexdigest())
+            self._info = ShardInfo(name, len(index), self.num_bytes, sha256)
         return self._info
 
     def discard(self) -> None:
@@ -168,18 +166,6 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         except BaseException:
             self.discard()
             raise
-
-    def _write(self, chunks: list[bytes]) -> None:
-        num_bytes = 0
-        for chunk in chunks:
-            self._sha256.update(chunk)
-            num_bytes += len(chunk)
-        written = os.writev(self._file.fileno(), chunks)
-        if written < num_bytes:  # a full disk, a signal or the kernel's 2 GiB limit cut it short
-            rest = memoryview(b"".join(chunks))[written:]
-            while rest:
-                rest = rest[os.write(self._file.fileno(), rest) :]
-        self._num_bytes += num_bytes
 
 
 def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sample:

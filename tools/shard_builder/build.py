@@ -14,7 +14,7 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import SCHEMA_VERSION
 from grpo_stream.shards.store import LocalStore, Store, open_store
 from tools.shard_builder.assemble import assemble
-from tools.shard_builder.crew import run_chunks
+from tools.shard_builder.crew import Crew, run_chunks, start_crew
 from tools.shard_builder.inputs.coco import DEFAULT_CATEGORY_PROMPT
 from tools.shard_builder.inputs.source import RuleFlags, expand_inputs, rules_of
 from tools.shard_builder.output import OUR_NAMES, Output
@@ -132,13 +132,6 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             stack.callback(output.close)
         temp = stack.enter_context(temp_folder())
         stack.enter_context(rare_collections())
-        reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
-        survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
-        content = _content(settings, rules, survey)
-        if output is not None:
-            found = output.begin(content, overwrite=settings.overwrite)
-            if found is not None:
-                return _found(found)
         job = Job(
             out=settings.out,
             images_root=settings.images_root,
@@ -149,8 +142,18 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             spool=temp / "spool",
             dry_run=settings.dry_run,
         )
+        # Before the inputs are read: workers start meanwhile.
+        crew = start_crew(job, settings.num_workers)
+        stack.callback(crew.stop)
+        reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
+        survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
+        content = _content(settings, rules, survey)
+        if output is not None:
+            found = output.begin(content, overwrite=settings.overwrite)
+            if found is not None:
+                return _found(found)
         names = [source.name for source in sources]
-        run = _Run(job, settings, names, survey.num_wanted, tell)
+        run = _Run(crew, settings, names, survey.num_wanted, tell)
         reader = ImageReader(job.images_root, job.pictures)
         stack.callback(reader.close)
         cutter = Cutter(job.limits, sources, rules, settings.split, reader)
@@ -188,9 +191,9 @@ class _Run:
     """The middle of a build: chunks that are not done yet are built, rejects are counted."""
 
     def __init__(
-        self, job: Job, settings: BuildSettings, names: list[str], num_total: int, tell: Tell
+        self, crew: Crew, settings: BuildSettings, names: list[str], num_total: int, tell: Tell
     ) -> None:
-        self._job = job
+        self._crew = crew
         self._settings = settings
         self._names = names
         self._progress = Progress("build", num_total)
@@ -200,7 +203,7 @@ class _Run:
     def build(self, chunks: Iterator[Chunk], output: Output | None) -> None:
         missing = self._missing(chunks, output)
         self._tell(self._progress)
-        for _ in run_chunks(missing, self._job, self._settings.num_workers, self._hear):
+        for _ in run_chunks(missing, self._crew, self._hear):
             pass
 
     def first_rejects(self) -> list[str]:

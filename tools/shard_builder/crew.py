@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 from grpo_stream.errors import GrpoStreamError
 from tools.shard_builder.plan import Chunk
@@ -24,16 +25,35 @@ class WorkerDiedError(GrpoStreamError):
     """A process of the build ended without a word."""
 
 
+class Crew(Protocol):
+    """Who builds the chunks."""
+
+    def run(self, chunks: Iterator[Chunk], tell: Callable[[News], None]) -> Iterator[DoneChunk]:
+        """See :func:`run_chunks`."""
+
+    def stop(self) -> None:
+        """Ends all processes and threads; after an error this drops what they are at."""
+
+
+def start_crew(job: Job, num_workers: int) -> Crew:
+    """A crew that waits for chunks; starting one takes a while in the background.
+
+    Args:
+        job: What to do with them.
+        num_workers: 1 works in this process; more start processes of their own, which end with
+            this one, however it ends.
+    """
+    return _Alone(job) if num_workers == 1 else _Crew(job, num_workers)
+
+
 def run_chunks(
-    chunks: Iterator[Chunk], job: Job, num_workers: int, tell: Callable[[News], None]
+    chunks: Iterator[Chunk], crew: Crew, tell: Callable[[News], None]
 ) -> Iterator[DoneChunk]:
     """Builds all chunks.
 
     Args:
         chunks: Are taken a few ahead of what is done.
-        job: What to do with them.
-        num_workers: 1 works in this process; more start processes of their own (spawn), which
-            end with this one, however it ends.
+        crew: Builds them.
         tell: Gets news of what was done, in this thread.
 
     Yields:
@@ -44,30 +64,26 @@ def run_chunks(
         WorkerDiedError: a process was killed, or ran out of memory.
         GrpoStreamError: what a chunk could not get over.
     """
-    if num_workers == 1:
-        yield from _run_here(chunks, job, tell)
-        return
-    crew = _Crew(job, num_workers, tell)
-    try:
-        yield from crew.run(chunks)
-    finally:
-        crew.stop()
+    return crew.run(chunks, tell)
 
 
-def _run_here(
-    chunks: Iterator[Chunk], job: Job, tell: Callable[[News], None]
-) -> Iterator[DoneChunk]:
-    worker = Worker(job)
-    finishing: list[Future[DoneChunk]] = []
-    try:
+class _Alone:
+    """This process."""
+
+    def __init__(self, job: Job) -> None:
+        self._worker = Worker(job)
+
+    def run(self, chunks: Iterator[Chunk], tell: Callable[[News], None]) -> Iterator[DoneChunk]:
+        finishing: list[Future[DoneChunk]] = []
         for chunk in chunks:
-            finishing.append(worker.build(chunk, tell))
+            finishing.append(self._worker.build(chunk, tell))
             if len(finishing) > NUM_FINISHING:
                 yield finishing.pop(0).result()
         for future in finishing:
             yield future.result()
-    finally:
-        worker.close()
+
+    def stop(self) -> None:
+        self._worker.close()
 
 
 @dataclass
@@ -83,23 +99,15 @@ class _Member:
 class _Crew:
     """Several worker processes and the pipes to them."""
 
-    def __init__(self, job: Job, num_workers: int, tell: Callable[[News], None]) -> None:
-        # spawn: obstore's threads and this process's locks do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self._tell = tell
+    def __init__(self, job: Job, num_workers: int) -> None:
+        self._job = job
+        self._num_workers = num_workers
+        self._context = _context()
         self._members: list[_Member] = []
-        try:
-            for _ in range(num_workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, job), daemon=True)
-                process.start()
-                theirs.close()
-                self._members.append(_Member(process, ours))
-        except BaseException:
-            self.stop()
-            raise
 
-    def run(self, chunks: Iterator[Chunk]) -> Iterator[DoneChunk]:
+    def run(self, chunks: Iterator[Chunk], tell: Callable[[News], None]) -> Iterator[DoneChunk]:
+        for _ in range(self._num_workers):
+            self._start_member()
         is_all_given = False
         while True:
             for member in self._members * _MAX_WAITING:
@@ -111,15 +119,21 @@ class _Crew:
                     self._give(member, chunk)
             if is_all_given and not any(member.num_chunks for member in self._members):
                 return
-            yield from self._receive()
+            yield from self._receive(tell)
 
     def stop(self) -> None:
-        """Ends all processes; after an error this drops what they are at."""
         for member in self._members:
             member.connection.close()
             member.process.terminate()
         for member in self._members:
             member.process.join()
+
+    def _start_member(self) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, self._job), daemon=True)
+        process.start()
+        theirs.close()
+        self._members.append(_Member(process, ours))
 
     def _give(self, member: _Member, chunk: Chunk) -> None:
         try:
@@ -129,7 +143,7 @@ class _Crew:
         member.num_waiting += 1
         member.num_chunks += 1
 
-    def _receive(self) -> Iterator[DoneChunk]:
+    def _receive(self, tell: Callable[[News], None]) -> Iterator[DoneChunk]:
         for ready in wait([member.connection for member in self._members]):
             member = next(one for one in self._members if one.connection is ready)
             try:
@@ -137,7 +151,7 @@ class _Crew:
             except (EOFError, OSError) as error:
                 raise _died(member) from error
             if isinstance(answer, News):
-                self._tell(answer)
+                tell(answer)
             elif answer == _PACKED:
                 member.num_waiting -= 1
             elif isinstance(answer, DoneChunk):
@@ -145,6 +159,20 @@ class _Crew:
                 yield answer
             else:
                 raise answer
+
+
+def _context() -> Any:
+    """How processes are started: never as forks of this one.
+
+    obstore's threads and this process's locks do not survive a fork. A fork server has neither,
+    and has this module loaded once for all workers: 0.3 s of CPU for each that spawn would start.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    forkserver.ensure_running()  # it loads its modules while this process goes on
+    return context
 
 
 def _died(member: _Member) -> WorkerDiedError:

@@ -33,7 +33,7 @@ Check = Literal["decode", "header"]
 _FORMAT_OF_NAME = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF"}
 _RESIZED_QUALITY = 95
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # in no name of an object store
-_MAX_CACHED_BYTES = 32 * 2**20
+_MAX_CACHED_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def make_picture(data: bytes, name: str, rules: PictureRules) -> Picture:
 class ImageReader:
     """Opens the images of records, for one thread.
 
-    Pictures that were made lately (up to 32 MiB of them) are kept, as records of one image often
+    Pictures that were made lately (up to 8 MiB of them) are kept, as records of one image often
     lie near each other. A folder's files are read directly; images in a bucket are read ahead by
     :meth:`prefetch`.
 
