@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -10,13 +12,42 @@ from grpo_stream.shards.blobs import check_length, check_name, store_error
 from grpo_stream.shards.files import atomic_writer, write_atomic
 
 _STREAM_BUFFER_BYTES = 2**20
+_MAX_OPEN_FILES = 64
+
+
+class _OpenFile:
+    """A file descriptor that is closed when the last thread that reads from it lets it go."""
+
+    __slots__ = ("fd", "identity", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.identity = _identity(os.fstat(self.fd))
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):  # else there is no such file
+            os.close(self.fd)
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to this file: no other has its number while it is open."""
+        return _identity(os.stat(self.path)) == self.identity  # noqa: PTH116 - a path is 3 us more
 
 
 class LocalStore:
-    """A folder. See :class:`~grpo_stream.shards.store.Store`."""
+    """A folder. See :class:`~grpo_stream.shards.store.Store`.
+
+    The 64 files that ranges were last read from stay open, at most; one that was replaced is
+    opened anew. What others delete keeps its place on the disk until it is no longer among them.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["LocalStore"], tuple[Path]]:
+        return type(self), (self.folder,)  # open files stay in their process
 
     @property
     def url(self) -> str:
@@ -33,13 +64,13 @@ class LocalStore:
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
         try:
-            with self._path(name).open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), num_bytes, offset)
-                while len(data) < num_bytes:  # a signal or the kernel's 2 GiB limit cut it short
-                    more = os.pread(file.fileno(), num_bytes - len(data), offset + len(data))
-                    if not more:
-                        break
-                    data += more
+            file = self._open(name)
+            data = os.pread(file.fd, num_bytes, offset)
+            while len(data) < num_bytes:  # a signal or the kernel's 2 GiB limit cut it short
+                more = os.pread(file.fd, num_bytes - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
         except OSError as error:
             raise store_error("unreadable", self.url, name, error) from error
         return check_length(data, self.url, name, offset, num_bytes)
@@ -72,6 +103,7 @@ class LocalStore:
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
+        self._let_go(name)  # an open file would keep its place on the disk
         try:
             self._path(name).unlink(missing_ok=True)
         except OSError as error:
@@ -111,8 +143,36 @@ class LocalStore:
         except OSError as error:
             raise store_error("unreadable", self.url, prefix or "listing", error) from error
 
+    def _open(self, name: str) -> _OpenFile:
+        with self._lock:
+            file = self._open_files.get(name)
+            if file is not None:
+                self._open_files.move_to_end(name)
+        # Asked outside the lock: a slow file system holds up nobody else.
+        try:
+            if file is not None and file.is_current():
+                return file
+            file = _OpenFile(str(self._path(name)))
+        except OSError:
+            self._let_go(name)
+            raise
+        with self._lock:
+            self._open_files[name] = file
+            self._open_files.move_to_end(name)
+            if len(self._open_files) > _MAX_OPEN_FILES:
+                self._open_files.popitem(last=False)
+        return file
+
+    def _let_go(self, name: str) -> None:
+        with self._lock:
+            self._open_files.pop(name, None)
+
     def _path(self, name: str) -> Path:
         return self.folder / check_name(name, self.url)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _files_below(start: Path) -> Iterator[Path]:

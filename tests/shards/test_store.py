@@ -1,5 +1,7 @@
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,58 @@ def test_a_short_read_says_so(tmp_path):
     store.write("a", b"12345")
     with pytest.raises(StoreError, match=r"short_read: .*: a: 2 of 10 bytes at offset 3"):
         store.read_range("a", 3, 10)
+
+
+def test_a_truncated_tar_is_named(tmp_path):
+    store = LocalStore(tmp_path)
+    store.write("shard-000000.tar", DATA)
+    assert store.read_range("shard-000000.tar", 5000, 200) == DATA[5000:5200]
+    os.truncate(tmp_path / "shard-000000.tar", 5100)
+    with pytest.raises(StoreError, match=r"short_read: .*shard-000000\.tar: 100 of 200 bytes"):
+        store.read_range("shard-000000.tar", 5000, 200)
+
+
+def test_ranges_of_a_replaced_file_are_of_the_new_one(tmp_path):
+    store = LocalStore(tmp_path / "set")
+    for content in (b"old", b"new"):
+        store.write("a", content)
+        for _ in range(2):
+            assert store.read_range("a", 0, 3) == content
+    (tmp_path / "set").rename(tmp_path / "away")  # it is still there, but not at this path
+    LocalStore(tmp_path / "set").write("a", b"3rd")
+    assert store.read_range("a", 0, 3) == b"3rd"
+    (tmp_path / "set/a").unlink()
+    with pytest.raises(StoreError, match="not_found"):
+        store.read_range("a", 0, 3)
+    store.write("a", b"4th")
+    assert store.read_range("a", 0, 3) == b"4th"
+    store.delete("a")
+    assert num_open_in(tmp_path) == 0
+
+
+def num_open_in(folder):
+    fds = Path("/proc/self/fd")
+    if not fds.is_dir():
+        return 0
+    places = (os.path.realpath(fd) for fd in fds.iterdir())
+    return sum(place.startswith(str(folder)) for place in places)
+
+
+def test_open_files_are_bounded_and_never_mixed_up(tmp_path):
+    store = LocalStore(tmp_path)
+    for i in range(200):
+        store.write(str(i), i.to_bytes(4, "little") * 1000)
+
+    numbers = [i * 37 % 200 for i in range(4000)]
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(store.read_range, map(str, numbers), numbers, [2000] * len(numbers))
+        expected = [(n.to_bytes(4, "little") * 1000)[n : n + 2000] for n in numbers]
+        assert list(found) == expected
+    assert num_open_in(tmp_path) <= 64
+    copied = pickle.loads(pickle.dumps(store))  # noqa: S301 - our own
+    assert copied.read_range("7", 0, 1) == b"\x07"
+    del store, copied
+    assert num_open_in(tmp_path) == 0
 
 
 def test_writes_replace_and_names_are_sorted(store):
