@@ -1,5 +1,7 @@
-"""Data sets of random bytes, and stores that count, hold back or break the reading of whole shards."""
+"""Data sets of random bytes, a store that counts and holds back streams, and a cache over both."""
 
+import contextlib
+import errno
 import random
 import subprocess
 import sys
@@ -21,12 +23,14 @@ class StreamStore(LocalStore):
 
     def __init__(self, folder, piece_bytes=None):
         super().__init__(folder)
-        self.ranges = Counter()
-        self.streams = Counter()
+        self.ranges: Counter[str] = Counter()
+        self.streams: Counter[str] = Counter()
         self.gate = threading.Event()
         self.gate.set()
         self.piece_bytes = piece_bytes
         self.most_asked = 0
+        self.broken = None
+        self.on_open = lambda _: None
 
     def read_range(self, name, offset, num_bytes):
         self.ranges[name] += 1
@@ -34,13 +38,15 @@ class StreamStore(LocalStore):
 
     def open_stream(self, name):
         self.streams[name] += 1
-        return _Stream(super().open_stream(name), self)
+        self.on_open(name)
+        return _Stream(super().open_stream(name), self, name == self.broken)
 
 
 class _Stream:
-    def __init__(self, file, store):
+    def __init__(self, file, store, is_broken):
         self._file = file
         self._store = store
+        self._is_broken = is_broken
 
     def __enter__(self):
         return self
@@ -49,6 +55,8 @@ class _Stream:
         self._file.close()
 
     def read(self, num_bytes):
+        if self._is_broken:
+            raise OSError(errno.EIO, "bad sector")
         self._store.gate.wait(20)
         self._store.most_asked = max(self._store.most_asked, num_bytes)
         return self._file.read(self._store.piece_bytes or num_bytes)
@@ -90,10 +98,8 @@ def used_bytes(folder):
     """Sum of all file sizes, as anybody looking at the folder would take it."""
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             total += path.lstat().st_size if not path.is_dir() else 0
-        except FileNotFoundError:
-            continue
     return total
 
 
@@ -107,7 +113,7 @@ def wait_for(condition, seconds=10):
 def bring(cache, wanted):
     """Announces shards and waits until this cache holds them."""
     cache.announce(wanted)
-    wait_for(lambda: set(wanted) <= set(cache._held))
+    wait_for(lambda: set(wanted) <= set(cache._fetcher._held))
 
 
 def start_process(code, *args):

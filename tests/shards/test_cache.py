@@ -1,10 +1,12 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.shards.cache import CacheCounts
 from tests.shards.cache_support import (
     SHARD_BYTES,
     StreamStore,
@@ -44,15 +46,9 @@ def test_announced_shards_arrive_once_and_are_read_from_the_cache(data, folder):
         assert cache.read_range("0.tar", 0, SHARD_BYTES) == content(data, "0.tar")
         assert not store.ranges
         assert store.streams == {"0.tar": 1, "1.tar": 1}
-        assert cache.snapshot() == {
-            "hits": 3,
-            "misses": 0,
-            "misses_full": 0,
-            "downloads": 2,
-            "bytes_downloaded": 2 * SHARD_BYTES,
-            "evictions": 0,
-            "failures": 0,
-        }
+        assert cache.snapshot() == CacheCounts(
+            num_hits=3, num_downloads=2, num_bytes_downloaded=2 * SHARD_BYTES
+        )
 
 
 def test_reads_do_not_wait_for_a_shard_that_arrives(data, folder):
@@ -65,7 +61,7 @@ def test_reads_do_not_wait_for_a_shard_that_arrives(data, folder):
         assert store.ranges == {"0.tar": 1}
         store.gate.set()
         wait_for(lambda: cached(folder))
-        wait_for(lambda: cache.read_range("0.tar", 5, 7) and cache.snapshot()["hits"])
+        wait_for(lambda: cache.read_range("0.tar", 5, 7) and cache.snapshot().num_hits)
     assert not parts(folder)
 
 
@@ -73,7 +69,7 @@ def test_what_is_not_announced_is_read_by_range(data, folder):
     store = StreamStore(data)
     with open_cache(data, folder, store=store) as cache:
         cache.read_range("3.tar", 0, 10)
-        assert cache.snapshot()["misses"] == 1
+        assert cache.snapshot().num_misses == 1
         assert not store.streams
 
 
@@ -91,7 +87,7 @@ def test_all_else_is_the_wrapped_stores_own(data, folder):
         assert cache.size("copy") == 3
         cache.delete("copy")
         assert cache.list_names() == cache.walk() == sorted(cache.sizes())
-        assert cache.snapshot()["misses"] == 0, "only shards are counted"
+        assert cache.snapshot().num_misses == 0, "only shards are counted"
 
 
 def test_a_range_beyond_the_end_is_the_stores_own_error(data, folder):
@@ -104,9 +100,8 @@ def test_a_range_beyond_the_end_is_the_stores_own_error(data, folder):
 
 def test_downloads_follow_the_order_of_need_in_bounded_pieces(data, folder):
     store = StreamStore(data, piece_bytes=300)
-    order = []
-    open_stream = store.open_stream
-    store.open_stream = lambda name: (order.append(name), open_stream(name))[1]
+    order: list[str] = []
+    store.on_open = order.append
     with open_cache(data, folder, store=store, num_threads=1) as cache:
         bring(cache, names(2, 0, 3, 1))
     assert order == names(2, 0, 3, 1)
@@ -149,9 +144,9 @@ def test_data_sets_of_other_content_share_the_folder_and_the_bound(tmp_path, dat
         assert second.read_range("0.tar", 0, 9) == content(other, "0.tar")[:9]
         cache.announce([])
         second.announce(names(0, 1, 2))
-        wait_for(lambda: second.snapshot()["downloads"] == 3)
+        wait_for(lambda: second.snapshot().num_downloads == 3)
         assert used_bytes(folder) <= 3 * SHARD_BYTES
-        assert second.snapshot()["evictions"] == 2
+        assert second.snapshot().num_evictions == 2
 
 
 def test_least_recently_used_is_evicted_first(data, folder):
@@ -164,7 +159,7 @@ def test_least_recently_used_is_evicted_first(data, folder):
         cache.read_range("1.tar", 0, 1)  # the oldest becomes the youngest
         bring(cache, names(3))
         assert cached(folder) == names(0, 1, 3)
-        assert cache.snapshot()["evictions"] == 1
+        assert cache.snapshot().num_evictions == 1
 
 
 def test_what_is_announced_stays_and_what_does_not_fit_is_read_by_range(data, folder):
@@ -172,17 +167,17 @@ def test_what_is_announced_stays_and_what_does_not_fit_is_read_by_range(data, fo
     with open_cache(data, folder, 2 * SHARD_BYTES + 10, store=store) as cache:
         bring(cache, names(0, 1))
         cache.announce(names(0, 1, 2, 3))
-        wait_for(lambda: cache.read_range("2.tar", 0, 9) and cache.snapshot()["misses_full"])
+        wait_for(lambda: cache.read_range("2.tar", 0, 9) and cache.snapshot().num_misses_full)
         for _ in range(3):
             for name in names(0, 1, 2, 3):
                 assert cache.read_range(name, 1, 9) == content(data, name)[1:10]
         assert cached(folder) == names(0, 1)
         counts = cache.snapshot()
-        assert (counts["downloads"], counts["evictions"], counts["hits"]) == (2, 0, 6)
-        assert counts["misses"] >= 7
+        assert (counts.num_downloads, counts.num_evictions, counts.num_hits) == (2, 0, 6)
+        assert counts.num_misses >= 7
         cache.announce(names(2, 3))
         wait_for(lambda: cached(folder) == names(2, 3))
-        assert cache.snapshot()["evictions"] == 2
+        assert cache.snapshot().num_evictions == 2
 
 
 def test_what_another_cache_has_announced_is_not_evicted(data, folder):
@@ -192,7 +187,7 @@ def test_what_another_cache_has_announced_is_not_evicted(data, folder):
     ):
         bring(cache, names(0, 1))
         second.announce(names(2))
-        wait_for(lambda: second.read_range("2.tar", 0, 9) and second.snapshot()["misses_full"])
+        wait_for(lambda: second.read_range("2.tar", 0, 9) and second.snapshot().num_misses_full)
         assert cached(folder) == names(0, 1)
         cache.close()
         wait_for(lambda: "2.tar" in cached(folder))
@@ -204,7 +199,7 @@ def test_nothing_is_evicted_where_that_would_not_make_enough_room(tmp_path, fold
     with open_cache(data, folder, 3000) as cache:
         bring(cache, names(0, 1))
         cache.announce(names(0, 2))
-        wait_for(lambda: cache.read_range("2.tar", 0, 9) and cache.snapshot()["misses_full"])
+        wait_for(lambda: cache.read_range("2.tar", 0, 9) and cache.snapshot().num_misses_full)
         assert cached(folder) == names(0, 1)
 
 
@@ -229,8 +224,8 @@ def test_any_name_is_a_file_of_its_own(tmp_path, folder, name):
     (data / "0.tar").rename(data / name)
     with open_cache(data, folder) as cache:
         cache.announce([name])
-        wait_for(lambda: cache.snapshot()["downloads"] == 1)
-        wait_for(lambda: cache.read_range(name, 0, 9) and cache.snapshot()["hits"])
+        wait_for(lambda: cache.snapshot().num_downloads == 1)
+        wait_for(lambda: cache.read_range(name, 0, 9) and cache.snapshot().num_hits)
     assert len([path for path in folder.rglob("*") if path.is_file()]) == 2  # the lock and it
 
 
@@ -238,7 +233,7 @@ def test_unknown_names_are_ignored(data, folder):
     with open_cache(data, folder) as cache:
         bring(cache, names(0))
         cache.announce(["manifest.json", "9.tar", "0.tar", "0.tar"])
-        assert list(cache._wanted) == names(0)
+        assert list(cache._fetcher._wanted) == names(0)
 
 
 def test_close_ends_at_once_and_leaves_no_part(data, folder):
@@ -251,7 +246,7 @@ def test_close_ends_at_once_and_leaves_no_part(data, folder):
     start = time.monotonic()
     cache.close()
     assert time.monotonic() - start < 1.5
-    assert not any(thread.is_alive() for thread in cache._threads)
+    assert not any(thread.is_alive() for thread in cache._fetcher._threads)
     assert not parts(folder)
     assert not cached(folder)
     assert cache.read_range("0.tar", 0, 9) == content(data, "0.tar")[:9]
@@ -271,8 +266,12 @@ def test_close_does_not_wait_for_a_stalled_request(data, folder):
     wait_for(lambda: not parts(folder))
 
 
+def num_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_no_descriptor_is_left_open(data, folder):
-    before = len(os.listdir("/proc/self/fd"))
+    before = num_descriptors()
     with open_cache(data, folder) as cache:
         for _ in range(3):
             bring(cache, names(0, 1, 2, 3))
@@ -280,19 +279,21 @@ def test_no_descriptor_is_left_open(data, folder):
                 cache.read_range(name, 0, 9)
             cache.announce([])
             cache.read_range("0.tar", 0, 9)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert num_descriptors() == before
 
 
 def test_a_thread_goes_on_reading_what_another_lets_go(data, folder):
     expected = {name: content(data, name) for name in names(0, 1, 2, 3)}
-    wrong = []
+    wrong: list[str] = []
     stop = threading.Event()
 
     def read(cache, number):
         while not stop.is_set():
-            for name in names(*range(4)):
-                if cache.read_range(name, number, 500) != expected[name][number : number + 500]:
-                    wrong.append(name)
+            wrong.extend(
+                name
+                for name in names(*range(4))
+                if cache.read_range(name, number, 500) != expected[name][number : number + 500]
+            )
 
     with open_cache(data, folder, 2 * SHARD_BYTES) as cache:
         threads = [threading.Thread(target=read, args=(cache, number)) for number in range(3)]
@@ -305,7 +306,7 @@ def test_a_thread_goes_on_reading_what_another_lets_go(data, folder):
         for thread in threads:
             thread.join()
         assert not wrong
-        assert cache.snapshot()["failures"] == 0
+        assert cache.snapshot().num_failures == 0
 
 
 def test_a_bound_below_the_largest_shard_is_refused(tmp_path, folder):
