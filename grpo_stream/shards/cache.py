@@ -60,7 +60,7 @@ class ShardCache:
         except OSError as error:
             expected = f"must be a folder that can be written, on a local disk ({error}); for "
             raise ConfigError(
-                "cache_dir", os.fspath(folder), f"{expected}example /tmp/grpo_stream_cache"
+                "cache_dir", os.fspath(folder), f"{expected}example ./shard_cache"
             ) from error
         self._pid = os.getpid()
         self._fetcher = ShardFetcher(store, self._sizes, kept, num_threads, pause_seconds)
