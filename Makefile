@@ -12,6 +12,7 @@ PYTHON ?=
 TORCH_PIP_ARGS ?=
 STAMP := .venv/.installed
 LOCKS := requirements-torch.lock requirements.lock
+AZURITE := 3.35.0
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # DeepSpeed compiles its operators at first use. Here they live in the venv, so `make setup` can
@@ -63,6 +64,13 @@ $(STAMP): $(LOCKS) pyproject.toml
 		"$$python" -m venv --clear .venv
 	fi
 	rm -f $@
+	npm=
+	if command -v npm > /dev/null; then
+		# Beside the rest: an Azure server for tests, which is no Python package.
+		npm install --global --prefix .venv --no-audit --no-fund --fetch-retries=1 azurite@$(AZURITE) \
+			> .venv/azurite.log 2>&1 &
+		npm=$$!
+	fi
 	echo "setup 2/4: torch (several GB where the default build is the one for CUDA)"
 	.venv/bin/pip install $(if $(MAKE_TERMOUT),,-qq) $(TORCH_PIP_ARGS) -r requirements-torch.lock
 	echo "setup 3/4: $$(grep -c == requirements.lock) pinned packages and this project"
@@ -71,6 +79,9 @@ $(STAMP): $(LOCKS) pyproject.toml
 	echo "setup 4/4: DeepSpeed's operator for communication on CPU (about a minute, once)"
 	.venv/bin/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' \
 		> .venv/operator.log 2>&1 || { cat .venv/operator.log >&2; exit 1; }
+	if [ -z "$$npm" ] || ! wait "$$npm"; then
+		echo "setup: no azurite (npm is missing or failed: .venv/azurite.log); tests of az:// will be skipped"
+	fi
 	echo "$(CURDIR)" > $@
 	echo "setup: done in $$SECONDS s; to use it outside of make: . .venv/bin/activate"
 

@@ -273,7 +273,7 @@ def _options(url: str, patience: Patience | None) -> dict[str, Any]:
     if scheme == "gs" and emulator and "GOOGLE_BASE_URL" not in os.environ:
         # Google's own clients read it; obstore does not.
         place = emulator if "://" in emulator else f"http://{emulator}"
-        options["config"] = {"base_url": place, "skip_signature": True}
+        options["config"] = {"base_url": place, "bearer_token": "emulator"}
         client["allow_http"] = True
     if patience is not None:
         rules = patience.rules
