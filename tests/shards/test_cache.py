@@ -203,6 +203,28 @@ def test_nothing_is_evicted_where_that_would_not_make_enough_room(tmp_path, fold
         assert cached(folder) == names(0, 1)
 
 
+def test_nothing_is_evicted_where_another_process_holds_the_rest(tmp_path, folder):
+    data = tmp_path / "data"
+    make_set(data, num_bytes=[1000, 1000, 2500])
+    with open_cache(data, folder, 3000) as cache, open_cache(data, folder, 3000) as second:
+        bring(cache, names(0, 1))
+        cache.announce(names(1))
+        second.announce(names(2))
+        wait_for(lambda: second.read_range("2.tar", 0, 9) and second.snapshot().num_misses_full)
+        assert cached(folder) == names(0, 1)
+
+
+def test_room_is_taken_before_the_first_byte_comes(data, folder):
+    store = StreamStore(data)
+    store.gate.clear()
+    with open_cache(data, folder, 3 * SHARD_BYTES // 2, store=store) as cache:
+        cache.announce(names(0, 1))
+        wait_for(lambda: cache.read_range("1.tar", 0, 9) and cache.snapshot().num_misses_full)
+        assert used_bytes(folder) == SHARD_BYTES
+        assert len(store.streams) == 1
+        store.gate.set()
+
+
 def test_files_of_others_are_neither_counted_nor_touched(data, folder):
     (folder / "thesis").mkdir(parents=True)
     (folder / "thesis" / "chapter.tex").write_bytes(b"x" * 5000)

@@ -157,6 +157,28 @@ def test_a_folder_deleted_while_running_is_made_again(data, folder, caplog):
     assert len(caplog.records) == 1
 
 
+def test_a_download_of_a_deleted_folder_does_not_name_anothers_part(data, folder):
+    stores = [StreamStore(data), StreamStore(data)]
+    for store in stores:
+        store.gate.clear()
+    with (
+        open_cache(data, folder, store=stores[0]) as cache,
+        open_cache(data, folder, store=stores[1]) as second,
+    ):
+        cache.announce(names(0))
+        wait_for(lambda: parts(folder))
+        shutil.rmtree(folder)
+        second.announce(names(0))
+        wait_for(lambda: parts(folder))
+        stores[0].gate.set()
+        wait_for(lambda: cache.snapshot().num_failures)
+        assert parts(folder)
+        assert not cached(folder)
+        stores[1].gate.set()
+        wait_for(lambda: cached(folder) == names(0))
+        assert cached_path(folder, "0.tar").read_bytes() == content(data, "0.tar")
+
+
 def test_a_folder_that_cannot_be_made_again_costs_only_the_cache(data, folder, caplog):
     with open_cache(data, folder, pause_seconds=0.01) as cache:
         shutil.rmtree(folder)
