@@ -54,13 +54,10 @@ class Lanes:
 
     def stand_ins(self, batch_index: int, lane: int, count: int) -> Indices:
         """Places to try in turn instead of a lane's place, int64: the reserve, then neighbours."""
-        turns = np.arange(count, dtype=np.int64)
-        first_reserve = self.num_batches * self.num_lanes
-        start = batch_index * self.num_lanes + lane
-        from_reserve = first_reserve + (start + turns) % max(self.num_reserve, 1)
         own = lane * self.num_batches + batch_index
-        neighbours = (own + 1 + turns - self.num_reserve) % self.num_places
-        return np.where(turns < self.num_reserve, from_reserve, neighbours)
+        first = batch_index * self.num_lanes + lane
+        first_reserve = self.num_batches * self.num_lanes
+        return stand_in_places(self.num_places, first_reserve, own, first, count)
 
     def rest(self, num_done: int, num_lanes: int) -> "Lanes":
         """What is left after ``num_done`` batches, cut into ``num_lanes`` lanes."""
@@ -156,12 +153,8 @@ class EpochPlan:
         Raises:
             IndexError: a batch or slot that the epoch does not have.
         """
-        for name, wanted, have in (
-            ("batch", batches, self.num_batches),
-            ("slot", slots, self.num_lanes),
-        ):
-            if wanted and (min(wanted) < 0 or max(wanted) >= have):
-                raise IndexError(f"{name} {min(wanted)} to {max(wanted)} of {have}")
+        check_within("batch", batches, self.num_batches)
+        check_within("slot", slots, self.num_lanes)
         starts: Indices = np.asarray(slots, dtype=np.int64) * self.num_batches
         return self._ordinals_of(np.asarray(batches, dtype=np.int64)[:, None] + starts)
 
@@ -212,3 +205,31 @@ def cut_segments(
         chain.append((lanes, num_done))
         lanes = lanes.rest(num_done, next_num_lanes)
     return tuple(chain), lanes
+
+
+def stand_in_places(
+    num_places: int, first_reserve: int, own: int, first: int, count: int
+) -> Indices:
+    """Places to try in turn instead of place ``own`` of a sequence that ends with a reserve.
+
+    Args:
+        num_places: Length of the sequence.
+        first_reserve: Where the reserve begins.
+        own: The place that cannot be read.
+        first: Number of the reserve's place that is tried first, modulo its length.
+        count: How many to name.
+
+    Returns:
+        int64, shape (count,): every place of the reserve once, then those that follow ``own``.
+    """
+    num_reserve = num_places - first_reserve
+    turns = np.arange(count, dtype=np.int64)
+    from_reserve = first_reserve + (first + turns) % max(num_reserve, 1)
+    neighbours = (own + 1 + turns - num_reserve) % num_places
+    return np.where(turns < num_reserve, from_reserve, neighbours)
+
+
+def check_within(name: str, wanted: range, size: int) -> None:
+    """Raises :class:`IndexError` unless all of ``wanted`` lies in [0, size)."""
+    if wanted and (min(wanted) < 0 or max(wanted) >= size):
+        raise IndexError(f"{name} {min(wanted)} to {max(wanted)} of {size}")

@@ -16,7 +16,7 @@ def test_round_trip_through_json():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"version": None}, "version None"),
         ({"rank": 0}, "rank"),
         ({"epoch": -1}, "epoch=-1"),
