@@ -84,7 +84,7 @@ def explain(cause: str, url: str, name: str, error: Exception) -> StoreError:
     if cause == "forbidden" and credentials is None:
         detail += "; the web server wants a login, which cannot be given: use a bucket's own URL"
     elif cause == "forbidden":
-        detail += f"; see that they are set, not expired, and may read it: {credentials}"
+        detail += f"; see that credentials are set, not expired and may read it: {credentials}"
     elif cause == "unavailable" and _OWN_MACHINE.search(str(error)):
         detail += f"; no credentials are set, and this machine has none of its own: {credentials}"
     elif cause == "range_ignored":

@@ -100,7 +100,7 @@ class ObjectStore:
         One request for the whole; when it breaks off, as it does under a reader slower than the
         client's time-out, another one goes on from there, provided the object is still the same.
         """
-        raw = _RawStream(self._chunks(name, self._get(name, None)))
+        raw = _RawStream(self._counted(self._chunks(name, self._get(name, None))))
         return cast("BinaryIO", io.BufferedReader(raw, _STREAM_CHUNK_BYTES))
 
     def write(self, name: str, data: bytes) -> None:
@@ -189,6 +189,8 @@ class ObjectStore:
                 broken = StoreError("broken_off", detail)
             except StoreError as error:
                 broken = error
+            if self._patience is not None:
+                self._patience.counters.add_retry(broken.cause, 0.0)
             # The next request must bring a piece: a read never goes round without progress.
             options: dict[str, Any] = {"range": {"offset": position}}
             if tag:
@@ -213,6 +215,12 @@ class ObjectStore:
                 yield bytes(piece)
         except (self._obstore.exceptions.BaseError, OSError) as error:
             raise explain(cause_of(error, "unreadable"), self.url, name, error) from error
+
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._patience is not None:
+                self._patience.counters.add(num_bytes=len(piece))
+            yield piece
 
     def _patiently(self, action: Callable[[], _Result]) -> _Result:
         return action() if self._patience is None else self._patience.run(action)

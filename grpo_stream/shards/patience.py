@@ -61,7 +61,7 @@ class ReadCounts:
     num_requests: int = 0
     """Tries, first ones and repeats."""
     num_bytes: int = 0
-    """What reads gave to their callers; not what was thrown away, and not streams."""
+    """What reads and streams gave to their callers, but not streams of folders."""
     num_retries: int = 0
     """Tries after a try that failed, and streams that went on where they broke off."""
     num_unavailable: int = 0
@@ -98,7 +98,7 @@ class ReadCounters:
             counts.num_failures += num_failures
 
     def add_retry(self, cause: str, waited_seconds: float) -> None:
-        """Counts the wait after a try that failed for a transient cause."""
+        """Counts a try that failed for a transient cause and is followed by another."""
         counts = self._counts
         with self._lock:
             counts.num_retries += 1
