@@ -129,10 +129,12 @@ class BlendPlan:
             self.num_samples, self.num_rounds, self.blend.weights, strict=True
         ):
             if num_rounds == 0:
+                owed = float(weight * self.blend.num_lanes)
+                most = int(number / weight)
                 raise ConfigError(
                     "num_lanes",
                     self.blend.num_lanes,
-                    f"the data set with {number} samples is to give {weight} of them, which is "
-                    f"{float(weight * self.blend.num_lanes):.6g} samples; use at most "
-                    f"{int(number / weight)} prompts per generation batch, or less weight for it",
+                    f"a data set of {number} samples is to give {weight} of each generation batch, "
+                    f"which is {owed:.6g} of its samples; "
+                    + (f"use at most {most} prompts, or less weight" if most else "leave it out"),
                 )

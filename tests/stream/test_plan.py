@@ -161,7 +161,7 @@ def segmented_plans(draw):
 
 
 class TestSegments:
-    @settings(max_examples=200)
+    @settings(max_examples=120)
     @given(segmented_plans())
     def test_what_is_left_is_read_exactly_once(self, case):
         plan, read = case

@@ -89,7 +89,7 @@ class TestOneSource:
 
 
 class TestBlend:
-    @settings(max_examples=80)
+    @settings(max_examples=40)
     @given(blends())
     def test_nothing_is_read_twice_in_an_epoch_of_its_source(self, plan):
         num_rounds = min(3 * max(plan.source_batches), 400)
@@ -220,9 +220,11 @@ class TestRefused:
                 make_plan(*sources)
 
     def test_a_source_smaller_than_its_slots(self):
-        with pytest.raises(ConfigError, match=r"with 3 samples .* is 5 samples; use at most 6"):
+        with pytest.raises(ConfigError, match=r"of 3 samples .* is 5 of .*; use at most 6"):
             make_plan(("aa", [100], 1), ("bb", [3], 1), num_lanes=10)
         make_plan(("aa", [100], 1), ("bb", [3], 1), num_lanes=6)
+        with pytest.raises(ConfigError, match="of 0 samples .* leave it out"):
+            make_plan(("aa", [100], 1), ("bb", [0, 0], 1))
 
     @pytest.mark.parametrize("counts", [[0], [3]])
     def test_one_source_with_fewer_samples_than_lanes(self, counts):
