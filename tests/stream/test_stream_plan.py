@@ -223,7 +223,7 @@ class TestRefused:
         with pytest.raises(ConfigError, match=r"of 3 samples .* is 5 of .*; use at most 6"):
             make_plan(("aa", [100], 1), ("bb", [3], 1), num_lanes=10)
         make_plan(("aa", [100], 1), ("bb", [3], 1), num_lanes=6)
-        with pytest.raises(ConfigError, match="of 0 samples .* leave it out"):
+        with pytest.raises(ConfigError, match=r"of 0 samples .* leave it out"):
             make_plan(("aa", [100], 1), ("bb", [0, 0], 1))
 
     @pytest.mark.parametrize("counts", [[0], [3]])
