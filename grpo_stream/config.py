@@ -7,6 +7,15 @@ from grpo_stream.images import ImageLimits, ResizeRule
 
 
 @dataclass(frozen=True)
+class CacheSettings:
+    """Whole shards on a local disk, shared by the ranks and jobs of a machine."""
+
+    folder: str
+    max_bytes: int = 64 * 2**30
+    """Bound to all files of the cache; the same in every process."""
+
+
+@dataclass(frozen=True)
 class StreamConfig:
     """Everything that decides what a prompt stream delivers and how it is read.
 
@@ -25,10 +34,19 @@ class StreamConfig:
     """Samples are mixed inside blocks of this many consecutive (permuted) shards."""
     num_threads: int = 2
     """Threads per rank that read, decode and resize; 0 does it in the caller's thread."""
+    num_processes: int = 0
+    """Processes per rank that decode and resize in the threads' place; 0 for threads."""
     prefetch_batches: int = 2
-    """Generation batches that are made ahead of the one in use."""
+    """Generation batches that are decoded ahead of the one in use."""
+    num_fetch_threads: int = 16
+    """Requests of a rank that wait for object storage at a time; a folder is read without."""
+    fetch_ahead_bytes: int = 256 * 2**20
+    """Encoded samples of a rank that are fetched ahead or on their way, in bytes; what the next
+    ``prefetch_batches`` need is fetched in any case."""
     max_bad_samples: int = 100
-    """Samples of one rank and run that may fail before the run stops."""
+    """Samples of one rank and run that may be bad before the run stops."""
+    max_sample_bytes: int = 256 * 2**20
+    """Larger samples, image and JSON together, are bad."""
     resize: ResizeRule | None = field(default_factory=ResizeRule)
     """Size that the model's processor would choose; None delivers images as stored."""
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -40,8 +58,12 @@ class StreamConfig:
             ("seed", 0),
             ("block_shards", 1),
             ("num_threads", 0),
+            ("num_processes", 0),
             ("prefetch_batches", 1),
+            ("num_fetch_threads", 1),
+            ("fetch_ahead_bytes", 1),
             ("max_bad_samples", 0),
+            ("max_sample_bytes", 1),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

@@ -70,3 +70,7 @@ class CursorError(GrpoStreamError):
 
 class BadSamplesError(GrpoStreamError):
     """More samples failed than the stated tolerance."""
+
+
+class WorkerDiedError(GrpoStreamError):
+    """A worker process ended without a word: killed from outside, or for want of memory."""

@@ -2,28 +2,60 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from grpo_stream.config import StreamConfig
 from grpo_stream.errors import (
     BadSamplesError,
+    ConfigError,
     ImageError,
     RecordError,
     ShardFormatError,
     StoreError,
 )
 from grpo_stream.images import ResizeRule
+from grpo_stream.shards.sample import Sample
+from grpo_stream.stream.blend import Weight
 from grpo_stream.stream.cursor import Cursor
-from grpo_stream.stream.plan import EpochPlan, Indices
-from grpo_stream.stream.sources import Source, StreamSample
+from grpo_stream.stream.sources import Encoded, Source, StreamSample, decode_sample
+from grpo_stream.stream.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.stream.world import World
 
-_MAX_STAND_INS = 16
+Open = Callable[[Sample, StreamConfig], Any]
+"""What is made of a sample at rest; a function of a module, so that processes can run it."""
 
-_BAD_SAMPLE = (ImageError, RecordError, ShardFormatError, StoreError)
+Outcome = StreamSample | Exception
+"""A sample, or how it is damaged."""
+
+_MAX_STAND_INS = 16
+_WINDOW_BATCHES = 64  # looked up together: one look-up costs as much as a hundred samples
+_DAMAGED = (ImageError, RecordError, ShardFormatError)
+_DAMAGED_STORE_CAUSES = ("short_read",)  # a shard that was cut off
+_REREAD_CAUSES = ("checksum", "bad_header", "bad_index", "truncated")
+
+
+class Place(NamedTuple):
+    """Where a sample lies."""
+
+    source: int
+    shard: int
+    """Place in the source's manifest."""
+    sample: int
+    """Place in the shard."""
+
+
+class SlotPlace(NamedTuple):
+    """A slot of a generation batch, and the sample that it reads."""
+
+    epoch: int
+    batch_index: int
+    slot: int
+    place: Place
 
 
 @dataclass
@@ -35,109 +67,228 @@ class StreamCounters:
     num_bad_by_cause: Counter[str] = field(default_factory=Counter)
     """Samples that could not be used, by cause."""
     quarantine: list[str] = field(default_factory=list)
-    """Where the bad samples lie, ``shard/sample``, in the order they were met."""
+    """Where the bad samples lie, in the order they were met; they are not read again."""
+    num_read_again: int = 0
+    """Samples whose bytes were wrong at first and right at the second reading."""
 
 
 class PromptStream:
     """Samples by (epoch, generation batch, slot). Holds no position: see ``loader.PromptLoader``.
 
     Args:
-        source: Shards or raw records.
+        source: Shards or raw records, or several of them.
         config: Order and limits.
         world: This process; its slots are a contiguous run of each generation batch.
+        weights: Shares of the sources in the prompts of every generation batch; all alike if not
+            given.
+        open_sample: What is made of a sample at rest, where it is not to be decoded and resized.
 
     Raises:
         ConfigError: the world size does not divide ``config.num_lanes``, or there are fewer
             samples than lanes.
     """
 
-    def __init__(self, source: Source, config: StreamConfig, world: World | None = None) -> None:
-        self.source = source
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        config: StreamConfig,
+        world: World | None = None,
+        *,
+        weights: Sequence[Weight] | None = None,
+        open_sample: Open = decode_sample,
+    ) -> None:
+        self.sources = tuple(source) if isinstance(source, Sequence) else (source,)
         self.config = config
         self.world = world or World()
+        self.open_sample = open_sample
         self.slots = self.world.slots(config.num_lanes)
         self.counters = StreamCounters()
+        self.plan = StreamPlan(
+            [
+                SourceCounts(one.digest, one.shard_counts, weight)
+                for one, weight in zip(self.sources, _checked(weights, self.sources), strict=True)
+            ],
+            config.num_lanes,
+            config.seed,
+            config.block_shards,
+        )
+        """The order."""
         self._lock = threading.Lock()
-        self._plan_cache = lru_cache(maxsize=2)(self._make_plan)
-        self.num_batches = self.plan(0).num_batches
-        """Generation batches of an epoch, the same in every epoch and on every rank."""
+        self._bad: set[Place] = set()
+        self._window: tuple[int, range, list[list[Place]]] = (0, range(0), [])
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """The order of one epoch."""
-        return self._plan_cache(epoch)
+    @property
+    def num_batches(self) -> int:
+        """Generation batches of an epoch, the same in every epoch and on every rank."""
+        return self.plan.num_batches
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a source waits for a network."""
+        return any(source.is_remote for source in self.sources)
 
     def cursor(self, epoch: int = 0, batch_index: int = 0) -> Cursor:
         """The place before generation batch ``batch_index`` of ``epoch`` in this stream's order."""
-        return Cursor(
-            digest=self.source.digest,
-            seed=self.config.seed,
-            num_lanes=self.config.num_lanes,
-            block_shards=self.config.block_shards,
-            epoch=epoch,
-            batch_index=batch_index,
-        )
+        return self.plan.cursor(epoch, batch_index)
 
-    def read_slot(self, epoch: int, batch_index: int, slot: int) -> StreamSample:
-        """Fetches, decodes and resizes the sample of one slot; a stand-in where it is bad.
+    def resume(self, saved: Cursor) -> None:
+        """Takes the segments of a saved cursor over.
 
+        Raises:
+            CursorError: it was saved with other data or another order, or is no place in it.
+        """
+        self.plan = self.plan.resumed(saved)
+        self._window = (0, range(0), [])
+
+    def slot_places(self, epoch: int, batch_index: int) -> list[SlotPlace]:
+        """What this rank's slots read in a generation batch, in slot order.
+
+        Raises:
+            IndexError: the epoch has no such batch.
+        """
+        window_epoch, batches, places = self._window
+        if window_epoch != epoch or batch_index not in batches:
+            num_batches = self.plan.num_batches_in(epoch)
+            if not 0 <= batch_index < num_batches:
+                raise IndexError(f"batch {batch_index} of {num_batches}")
+            batches = range(batch_index, min(batch_index + _WINDOW_BATCHES, num_batches))
+            places = self._look_up(epoch, batches)
+            self._window = (epoch, batches, places)
+        return [
+            SlotPlace(epoch, batch_index, slot, place)
+            for slot, place in zip(self.slots, places[batch_index - batches.start], strict=True)
+        ]
+
+    def attempt(self, one: SlotPlace, encoded: Callable[[], Encoded] | None = None) -> Outcome:
+        """The sample of a slot, or how it is damaged.
+
+        Args:
+            one: The slot.
+            encoded: Gives its bytes, where they have been fetched.
+
+        Raises:
+            StoreError: the source cannot be read: no fault of the sample's.
+        """
+        place = one.place
+        if place in self._bad:
+            return _KnownBadError("known", "")
+        try:
+            got = self.fetch(place) if encoded is None else encoded()
+            sample: StreamSample = self.open_sample(got.sample(), self.config)
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            return error
+        return sample
+
+    def fetch(self, place: Place) -> Encoded:
+        """Reads the bytes of one sample."""
+        return self.sources[place.source].fetch(place.shard, [place.sample])[0]
+
+    def settle(self, one: SlotPlace, outcome: Outcome) -> StreamSample:
+        """The sample that a slot delivers: what :meth:`attempt` gave, or a stand-in.
+
+        A sample whose bytes did not fit their checksums is read once more, not from a cache.
         Which sample stands in depends on (epoch, batch, slot) alone, so every world size sees
         the same one.
 
         Raises:
             BadSamplesError: more than ``max_bad_samples`` were bad on this rank, or no stand-in
                 could be read either.
+            StoreError: the source cannot be read.
         """
-        plan = self.plan(epoch)
-        own = plan.slot_ordinals(batch_index, range(slot, slot + 1))
-        sample = self._try_read(plan, own)
-        if sample is not None:
-            return sample
-        for ordinal in plan.stand_ins(batch_index, slot, _MAX_STAND_INS):
-            sample = self._try_read(plan, ordinal[None])
-            if sample is not None:
-                return sample
+        outcome = self._read_again(one, outcome)
+        if not isinstance(outcome, Exception):
+            return self._counted(outcome)
+        self._count_bad(one.place, outcome)
+        stand_ins = self.plan.stand_ins(one.epoch, one.batch_index, one.slot, _MAX_STAND_INS)
+        for place in _as_places(stand_ins):
+            other = one._replace(place=place)
+            outcome = self._read_again(other, self.attempt(other))
+            if not isinstance(outcome, Exception):
+                return self._counted(outcome)
+            self._count_bad(place, outcome)
         raise BadSamplesError(
-            f"epoch {epoch}, generation batch {batch_index}, slot {slot}: the sample and "
-            f"{_MAX_STAND_INS} stand-ins cannot be read; causes so far: "
+            f"epoch {one.epoch}, generation batch {one.batch_index}, slot {one.slot}: the sample "
+            f"and {_MAX_STAND_INS} stand-ins cannot be read; causes so far: "
             f"{dict(self.counters.num_bad_by_cause)}"
         )
 
+    def read_slot(self, epoch: int, batch_index: int, slot: int) -> StreamSample:
+        """The sample of one of this rank's slots, or its stand-in; see :meth:`settle`."""
+        one = self.slot_places(epoch, batch_index)[self.slots.index(slot)]
+        return self.settle(one, self.attempt(one))
+
     def read_batch(self, epoch: int, batch_index: int) -> list[StreamSample]:
         """This rank's samples of one generation batch, in slot order, read one after another."""
-        return [self.read_slot(epoch, batch_index, slot) for slot in self.slots]
+        places = self.slot_places(epoch, batch_index)
+        return [self.settle(one, self.attempt(one)) for one in places]
 
-    def _try_read(self, plan: EpochPlan, ordinal: Indices) -> StreamSample | None:
-        (shard,), (place,) = plan.locate(ordinal)
-        try:
-            stored = self.source.read(int(shard), int(place))
-            sample = StreamSample.from_sample(stored, self.config.resize, self.config.limits)
-        except _BAD_SAMPLE as error:
-            self._count_bad(f"{shard}/{place}", error.cause, error)
-            return None
+    def metrics(self) -> dict[str, float]:
+        """What reading took so far, summed over the sources."""
+        total = Counter[str]()
+        for source in self.sources:
+            total.update(source.metrics())
+        return dict(total)
+
+    def close(self) -> None:
+        """Ends what the sources do in the background."""
+        for source in self.sources:
+            source.close()
+
+    def _look_up(self, epoch: int, batches: range) -> list[list[Place]]:
+        columns = self.plan.places(epoch, batches, self.slots)
+        rows = np.stack(columns, axis=-1).tolist()
+        places = [[Place(*place) for place in row] for row in rows]
+        for number, source in enumerate(self.sources):
+            shards = dict.fromkeys(
+                place.shard for row in places for place in row if place.source == number
+            )
+            source.expect(shards, len(self.slots) * self.config.block_shards)
+        return places
+
+    def _read_again(self, one: SlotPlace, outcome: Outcome) -> Outcome:
+        if not isinstance(outcome, ShardFormatError) or outcome.cause not in _REREAD_CAUSES:
+            return outcome
+        self.sources[one.place.source].distrust(one.place.shard)
+        outcome = self.attempt(one)
+        if not isinstance(outcome, Exception):
+            with self._lock:
+                self.counters.num_read_again += 1
+        return outcome
+
+    def _counted(self, sample: StreamSample) -> StreamSample:
         with self._lock:
             self.counters.num_samples += 1
         return sample
 
-    def _make_plan(self, epoch: int) -> EpochPlan:
-        return EpochPlan(
-            shard_counts=self.source.shard_counts,
-            num_lanes=self.config.num_lanes,
-            seed=self.config.seed,
-            epoch=epoch,
-            block_shards=self.config.block_shards,
-        )
-
-    def _count_bad(self, where: str, cause: str, error: Exception) -> None:
+    def _count_bad(self, place: Place, error: Exception) -> None:
+        if isinstance(error, _KnownBadError):
+            return
+        where = self.sources[place.source].describe(place.shard, place.sample)
+        counters = self.counters
         with self._lock:
-            self.counters.num_bad_by_cause[cause] += 1
-            self.counters.quarantine.append(where)
-            total = self.counters.num_bad_by_cause.total()
+            self._bad.add(place)
+            counters.num_bad_by_cause[getattr(error, "cause", "unknown")] += 1
+            counters.quarantine.append(where)
+            total = counters.num_bad_by_cause.total()
         if total > self.config.max_bad_samples:
             raise BadSamplesError(
                 f"{total} samples could not be read on rank {self.world.rank}, the tolerance is "
                 f"max_bad_samples={self.config.max_bad_samples}; by cause: "
-                f"{dict(self.counters.num_bad_by_cause)}; last (shard/sample {where}): {error}"
+                f"{dict(counters.num_bad_by_cause)}; last ({where}): {error}"
             ) from error
+
+
+class _KnownBadError(RecordError):
+    """The sample was bad before and is not read again."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether a sample is to blame, so that another may stand in, and not its store."""
+    if isinstance(error, StoreError):
+        return error.cause in _DAMAGED_STORE_CAUSES
+    return isinstance(error, _DAMAGED)
 
 
 def read_in_order(
@@ -146,7 +297,8 @@ def read_in_order(
     """All samples of a source in its own order, decoded and resized, in lists of ``batch_size``."""
 
     def read(place: tuple[int, int]) -> StreamSample:
-        return StreamSample.from_sample(source.read(*place), rule)
+        shard, sample = place
+        return StreamSample.from_sample(source.fetch(shard, [sample])[0].sample(), rule)
 
     places = [
         (shard, sample)
@@ -156,3 +308,16 @@ def read_in_order(
     with ThreadPoolExecutor(num_threads, "reader") as pool:
         for start in range(0, len(places), batch_size):
             yield list(pool.map(read, places[start : start + batch_size]))
+
+
+def _as_places(columns: Sequence["np.ndarray[tuple[int], np.dtype[np.int64]]"]) -> list[Place]:
+    return [Place(*place) for place in np.stack(columns, axis=-1).tolist()]
+
+
+def _checked(weights: Sequence[Weight] | None, sources: Sequence[Source]) -> Sequence[Weight]:
+    if weights is None:
+        return [1] * len(sources)
+    if len(weights) != len(sources):
+        expected = f"one for each of the {len(sources)} data sets"
+        raise ConfigError("weights", list(weights), expected)
+    return weights

@@ -1,22 +1,61 @@
 """Generation batches in order, made ahead of time by threads of this process.
 
+::
+
+    plan  ->  fetch              ->  decode, resize      ->  transform      ->  get()
+    (none)    num_fetch_threads      num_threads             one thread         the caller's
+              (object storage)       (or num_processes)
+
 Threads rather than worker processes: fetching, decoding and resizing run in C code that releases
-the interpreter lock, and pixels need no second copy. Memory is bounded by ``prefetch_batches + 1``
-generation batches of this rank.
+the interpreter lock, and pixels need no second copy. What is made ahead follows from the order,
+which is known, so neither threads nor timing can change it.
+
+Memory is bounded by ``prefetch_batches + 1`` decoded generation batches of this rank, and the
+encoded samples that ``fetch_ahead_bytes`` allows.
 """
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from grpo_stream.errors import CursorError
 from grpo_stream.stream.cursor import Cursor
-from grpo_stream.stream.dataset import PromptStream
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.dataset import Outcome, PromptStream, SlotPlace
+from grpo_stream.stream.fetch import Fetcher, Wanted
+from grpo_stream.stream.pool import PriorityPool
+from grpo_stream.stream.processes import DecodeProcesses, worker_died
+from grpo_stream.stream.sources import Encoded, StreamSample
 
 T = TypeVar("T")
+
+_Outcomes = list[Outcome]
+
+_MAX_BATCHES_AHEAD = 1024
+
+
+@dataclass(eq=False)
+class _Work(Generic[T]):
+    """A generation batch on its way."""
+
+    number: int
+    """Counts up along the order: what comes first is more urgent."""
+    place: tuple[int, int]
+    """Epoch and batch."""
+    slots: list[SlotPlace]
+    num_bytes: int
+    """About how many bytes its encoded samples have."""
+    fetches: "list[Future[Encoded]]" = field(default_factory=list)
+    """One for each slot; none where samples are read when they are decoded."""
+    batch: "Future[T] | None" = None
+
+    def cancel(self) -> None:
+        for future in (*self.fetches, self.batch):
+            if future is not None:
+                future.cancel()
 
 
 class PromptLoader(Generic[T]):
@@ -29,6 +68,8 @@ class PromptLoader(Generic[T]):
     Args:
         stream: What to read.
         transform: Applied once to each batch's samples in the background, for example a collator.
+        until: (epoch, batch) before which the caller will stop: what is made ahead goes across
+            the ends of epochs up to there. None: it ends with each epoch.
 
     Example:
         >>> with PromptLoader(stream, list) as loader:  # doctest: +SKIP
@@ -36,51 +77,69 @@ class PromptLoader(Generic[T]):
         ...         print([sample.key for sample in samples])
     """
 
-    def __init__(self, stream: PromptStream, transform: Callable[[list[StreamSample]], T]) -> None:
+    def __init__(
+        self,
+        stream: PromptStream,
+        transform: Callable[[list[StreamSample]], T],
+        *,
+        until: tuple[int, int] | None = None,
+    ) -> None:
         self.stream = stream
         self.transform = transform
+        self.until = until
         self.wait_seconds = 0.0
         """Time that the caller has spent waiting for batches."""
         self._epoch = 0
         self._next_batch = 0
-        self._ahead: OrderedDict[tuple[int, int], Future[T]] = OrderedDict()
-        num_threads = stream.config.num_threads
-        self._readers = ThreadPoolExecutor(num_threads, "reader") if num_threads else None
+        self._works: deque[_Work[T]] = deque()
+        self._coming: tuple[int, int] | None = None
+        self._num_works = 0
+        config = stream.config
+        self._decoders: PriorityPool | None = None
+        self._processes: DecodeProcesses | None = None
+        self._assembler: ThreadPoolExecutor | None = None
+        self._fetcher: Fetcher | None = None
+        if config.num_processes:
+            self._processes = DecodeProcesses(config.num_processes, stream.open_sample, config)
+        elif config.num_threads:
+            self._decoders = PriorityPool(config.num_threads, "decoder")
+        else:
+            return
         # One more thread puts batches together, so that it never waits behind later reads.
-        self._assembler = ThreadPoolExecutor(1, "assembler") if num_threads else None
+        self._assembler = ThreadPoolExecutor(1, "assembler")
+        if stream.is_remote or config.num_processes:
+            self._fetcher = Fetcher(stream.sources, config.num_fetch_threads)
 
     def __len__(self) -> int:
-        """Generation batches of an epoch."""
-        return self.stream.num_batches
+        """Generation batches of an epoch; of the present one, where segments cut it short."""
+        return self.stream.plan.num_batches_in(self._epoch)
 
     def __iter__(self) -> Iterator[T]:
-        epoch = self._epoch
-        while self._epoch == epoch:
+        epoch, num_batches = self._epoch, len(self)
+        while self._epoch == epoch and self._next_batch < num_batches:
             batch = self.get(epoch, self._next_batch)
             # The cursor moves before the batch is handed out: a state saved while the batch is
             # in use says that it is done.
-            self._next_batch += 1
-            if self._next_batch == len(self):
-                self._epoch, self._next_batch = epoch + 1, 0
+            self._epoch, self._next_batch = self.stream.plan.place_after(epoch, self._next_batch, 1)
             yield batch
 
     def get(self, epoch: int, batch_index: int) -> T:
-        """One generation batch of this rank; schedules the following ones of the epoch.
+        """One generation batch of this rank; the following ones are made ahead.
 
         Raises:
             BadSamplesError: too many samples could not be read.
+            StoreError: a source cannot be read; which object, and what to do.
+            WorkerDiedError: a process that decodes was killed.
+            IndexError: the epoch has no such batch.
         """
         started = time.perf_counter()
-        last = min(batch_index + self.stream.config.prefetch_batches, len(self) - 1)
-        wanted = [(epoch, index) for index in range(batch_index, last + 1)]
-        for place in [place for place in self._ahead if place not in wanted]:
-            self._ahead.pop(place).cancel()
-        for place in wanted:
-            if place not in self._ahead:
-                self._ahead[place] = self._schedule(*place)
-            if self._readers is None:
-                break  # no threads: only the batch that is needed now
-        batch = self._ahead.pop(wanted[0]).result()
+        if self._assembler is None:
+            batch = self.transform(self.stream.read_batch(epoch, batch_index))
+        else:
+            self._look_ahead((epoch, batch_index))
+            future = self._works.popleft().batch
+            assert future is not None  # noqa: S101 - _look_ahead has started the first one
+            batch = future.result()
         self.wait_seconds += time.perf_counter() - started
         return batch
 
@@ -95,17 +154,22 @@ class PromptLoader(Generic[T]):
             CursorError: it was saved with other data or another order, or is no place in it.
         """
         saved = Cursor.from_dict(state)
-        self.stream.cursor().check_same_order(saved)
-        if saved.batch_index >= len(self):
-            raise CursorError(f"batch {saved.batch_index} of an epoch of {len(self)} batches")
-        self._epoch, self._next_batch = saved.epoch, saved.batch_index
+        self.stream.resume(saved)
+        self._drop()
+        self._epoch, self._next_batch = self.stream.plan.place_after(saved.epoch, saved.batch_index)
 
     def close(self) -> None:
-        """Drops what was made ahead and ends the threads."""
-        self._ahead.clear()
-        for pool in (self._assembler, self._readers):
-            if pool is not None:
-                pool.shutdown(wait=True, cancel_futures=True)
+        """Drops what was made ahead and ends the threads and processes."""
+        self._drop()
+        if self._fetcher is not None:
+            self._fetcher.close()
+        if self._decoders is not None:
+            self._decoders.close()
+        if self._processes is not None:
+            self._processes.close()
+        if self._assembler is not None:
+            self._assembler.shutdown(wait=True, cancel_futures=True)
+        self.stream.close()
 
     def __enter__(self) -> "PromptLoader[T]":
         return self
@@ -113,14 +177,125 @@ class PromptLoader(Generic[T]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _schedule(self, epoch: int, batch_index: int) -> "Future[T]":
-        if self._readers is None or self._assembler is None:
-            future: Future[T] = Future()
-            future.set_result(self.transform(self.stream.read_batch(epoch, batch_index)))
-            return future
-        read = self.stream.read_slot
-        slots = [self._readers.submit(read, epoch, batch_index, slot) for slot in self.stream.slots]
-        return self._assembler.submit(self._assemble, slots)
+    def _look_ahead(self, place: tuple[int, int]) -> None:
+        if not self._works or self._works[0].place != place:
+            self._drop()
+            self._coming = place
+        fresh = []
+        for work in self._new_works():
+            self._works.append(work)
+            fresh.append(work)
+        if self._fetcher is not None:
+            self._start_fetching(self._fetcher, fresh)
+        for work in islice(self._works, self.stream.config.prefetch_batches + 1):
+            if work.batch is None:
+                work.batch = self._start_decoding(work)
 
-    def _assemble(self, slots: "list[Future[StreamSample]]") -> T:
-        return self.transform([slot.result() for slot in slots])
+    def _new_works(self) -> Iterator[_Work[T]]:
+        config = self.stream.config
+        num_bytes = sum(work.num_bytes for work in self._works)
+        # Not one batch at a time: samples that lie side by side are fetched together.
+        is_refill = self._fetcher is not None and num_bytes <= config.fetch_ahead_bytes // 2
+        while self._coming is not None:
+            if len(self._works) > config.prefetch_batches:
+                has_room = is_refill and len(self._works) < _MAX_BATCHES_AHEAD
+                if not has_room or num_bytes >= config.fetch_ahead_bytes:
+                    return
+            slots = self.stream.slot_places(*self._coming)
+            work: _Work[T] = _Work(self._num_works, self._coming, slots, self._size(slots))
+            num_bytes += work.num_bytes
+            self._num_works += 1
+            self._coming = self._following(self._coming)
+            yield work
+
+    def _size(self, slots: Sequence[SlotPlace]) -> int:
+        sources = self.stream.sources
+        return sum(sources[one.place.source].sample_bytes(one.place.shard) for one in slots)
+
+    def _following(self, place: tuple[int, int]) -> tuple[int, int] | None:
+        following = self.stream.plan.place_after(*place, 1)
+        if self.until is None:
+            return following if following[0] == place[0] else None
+        return following if following < self.until else None
+
+    def _start_fetching(self, fetcher: Fetcher, works: Sequence[_Work[T]]) -> None:
+        wanted = []
+        for work in works:
+            work.fetches = [Future() for _ in work.slots]
+            for one, future in zip(work.slots, work.fetches, strict=True):
+                wanted.append(Wanted(work.number, one.place, future))
+        fetcher.start(wanted)
+
+    def _start_decoding(self, work: _Work[T]) -> "Future[T]":
+        if self._processes is not None:
+            outcomes = [self._open_elsewhere(self._processes, work, n) for n in _all(work)]
+        elif work.fetches:
+            outcomes = [self._open_when_fetched(work, n) for n in _all(work)]
+        else:
+            outcomes = self._read_in_pieces(work)
+        assert self._assembler is not None  # noqa: S101 - there are threads
+        return self._assembler.submit(self._assemble, work.slots, outcomes)
+
+    def _read_in_pieces(self, work: _Work[T]) -> "list[Future[_Outcomes]]":
+        # A task for several samples: one for each would cost as much as reading it.
+        assert self._decoders is not None  # noqa: S101 - there are threads
+        num_pieces = min(self.stream.config.num_threads, len(work.slots))
+        size = -(-len(work.slots) // num_pieces)
+        pieces = [work.slots[start : start + size] for start in range(0, len(work.slots), size)]
+        attempt = self.stream.attempt
+        return [
+            self._decoders.submit(work.number, lambda piece=piece: [attempt(one) for one in piece])  # type: ignore[misc]
+            for piece in pieces
+        ]
+
+    def _open_when_fetched(self, work: _Work[T], number: int) -> "Future[_Outcomes]":
+        outcome: Future[_Outcomes] = Future()
+
+        def open_it(fetched: "Future[Encoded]") -> None:
+            assert self._decoders is not None  # noqa: S101 - there are threads
+            task = self._decoders.submit(
+                work.number, lambda: [self.stream.attempt(work.slots[number], fetched.result)]
+            )
+            task.add_done_callback(lambda done: _pass_on(done, outcome))
+
+        work.fetches[number].add_done_callback(open_it)
+        return outcome
+
+    def _open_elsewhere(
+        self, processes: DecodeProcesses, work: _Work[T], number: int
+    ) -> "Future[_Outcomes]":
+        outcome: Future[_Outcomes] = Future()
+
+        def open_it(fetched: "Future[Encoded]") -> None:
+            try:
+                task = processes.submit(fetched.result())
+            except BaseException as error:  # noqa: BLE001 - it is raised where the sample is needed
+                outcome.set_exception(error)
+            else:
+                task.add_done_callback(lambda done: _pass_on(done, outcome, in_list=True))
+
+        work.fetches[number].add_done_callback(open_it)
+        return outcome
+
+    def _assemble(self, slots: Sequence[SlotPlace], outcomes: "Sequence[Future[_Outcomes]]") -> T:
+        found = [outcome for future in outcomes for outcome in future.result()]
+        settle = self.stream.settle
+        return self.transform([settle(*pair) for pair in zip(slots, found, strict=True)])
+
+    def _drop(self) -> None:
+        while self._works:
+            self._works.pop().cancel()
+        self._coming = None
+
+
+def _all(work: _Work[Any]) -> range:
+    return range(len(work.slots))
+
+
+def _pass_on(done: "Future[Any]", to: "Future[Any]", *, in_list: bool = False) -> None:
+    if done.cancelled():
+        to.cancel()
+    elif (error := done.exception()) is not None:
+        to.set_exception(worker_died() if isinstance(error, BrokenProcessPool) else error)
+    else:
+        to.set_result([done.result()] if in_list else done.result())

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ from tools.shard_builder.inputs.json_text import read_records
 from tools.shard_builder.judge import Rules, judge
 from tools.shard_builder.pictures import Picture
 from tools.shard_builder.plan import make_key
+
+
+@dataclass(frozen=True)
+class JudgedRecord:
+    """A record whose image has been read; an ``Encoded`` of ``sources.py``."""
+
+    judged: Sample
+
+    def sample(self) -> Sample:
+        """It was checked when it was judged."""
+        return self.judged
 
 
 class RecordSource:
@@ -79,9 +91,43 @@ class RecordSource:
         """One shard that holds them all."""
         return np.array([len(self._records)], dtype=np.int64)
 
+    @property
+    def is_remote(self) -> bool:
+        """False: images lie in a folder."""
+        return False
+
+    def sample_bytes(self, shard: int) -> int:  # noqa: ARG002 - there is one shard
+        """See ``sources.Source.sample_bytes``: nothing is known before reading."""
+        return 0
+
+    def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:  # noqa: ARG002
+        """See ``sources.Source.runs``: one image each."""
+        return [[sample] for sample in samples]
+
+    def fetch(self, shard: int, samples: Sequence[int]) -> list["JudgedRecord"]:
+        """Judges records and reads their images; see ``sources.Source.fetch``."""
+        return [JudgedRecord(self.read(shard, sample)) for sample in samples]
+
     def read(self, shard: int, sample: int) -> Sample:  # noqa: ARG002 - there is one shard
-        """Judges a record and reads its image; see ``sources.Source.read``."""
+        """Judges a record and reads its image."""
         return _read(self._records[sample], sample, self._root, self._rules, DEFAULT_LIMITS)
+
+    def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
+        """See ``sources.Source.expect``: nothing to prepare."""
+
+    def distrust(self, shard: int) -> None:
+        """See ``sources.Source.distrust``: no copies are kept."""
+
+    def describe(self, shard: int, sample: int) -> str:  # noqa: ARG002
+        """See ``sources.Source.describe``."""
+        return f"record {sample}"
+
+    def metrics(self) -> dict[str, float]:
+        """See ``sources.Source.metrics``: nothing is counted."""
+        return {}
+
+    def close(self) -> None:
+        """See ``sources.Source.close``: nothing runs."""
 
 
 def sample_from_record(

@@ -1,23 +1,29 @@
 """Where samples come from: one interface over shards and over raw records."""
 
+import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from grpo_stream.boxes import Size
+from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, decode, resize
-from grpo_stream.shards.index import ShardIndex
+from grpo_stream.shards.cache import ShardCache
+from grpo_stream.shards.index import IndexEntry, ShardIndex
 from grpo_stream.shards.manifest import Manifest
+from grpo_stream.shards.retry import PatientStore, RetryRules, open_patient
 from grpo_stream.shards.sample import Sample
-from grpo_stream.shards.store import Store, open_store
+from grpo_stream.shards.store import LocalStore, Store, is_object_store, open_store
 from grpo_stream.shards.tar import parse_sample
 from grpo_stream.stream.plan import Indices
 
-_MAX_OPEN_INDEXES = 256  # at 700 samples a shard about 16 MB
+_NUM_OPEN_INDEXES = 64  # at 700 samples a shard 60 kB each
+_MAX_RUN_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +82,38 @@ class StreamSample:
         return cls(sample.key, pixels, sample.prompt, solution, sample.original_size, sample.extra)
 
 
+def decode_sample(sample: Sample, config: StreamConfig) -> StreamSample:
+    """What a stream does with a sample at rest, unless told otherwise."""
+    return StreamSample.from_sample(sample, config.resize, config.limits)
+
+
+class Encoded(Protocol):
+    """A sample that has been fetched; it can be pickled."""
+
+    def sample(self) -> Sample:
+        """Checks it.
+
+        Raises:
+            ShardFormatError: its bytes are not what index and format say.
+        """
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """The bytes of one sample of a shard."""
+
+    shard: str
+    """The shard's name, for error messages."""
+    data: bytes
+    entry: IndexEntry
+
+    def sample(self) -> Sample:
+        """See :meth:`Encoded.sample`."""
+        return parse_sample(self.data, self.shard, self.entry)
+
+
 class Source(Protocol):
-    """Samples by (shard, place in the shard); reading is thread-safe."""
+    """Samples by (shard, place in the shard); every method may be called from many threads."""
 
     @property
     def digest(self) -> str:
@@ -87,32 +123,82 @@ class Source(Protocol):
     def shard_counts(self) -> Indices:
         """int64, shape (num_shards,): samples per shard."""
 
-    def read(self, shard: int, sample: int) -> Sample:
-        """One sample at rest.
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading waits for a network, so that many reads should be on their way."""
+
+    def sample_bytes(self, shard: int) -> int:
+        """About how many bytes a sample of a shard has; known without reading anything."""
+
+    def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:
+        """``samples`` of one shard in groups that :meth:`fetch` reads by one request each."""
+
+    def fetch(self, shard: int, samples: Sequence[int]) -> Sequence[Encoded]:
+        """Reads one group of :meth:`runs`.
 
         Raises:
             StoreError: it cannot be fetched.
-            ShardFormatError: its bytes are not what index and format say.
+            ShardFormatError: the index is damaged, or the sample is too large.
             RecordError: the raw record is no sample.
         """
 
+    def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
+        """Hears which shards the near future needs, in order of need."""
+
+    def distrust(self, shard: int) -> None:
+        """Hears that a shard's bytes were wrong: local copies of it are dropped."""
+
+    def describe(self, shard: int, sample: int) -> str:
+        """Names a sample for people, without reading it."""
+
+    def metrics(self) -> dict[str, float]:
+        """What reading took so far, for the log."""
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+
 
 class ShardSource:
-    """The shards of a manifest, read by one ranged read per sample.
+    """The shards of a manifest.
+
+    Neighbouring samples that are asked for together come by one ranged read; a shard that is in
+    the cache is read from there.
 
     Args:
         store: A URL or folder, or an open store.
+        cache: Where whole shards are kept on a local disk; None reads by range only.
+        retry: How long to wait for object storage, where ``store`` is a URL.
+        max_sample_bytes: Larger samples are refused before they are fetched.
 
     Raises:
         ManifestError: there is no data set, or none that this version reads.
-        ConfigError: its manifest counts samples of several images or boxes.
+        StoreError: it cannot be reached.
+        ConfigError: its manifest counts samples of several images or boxes, or the cache cannot
+            work.
     """
 
-    def __init__(self, store: str | Store) -> None:
-        self._store = open_store(store) if isinstance(store, str) else store
-        self.manifest = Manifest.load(self._store)
-        _check_totals(self._store.url, self.manifest.totals)
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | Store,
+        *,
+        cache: CacheSettings | None = None,
+        retry: RetryRules | None = None,
+        max_sample_bytes: int = StreamConfig.max_sample_bytes,
+    ) -> None:
+        if isinstance(store, (str, os.PathLike)):
+            # A folder's reads need no patience, and counting them costs as much as a cached read.
+            is_far = is_object_store(os.fspath(store))
+            store = open_patient(store, retry) if is_far else open_store(store)
+        self._store = store
+        self.manifest = Manifest.load(store)
+        _check_totals(store.url, self.manifest.totals)
+        self.cache: ShardCache | None = None
+        if cache is not None:
+            self.cache = ShardCache(store, self.manifest, cache.folder, cache.max_bytes)
+        self._reader = self.cache or store
+        self._max_sample_bytes = max_sample_bytes
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._num_open_indexes = _NUM_OPEN_INDEXES
         self._lock = threading.Lock()
 
     @property
@@ -125,12 +211,87 @@ class ShardSource:
         """int64, shape (num_shards,)."""
         return np.array([shard.num_samples for shard in self.manifest.shards], dtype=np.int64)
 
-    def read(self, shard: int, sample: int) -> Sample:
-        """Fetches and checks one sample; see :meth:`Source.read`."""
+    @property
+    def is_remote(self) -> bool:
+        """False for a folder."""
+        return not isinstance(self._store, LocalStore)
+
+    def metrics(self) -> dict[str, float]:
+        """What reading took so far: requests, retries, bytes; hits and downloads of the cache."""
+        counts: dict[str, float] = {}
+        if isinstance(self._store, PatientStore):
+            counts |= vars(self._store.counters.snapshot())
+        if self.cache is not None:
+            counts |= {f"cache/{k}": v for k, v in vars(self.cache.snapshot()).items()}
+        return counts
+
+    def sample_bytes(self, shard: int) -> int:
+        """See :meth:`Source.sample_bytes`: the mean of the shard."""
         info = self.manifest.shards[shard]
-        entry = self._index(shard)[sample]
-        data = self._store.read_range(info.name, entry.offset, entry.num_bytes)
-        return parse_sample(data, info.name, entry)
+        return info.num_bytes // max(1, info.num_samples)
+
+    def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:
+        """See :meth:`Source.runs`: neighbours, up to 8 MiB."""
+        if len(samples) == 1:
+            return [list(samples)]
+        index = self._index(shard)
+        sizes = index.samples["num_bytes"]
+        groups: list[list[int]] = []
+        num_bytes = 0
+        for sample in sorted(samples):
+            size = int(sizes[sample])
+            is_next = groups and sample == groups[-1][-1] + 1
+            if is_next and num_bytes + size <= _MAX_RUN_BYTES:
+                groups[-1].append(sample)
+                num_bytes += size
+            else:
+                groups.append([sample])
+                num_bytes = size
+        return groups
+
+    def fetch(self, shard: int, samples: Sequence[int]) -> list[StoredSample]:
+        """See :meth:`Source.fetch`."""
+        name = self.manifest.shards[shard].name
+        index = self._index(shard)
+        entries = [index[sample] for sample in samples]
+        start = entries[0].offset
+        num_bytes = entries[-1].offset + entries[-1].num_bytes - start
+        if len(entries) == 1 and num_bytes > self._max_sample_bytes:
+            detail = f"{self.describe(shard, samples[0])}: {num_bytes} bytes are more than "
+            raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
+        data = self._reader.read_range(name, start, num_bytes)
+        if len(entries) == 1:
+            return [StoredSample(name, data, entries[0])]
+        return [
+            StoredSample(name, data[e.offset - start : e.offset - start + e.num_bytes], e)
+            for e in entries
+        ]
+
+    def read(self, shard: int, sample: int) -> Sample:
+        """Fetches and checks one sample."""
+        return self.fetch(shard, [sample])[0].sample()
+
+    def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
+        """See :meth:`Source.expect`: keeps as many indexes open; tells the cache."""
+        self._num_open_indexes = max(_NUM_OPEN_INDEXES, 2 * num_shards_at_once)
+        if self.cache is not None:
+            self.cache.announce(self.manifest.shards[shard].name for shard in shards)
+
+    def distrust(self, shard: int) -> None:
+        """See :meth:`Source.distrust`."""
+        with self._lock:
+            self._indexes.pop(shard, None)
+        if self.cache is not None:
+            self.cache.drop(self.manifest.shards[shard].name)
+
+    def describe(self, shard: int, sample: int) -> str:
+        """See :meth:`Source.describe`."""
+        return f"{self._store.url}: {self.manifest.shards[shard].name} sample {sample}"
+
+    def close(self) -> None:
+        """Ends the cache's downloads."""
+        if self.cache is not None:
+            self.cache.close()
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:
@@ -143,7 +304,7 @@ class ShardSource:
         index = ShardIndex.load(self._store, self.manifest.shards[shard])
         with self._lock:
             self._indexes[shard] = index
-            while len(self._indexes) > _MAX_OPEN_INDEXES:
+            while len(self._indexes) > self._num_open_indexes:
                 self._indexes.popitem(last=False)
         return index
 

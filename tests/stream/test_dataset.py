@@ -3,9 +3,10 @@ import re
 import numpy as np
 import pytest
 
-from grpo_stream.errors import BadSamplesError, ConfigError, ShardFormatError
+from grpo_stream.errors import BadSamplesError, ConfigError, ShardFormatError, StoreError
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.dataset import read_in_order
+from grpo_stream.stream.plan import EpochPlan
 from grpo_stream.stream.sources import ShardSource
 from tests.stream.support import (
     CountingStore,
@@ -24,6 +25,11 @@ def folder(tmp_path):
     return write_numbered_set(tmp_path)  # 23 samples, 4 lanes: T=5, reserve 3
 
 
+def epoch_plan(stream, epoch=0):
+    source, config = stream.sources[0], stream.config
+    return EpochPlan(source.shard_counts, config.num_lanes, config.seed, epoch, config.block_shards)
+
+
 def key_at(plan, ordinal):
     (shard,), (sample,) = plan.locate(np.array([ordinal]))
     return f"{4 * shard + sample:06d}", int(shard), int(sample)
@@ -31,16 +37,16 @@ def key_at(plan, ordinal):
 
 def damage_ordinals(stream, ordinals):
     """Damages the samples of ``ordinals`` of epoch 0; their keys."""
-    plan = stream.plan(0)
+    plan = epoch_plan(stream)
     found = [key_at(plan, ordinal) for ordinal in ordinals]
     for _, shard, sample in found:
-        damage(stream.source, shard, sample)
+        damage(stream.sources[0], shard, sample)
     return [key for key, _, _ in found]
 
 
 def test_samples_of_a_batch_in_slot_order(folder):
     stream = make_stream(folder)
-    plan = stream.plan(0)
+    plan = epoch_plan(stream)
     for batch in range(5):
         expected = [key_at(plan, ordinal)[0] for ordinal in plan.slot_ordinals(batch, range(4))]
         assert keys_of(stream.read_batch(0, batch)) == expected
@@ -70,7 +76,7 @@ def test_every_rank_has_the_same_number_of_batches(folder):
 class TestBadSamples:
     def test_the_reserve_stands_in_and_then_the_neighbours(self, folder):
         stream = make_stream(folder)
-        plan = stream.plan(0)
+        plan = epoch_plan(stream)
         own = plan.slot_ordinals(2, range(1, 2))
         # Its own sample, the whole reserve and the first neighbour.
         stand_ins = plan.stand_ins(2, 1, 6)
@@ -84,7 +90,7 @@ class TestBadSamples:
     def test_every_world_size_sees_the_same_stand_ins(self, folder, num_threads):
         stream = make_stream(folder)
         whole = epoch_keys(folder)
-        plan = stream.plan(0)
+        plan = epoch_plan(stream)
         bad = damage_ordinals(stream, [*plan.slot_ordinals(1, range(4))[::2], plan.num_samples - 1])
         runs = [
             epoch_keys(folder, world_size, num_threads=num_threads) for world_size in WORLD_SIZES
@@ -98,26 +104,60 @@ class TestBadSamples:
 
     def test_counted_by_cause_and_listed(self, folder):
         stream = make_stream(folder)
-        plan = stream.plan(0)
-        (key, shard, sample), (_, gone, _) = (
-            key_at(plan, ordinal) for ordinal in (plan.slot_ordinals(0, range(2)))
-        )
-        assert shard != gone
-        damage(stream.source, shard, sample)
-        (folder / stream.source.manifest.shards[gone].name).unlink()
+        plan = epoch_plan(stream)
+        key, shard, sample = key_at(plan, plan.slot_ordinals(0, range(1))[0])
+        damage(stream.sources[0], shard, sample)
         for batch in range(stream.num_batches):
             assert len(stream.read_batch(0, batch)) == 4
-        causes = stream.counters.num_bad_by_cause
-        assert causes["checksum"] == 1
-        assert causes["not_found"] >= 1
-        assert causes.total() == len(stream.counters.quarantine)
-        assert f"{shard}/{sample}" in stream.counters.quarantine
+        assert stream.counters.num_bad_by_cause == {"checksum": 1}
+        where = f"{folder}: shard-{4 * shard:06d}.tar sample {sample}"
+        assert stream.counters.quarantine == [where]
         assert stream.counters.num_samples == 20
         assert key not in {s.key for s in stream.read_batch(0, 0)}
+        assert stream.counters.quarantine == [where]  # it is known: neither read nor counted again
+
+    def test_damage_of_a_copy_is_read_again(self, folder):
+        stream = make_stream(folder)
+        source = stream.sources[0]
+        read_range, found = source._reader.read_range, list[str]()
+
+        def once_damaged(name, offset, num_bytes):
+            data = bytearray(read_range(name, offset, num_bytes))
+            if not found:
+                data[542] ^= 1
+            found.append(name)
+            return bytes(data)
+
+        source._reader.read_range = once_damaged
+        assert keys_of(stream.read_batch(0, 0)) == epoch_keys(folder)[0]
+        assert len(found) == 5
+        assert stream.counters.num_read_again == 1
+        assert not stream.counters.quarantine
+
+    def test_a_shard_that_was_cut_short(self, folder):
+        stream = make_stream(folder)
+        path = folder / stream.sources[0].manifest.shards[2].name
+        path.write_bytes(path.read_bytes()[:3000])
+        keys = [key for batch in range(5) for key in keys_of(stream.read_batch(0, batch))]
+        assert len(keys) == 20
+        assert set(stream.counters.num_bad_by_cause) == {"short_read"}
+        assert 1 <= len(stream.counters.quarantine) <= 3
+
+    def test_a_shard_that_is_gone_is_no_sample_s_fault(self, folder):
+        stream = make_stream(folder)
+        (folder / stream.sources[0].manifest.shards[2].name).unlink()
+        with pytest.raises(StoreError, match=r"not_found: .*shard-000008\.tar"):
+            all(stream.read_batch(0, batch) for batch in range(5))
+        assert not stream.counters.quarantine
+
+    def test_too_large_a_sample(self, folder):
+        source = ShardSource(str(folder), max_sample_bytes=100)
+        with pytest.raises(ShardFormatError, match=r"sample_bytes: .*sample 1: .*max_sample_bytes"):
+            source.read(0, 1)
 
     def test_above_the_tolerance_it_stops(self, folder):
         stream = make_stream(folder, max_bad_samples=2)
-        damage_ordinals(stream, stream.plan(0).slot_ordinals(0, range(3)))
+        damage_ordinals(stream, epoch_plan(stream).slot_ordinals(0, range(3)))
         stream.read_slot(0, 0, 0)
         stream.read_slot(0, 0, 1)
         with pytest.raises(BadSamplesError, match=r"3 samples .*max_bad_samples=2.*'checksum': 3"):
@@ -125,14 +165,15 @@ class TestBadSamples:
 
     def test_no_tolerance(self, folder):
         stream = make_stream(folder, max_bad_samples=0)
-        damage_ordinals(stream, stream.plan(0).slot_ordinals(0, range(1)))
+        damage_ordinals(stream, epoch_plan(stream).slot_ordinals(0, range(1)))
         with pytest.raises(BadSamplesError, match="max_bad_samples=0"):
             stream.read_slot(0, 0, 0)
 
     def test_when_nothing_can_be_read_it_says_so(self, folder):
         stream = make_stream(folder)
-        for info in stream.source.manifest.shards:
-            (folder / info.name).unlink()
+        for shard, count in enumerate(stream.sources[0].shard_counts.tolist()):
+            for sample in range(count):
+                damage(stream.sources[0], shard, sample)
         expected = re.escape("epoch 0, generation batch 1, slot 2: the sample and 16 stand-ins")
         with pytest.raises(BadSamplesError, match=expected):
             stream.read_slot(0, 1, 2)

@@ -125,9 +125,9 @@ class TestResume:
     def test_seeking_reads_nothing(self, folder, open_loader):
         loader = open_loader()
         loader.load_state_dict(loader.stream.cursor(0, 4).to_dict())
-        assert not loader.stream.source._store.reads
+        assert not loader.stream.sources[0]._store.reads
         next(iter(loader))
-        assert loader.stream.source._store.reads.total() == 4
+        assert loader.stream.sources[0]._store.reads.total() == 4
 
     @pytest.mark.parametrize("change", [{"seed": 1}, {"num_lanes": 2}, {"block_shards": 1}])
     def test_another_order_is_refused(self, open_loader, change):
@@ -142,7 +142,7 @@ class TestResume:
         with pytest.raises(CursorError, match="manifest digest"):
             other.load_state_dict(state)
 
-    @pytest.mark.parametrize("batch_index", [NUM_BATCHES, 10**6])
+    @pytest.mark.parametrize("batch_index", [NUM_BATCHES + 1, 10**6])
     def test_a_place_outside_the_epoch_is_refused(self, open_loader, batch_index):
         state = saved(open_loader()) | {"batch_index": batch_index}
         with pytest.raises(CursorError, match=f"batch {batch_index} .* {NUM_BATCHES}"):
@@ -177,7 +177,7 @@ class TestReadingAhead:
         loader = open_loader(num_threads=2)
         for batch_index in (3, 0, 0, 4, 1, 2):
             assert loader.get(0, batch_index) == reference[batch_index]
-        assert len(loader._ahead) <= 2
+        assert len(loader._works) <= 2
 
     def test_waiting_is_measured(self, open_loader):
         loader = open_loader(lambda _: time.sleep(0.01), num_threads=1)
@@ -207,7 +207,7 @@ class TestErrors:
         def fail(shard, sample):
             raise MemoryError
 
-        loader.stream.source.read = fail
+        loader.stream.sources[0].fetch = fail
         with pytest.raises(MemoryError):
             next(iter(loader))
 
@@ -215,7 +215,7 @@ class TestErrors:
     def test_too_many_bad_samples(self, open_loader, num_threads):
         loader = open_loader(num_threads=num_threads, max_bad_samples=3)
         for shard in range(6):
-            damage(loader.stream.source, shard, 0)
+            damage(loader.stream.sources[0], shard, 0)
         with pytest.raises(BadSamplesError, match="max_bad_samples=3"):
             list(loader)
 
@@ -233,7 +233,7 @@ class TestErrors:
 
 class TestClose:
     def own_threads(self):
-        names = ("reader", "assembler")
+        names = ("decoder", "assembler", "fetcher")
         return {t for t in threading.enumerate() if t.name.startswith(names)}
 
     def test_ends_the_threads(self, folder):

@@ -152,4 +152,4 @@ def test_a_bad_record_is_replaced_in_the_stream(root):
     keys = [stream.read_batch(0, batch)[0].key for batch in range(5)]
     assert len(set(keys)) == 4
     assert stream.counters.num_bad_by_cause == {"image_not_found": 1}
-    assert stream.counters.quarantine == ["0/2"]
+    assert stream.counters.quarantine == ["record 2"]

@@ -108,7 +108,7 @@ class TestShardSource:
         ShardSource(store)
 
     def test_old_indexes_are_dropped(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(sources, "_MAX_OPEN_INDEXES", 2)
+        monkeypatch.setattr(sources, "_NUM_OPEN_INDEXES", 2)
         source = ShardSource(str(write_numbered_set(tmp_path, num_samples=8, per_shard=2)))
         for shard in (0, 1, 0, 2):
             source.read(shard, 0)

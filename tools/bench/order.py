@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Iterator
 
-from grpo_stream.config import StreamConfig
+from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
-from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.opening import open_shards, parse_shards
 from grpo_stream.stream.world import World
 
 _EPILOG = """\
@@ -26,11 +26,19 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("--shards", required=True, help="folder or URL of a data set")
+    add(
+        "--shards",
+        required=True,
+        nargs="+",
+        metavar="URL[=WEIGHT]",
+        help="folders or URLs of data sets; several with weights, as in a=0.7 b=0.3",
+    )
     add("--prompts-per-batch", type=int, required=True, metavar="P", help="over all ranks")
     add("--world-size", type=int, default=1, metavar="W", help="ranks (%(default)s)")
     add("--rank", type=int, default=0, metavar="R", help="this rank (%(default)s)")
-    add("--num-workers", type=int, default=2, metavar="N", help="reading threads (%(default)s)")
+    add("--num-workers", type=int, default=2, metavar="N", help="decoding threads (%(default)s)")
+    add("--processes", action="store_true", help="N processes instead of threads")
+    add("--cache-dir", help="keeps whole shards in this folder")
     add("--start-step", type=int, default=0, metavar="S", help="first batch (%(default)s)")
     add("--num-steps", type=int, metavar="K", help="batches; the rest of the epoch if not given")
     add("--seed", type=int, default=0, help="of the order (%(default)s)")
@@ -55,10 +63,13 @@ def order(args: argparse.Namespace) -> Iterator[tuple[int, list[str]]]:
         num_lanes=args.prompts_per_batch,
         seed=args.seed,
         block_shards=args.block_shards,
-        num_threads=args.num_workers,
+        num_threads=0 if args.processes else args.num_workers,
+        num_processes=args.num_workers if args.processes else 0,
     )
+    urls, weights = parse_shards(args.shards)
+    cache = CacheSettings(args.cache_dir) if args.cache_dir else None
     world = World(args.rank, args.world_size, args.rank)
-    stream = PromptStream(ShardSource(args.shards), config, world)
+    stream = PromptStream(open_shards(urls, cache=cache), config, world, weights=weights)
     last = stream.num_batches - 1
     if not 0 <= args.start_step <= last:
         raise ConfigError("--start-step", args.start_step, f"must be from 0 to {last}")
@@ -69,7 +80,8 @@ def order(args: argparse.Namespace) -> Iterator[tuple[int, list[str]]]:
     if not 1 <= num_steps <= rest:
         expected = f"must be from 1 to {rest}: the epoch has {stream.num_batches} batches"
         raise ConfigError("--num-steps", num_steps, expected)
-    with PromptLoader(stream, list) as loader:
-        for batch_index in range(args.start_step, args.start_step + num_steps):
+    end = args.start_step + num_steps
+    with PromptLoader(stream, list, until=(args.epoch, end)) as loader:
+        for batch_index in range(args.start_step, end):
             samples = loader.get(args.epoch, batch_index)
             yield batch_index, [sample.key for sample in samples]

@@ -13,16 +13,12 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from grpo_stream.errors import GrpoStreamError
+from grpo_stream.errors import GrpoStreamError, WorkerDiedError
 from tools.shard_builder.plan import Chunk
 from tools.shard_builder.work import NUM_FINISHING, DoneChunk, Job, News, Worker, rare_collections
 
 _MAX_WAITING = 2  # one is judged, one waits; more would leave others idle at the end
 _PACKED = "packed"
-
-
-class WorkerDiedError(GrpoStreamError):
-    """A process of the build ended without a word."""
 
 
 class Crew(Protocol):
