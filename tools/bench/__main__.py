@@ -1,4 +1,4 @@
-"""``python -m tools.bench order | build | upload | memory``: what the stream and builder do."""
+"""``python -m tools.bench COMMAND``: what the stream and the builder do, in numbers."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from grpo_stream.errors import GrpoStreamError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code (0 done, 2 settings that cannot work)."""
     # Here, because the builder's worker processes import this module again.
-    from tools.bench import build, memory, order, upload  # noqa: PLC0415
+    from tools.bench import build, loader, memory, order, upload  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_command(commands)
     upload.add_command(commands)
     memory.add_command(commands)
+    loader.add_command(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

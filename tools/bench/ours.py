@@ -1,0 +1,56 @@
+"""This project's loader as a contestant: ``threads`` or ``processes`` that decode."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from grpo_stream.config import StreamConfig
+from grpo_stream.shards.sample import Sample
+from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.sources import ShardSource, StreamSample, decode_sample
+from tools.bench.job import Batch, Job
+
+
+def open_batches(job: Job) -> Iterator[Batch]:
+    """Batches of :class:`PromptLoader`, in the stream's order, epoch after epoch."""
+    is_threads = job.contestant == "threads"
+    config = StreamConfig(
+        num_lanes=job.batch_size,
+        num_threads=job.num_workers if is_threads else 0,
+        num_processes=0 if is_threads else job.num_workers,
+        resize=job.rule,
+    )
+    open_sample = keep_sample if job.is_raw else decode_sample
+    stream = PromptStream(ShardSource(job.shards), config, open_sample=open_sample)
+    with PromptLoader(stream, raw_batch if job.is_raw else decoded_batch) as loader:
+        loader.load_state_dict(stream.cursor(0, job.start_batch).to_dict())
+        while True:
+            yield from loader
+
+
+def keep_sample(sample: Sample, config: StreamConfig) -> Any:  # noqa: ARG001 - what is called
+    """A stored sample as it is, for the stream to deliver undecoded."""
+    return sample
+
+
+def raw_batch(samples: list[Any]) -> Batch:
+    """Stored samples as a dict of lists."""
+    return {
+        "key": [sample.key for sample in samples],
+        "image": [sample.image for sample in samples],
+        "meta": [sample.meta for sample in samples],
+    }
+
+
+def decoded_batch(samples: list[StreamSample]) -> Batch:
+    """Stream samples as a dict of lists."""
+    return {
+        "key": [sample.key for sample in samples],
+        "image": [torch.from_numpy(sample.pixels) for sample in samples],
+        "meta": [
+            {"prompt": sample.prompt, "solution": sample.solution, **sample.extra}
+            for sample in samples
+        ],
+    }

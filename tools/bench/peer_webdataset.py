@@ -1,0 +1,30 @@
+"""webdataset as a contestant."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import webdataset
+
+from tools.bench.bare_loop import tars_in
+from tools.bench.job import Batch, Job
+from tools.bench.peers import as_batch, for_ever, sample_of
+
+
+def open_batches(job: Job) -> Iterator[Batch]:
+    """See ``peers.py``."""
+    tars = [str(path) for path in tars_in(job.shards)]
+    dataset = (
+        webdataset.WebDataset(tars, shardshuffle=False)
+        .map(partial(_sample, job))
+        .batched(job.batch_size, collation_fn=as_batch)
+    )
+    loader = webdataset.WebLoader(
+        dataset, batch_size=None, num_workers=job.num_workers, persistent_workers=True
+    )
+    return for_ever(loader)
+
+
+def _sample(job: Job, sample: dict[str, Any]) -> dict[str, Any]:
+    return sample_of(job, sample["__key__"], sample, json.loads(sample["json"]))
