@@ -17,7 +17,7 @@ encoded samples that ``fetch_ahead_bytes`` allows.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
@@ -97,7 +97,7 @@ class PromptLoader(Generic[T]):
         config = stream.config
         self._decoders: PriorityPool | None = None
         self._processes: DecodeProcesses | None = None
-        self._assembler: ThreadPoolExecutor | None = None
+        self._assembler: PriorityPool | None = None
         self._fetcher: Fetcher | None = None
         if config.num_processes:
             self._processes = DecodeProcesses(config.num_processes, stream.open_sample, config)
@@ -106,7 +106,7 @@ class PromptLoader(Generic[T]):
         else:
             return
         # One more thread puts batches together, so that it never waits behind later reads.
-        self._assembler = ThreadPoolExecutor(1, "assembler")
+        self._assembler = PriorityPool(1, "assembler")
         if stream.is_remote or config.num_processes:
             self._fetcher = Fetcher(stream.sources, config.num_fetch_threads)
 
@@ -137,9 +137,7 @@ class PromptLoader(Generic[T]):
             batch = self.transform(self.stream.read_batch(epoch, batch_index))
         else:
             self._look_ahead((epoch, batch_index))
-            future = self._works.popleft().batch
-            assert future is not None  # noqa: S101 - _look_ahead has started the first one
-            batch = future.result()
+            batch = _result(self._works.popleft())
         self.wait_seconds += time.perf_counter() - started
         return batch
 
@@ -159,7 +157,11 @@ class PromptLoader(Generic[T]):
         self._epoch, self._next_batch = self.stream.plan.place_after(saved.epoch, saved.batch_index)
 
     def close(self) -> None:
-        """Drops what was made ahead and ends the threads and processes."""
+        """Drops what was made ahead and ends the threads and processes.
+
+        Waits a second at most for each kind of thread: one that waits for a server ends when its
+        request does, and does not keep the interpreter from ending.
+        """
         self._drop()
         if self._fetcher is not None:
             self._fetcher.close()
@@ -168,7 +170,7 @@ class PromptLoader(Generic[T]):
         if self._processes is not None:
             self._processes.close()
         if self._assembler is not None:
-            self._assembler.shutdown(wait=True, cancel_futures=True)
+            self._assembler.close()
         self.stream.close()
 
     def __enter__(self) -> "PromptLoader[T]":
@@ -234,7 +236,7 @@ class PromptLoader(Generic[T]):
         else:
             outcomes = self._read_in_pieces(work)
         assert self._assembler is not None  # noqa: S101 - there are threads
-        return self._assembler.submit(self._assemble, work.slots, outcomes)
+        return self._assembler.submit(work.number, lambda: self._assemble(work.slots, outcomes))
 
     def _read_in_pieces(self, work: _Work[T]) -> "list[Future[_Outcomes]]":
         # A task for several samples: one for each would cost as much as reading it.
@@ -286,6 +288,15 @@ class PromptLoader(Generic[T]):
         while self._works:
             self._works.pop().cancel()
         self._coming = None
+
+
+def _result(work: _Work[T]) -> T:
+    assert work.batch is not None  # noqa: S101 - _look_ahead has started the first one
+    try:
+        return work.batch.result()
+    except BaseException:
+        work.cancel()  # else close() would wait for the fetches that nobody waits for any more
+        raise
 
 
 def _all(work: _Work[Any]) -> range:

@@ -28,6 +28,8 @@ class PriorityPool:
     def __init__(self, num_threads: int, name: str) -> None:
         self._tasks: queue.PriorityQueue[_Task] = queue.PriorityQueue()
         self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(num_threads)
@@ -36,13 +38,23 @@ class PriorityPool:
             thread.start()
 
     def submit(self, priority: int, action: Callable[[], R]) -> "Future[R]":
-        """Runs ``action`` in a thread; a lower ``priority`` goes first."""
+        """Runs ``action`` in a thread; a lower ``priority`` goes first.
+
+        Returns:
+            What it gives or raises; cancelled where the pool is closed.
+        """
         future: Future[R] = Future()
-        self._tasks.put((priority, next(self._numbers), future, action))
+        with self._lock:  # what came in behind the end would never run, and its future never end
+            if not self._is_closed:
+                self._tasks.put((priority, next(self._numbers), future, action))
+                return future
+        future.cancel()
         return future
 
     def close(self, timeout_seconds: float = 1.0) -> None:
         """Drops what has not begun, and waits so long at most for what has."""
+        with self._lock:
+            self._is_closed = True
         while True:
             try:
                 _, _, future, _ = self._tasks.get_nowait()

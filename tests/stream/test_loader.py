@@ -47,7 +47,7 @@ def saved(loader):
 
 def wait_until_idle(loader):
     """The assembler has one thread and takes batches in turn: behind this, all are made."""
-    loader._assembler.submit(int).result()
+    loader._assembler.submit(10**9, int).result()
 
 
 class TestOrder:
