@@ -38,7 +38,10 @@ class HashedFile:
 
         Raises:
             OSError: an earlier batch could not be written.
+            ValueError: the file is closed.
         """
+        if self.raw.closed:
+            raise ValueError("the file is closed")
         for chunk in chunks:
             self.num_bytes += len(chunk)
             start, end = self._num_gathered, self._num_gathered + len(chunk)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +14,17 @@ from grpo_stream.shards.files import atomic_writer, write_atomic
 
 _STREAM_BUFFER_BYTES = 2**20
 _MAX_OPEN_FILES = 64
+_CHECK_SECONDS = 1.0
 
 
 class _OpenFile:
     """A file descriptor that is closed when the last thread that reads from it lets it go."""
 
-    __slots__ = ("fd", "identity", "path")
+    __slots__ = ("checked_at", "fd", "identity", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.checked_at = time.monotonic()
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.identity = _identity(os.fstat(self.fd))
 
@@ -30,7 +33,14 @@ class _OpenFile:
             os.close(self.fd)
 
     def is_current(self) -> bool:
-        """Whether the path still leads to this file: no other has its number while it is open."""
+        """Whether the path still leads to this file: no other has its number while it is open.
+
+        Asked once a second at most, for it takes half as long as a read.
+        """
+        now = time.monotonic()
+        if now - self.checked_at < _CHECK_SECONDS:
+            return True
+        self.checked_at = now
         return _identity(os.stat(self.path)) == self.identity  # noqa: PTH116 - a path is 3 us more
 
 
@@ -38,7 +48,7 @@ class LocalStore:
     """A folder. See :class:`~grpo_stream.shards.store.Store`.
 
     The 64 files that ranges were last read from stay open, at most; one that was replaced is
-    opened anew. What others delete keeps its place on the disk until it is no longer among them.
+    opened anew within a second. What others delete keeps its place on the disk until it is no longer among them.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -85,6 +95,7 @@ class LocalStore:
     def write(self, name: str, data: bytes) -> None:
         """See :meth:`Store.write`; the folder is made when it is missing."""
         path = self._path(name)
+        self._let_go(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, data)
@@ -94,6 +105,7 @@ class LocalStore:
     def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
         """See :meth:`Store.put_file`; the folder is made when it is missing."""
         target = self._path(name)
+        self._let_go(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with Path(path).open("rb") as source, atomic_writer(target) as file:

@@ -191,7 +191,7 @@ def parse_meta(data: bytes, where: str, image: bytes | None = None) -> dict[str,
         ShardFormatError: cause ``bad_json`` (no JSON object) or ``bad_meta`` (wrong fields).
     """
     try:
-        meta = json.loads(data)
+        meta = json.loads(data.decode())  # bytes are first searched for their encoding
     except (ValueError, RecursionError) as error:
         raise ShardFormatError("bad_json", f"{where}: {error}") from error
     if not isinstance(meta, dict):

@@ -25,7 +25,7 @@ from grpo_stream.shards.index import (
     index_name,
 )
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.members import END, iter_members, make_header, padding
+from grpo_stream.shards.members import BLOCK, END, iter_members, make_header, padding
 from grpo_stream.shards.runs import iter_runs, split_name
 from grpo_stream.shards.sample import (
     IMAGE_SUFFIXES,
@@ -34,6 +34,7 @@ from grpo_stream.shards.sample import (
     check_meta,
     encode_meta,
     is_of_several_images,
+    parse_meta,
 )
 from grpo_stream.shards.store import Store
 
@@ -49,6 +50,8 @@ __all__ = [
 
 _KINDS = {kind: number for number, kind in enumerate(PART_KINDS)}
 _JSON = _KINDS["json"]
+_SUFFIXES = [f".{kind}".encode() for kind in PART_KINDS]
+_FILE = ord("0")
 
 
 class ShardWriter(AbstractContextManager["ShardWriter"]):
@@ -181,6 +184,9 @@ def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sa
         ShardFormatError: the causes of :func:`iter_samples`, ``num_samples`` (not exactly one
             sample) and ``checksum``.
     """
+    sample = None if entry is None else _parse_as_we_write(data, shard, entry)
+    if sample is not None:
+        return sample
     base = 0 if entry is None else entry.offset
     runs = list(iter_runs(iter_members(io.BytesIO(data), shard, base, is_whole=False), shard))
     if len(runs) != 1:
@@ -198,6 +204,42 @@ def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sa
             detail = f"{where}: the {kind}'s CRC-32 or place differs from the index"
             raise ShardFormatError("checksum", detail)
     return sample
+
+
+def _parse_as_we_write(data: bytes, shard: str, entry: IndexEntry) -> Sample | None:
+    """A sample of one image, cut out by its index; None where it looks otherwise.
+
+    A third of the time of reading headers. What is damaged looks otherwise: contents are held to
+    their CRC-32, and names, which have none, to each other; the long way then says what is wrong.
+    """
+    if len(entry.parts) != 2:
+        return None
+    image, meta = entry.parts
+    start, end = image.offset - entry.offset, meta.offset - entry.offset
+    name = data[:100].rstrip(b"\0")
+    stem = name.removesuffix(_SUFFIXES[image.kind])
+    if (
+        start != BLOCK
+        or end != start + image.num_bytes + -image.num_bytes % BLOCK + BLOCK
+        or meta.kind != _JSON
+        or stem is name
+        or b"." in stem
+        or data[end - BLOCK : end - BLOCK + 100].rstrip(b"\0") != stem + b".json"
+        or data[156] != _FILE
+        or data[end - BLOCK + 156] != _FILE
+        or data[345]
+        or data[end - BLOCK + 345]
+    ):
+        return None
+    content = data[start : start + image.num_bytes]
+    encoded = data[end : end + meta.num_bytes]
+    if crc32(content) != image.crc32 or crc32(encoded) != meta.crc32:
+        return None
+    key = stem.decode()
+    parsed = parse_meta(encoded, f"{shard} at byte {entry.offset}: key={key!r}", content)
+    if is_of_several_images(parsed):
+        return None
+    return Sample(key, content, PART_KINDS[image.kind], parsed)
 
 
 def read_sample(store: Store, shard: str, entry: IndexEntry) -> Sample:

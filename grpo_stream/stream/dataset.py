@@ -33,7 +33,8 @@ Outcome = StreamSample | Exception
 """A sample, or how it is damaged."""
 
 _MAX_STAND_INS = 16
-_WINDOW_BATCHES = 64  # looked up together: one look-up costs as much as a hundred samples
+_WINDOW_SLOTS = 4096  # looked up together: alone, a sample costs a hundred times as much
+_MIN_WINDOW_BATCHES = 16
 _DAMAGED = (ImageError, RecordError, ShardFormatError)
 _DAMAGED_STORE_CAUSES = ("short_read",)  # a shard that was cut off
 _REREAD_CAUSES = ("checksum", "bad_header", "bad_index", "truncated")
@@ -151,7 +152,8 @@ class PromptStream:
             num_batches = self.plan.num_batches_in(epoch)
             if not 0 <= batch_index < num_batches:
                 raise IndexError(f"batch {batch_index} of {num_batches}")
-            batches = range(batch_index, min(batch_index + _WINDOW_BATCHES, num_batches))
+            ahead = max(_MIN_WINDOW_BATCHES, _WINDOW_SLOTS // len(self.slots))
+            batches = range(batch_index, min(batch_index + ahead, num_batches))
             places = self._look_up(epoch, batches)
             self._window = (epoch, batches, places)
         return [

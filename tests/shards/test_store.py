@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.shards import local_store
 from grpo_stream.shards.blobs import first_line
 from grpo_stream.shards.store import LocalStore, ObjectStore, open_store
 
@@ -56,7 +57,8 @@ def test_a_truncated_tar_is_named(tmp_path):
         store.read_range("shard-000000.tar", 5000, 200)
 
 
-def test_ranges_of_a_replaced_file_are_of_the_new_one(tmp_path):
+def test_ranges_of_a_replaced_file_are_of_the_new_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_store, "_CHECK_SECONDS", 0.0)
     store = LocalStore(tmp_path / "set")
     for content in (b"old", b"new"):
         store.write("a", content)
