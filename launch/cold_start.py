@@ -22,7 +22,7 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.cold_start import ColdStartConfig, cold_start
 from grpo_stream.train.collate import PromptCollator, SupervisedCollator
 from grpo_stream.train.config import DataArguments
-from grpo_stream.train.data import make_stream, open_source
+from grpo_stream.train.data import make_stream, open_sources
 from grpo_stream.train.evaluate import evaluate
 from grpo_stream.train.model import load_policy
 from grpo_stream.train.processor import load_processor
@@ -57,7 +57,7 @@ def run(args: ColdStartArguments, config: ColdStartConfig, data: DataArguments) 
     """Trains and saves the policy; the losses lie beside it."""
     if args.snap < 1 or args.batch_size < 1:
         raise ConfigError("batch_size", (args.batch_size, args.snap), "and snap must be at least 1")
-    source, dev = open_source(data), ShardSource(args.dev_shards)
+    data_sets, dev = open_sources(data), ShardSource(args.dev_shards)
     processor = load_processor(
         args.model_name_or_path, min_pixels=data.min_pixels, max_pixels=data.max_pixels
     )
@@ -66,7 +66,7 @@ def run(args: ColdStartArguments, config: ColdStartConfig, data: DataArguments) 
         processor, load_template(args.prompt_template), answer_frame_for(model.config.model_type)
     )
     stream = make_stream(
-        source,
+        data_sets,
         data,
         num_lanes=args.batch_size,
         seed=args.seed,

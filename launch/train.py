@@ -22,7 +22,7 @@ import grpo_stream
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.stream.world import World
 from grpo_stream.train.agreement import check_agreement
-from grpo_stream.train.data import make_stream, num_eval_lanes, open_source
+from grpo_stream.train.data import make_stream, num_eval_lanes
 from grpo_stream.train.launching import (
     RunPlan,
     Settings,
@@ -68,10 +68,11 @@ def train(
     world = World(args.process_index, args.world_size, args.local_process_index)
     image_processor = processor.image_processor
     common = {"seed": args.seed, "image_processor": image_processor, "world": world}
-    stream = make_stream(plan.source, data, num_lanes=plan.num_lanes, **common)
+    stream = make_stream(plan.data_sets, data, num_lanes=plan.num_lanes, **common)
     check_agreement(
         {
-            "digest": plan.source.digest,
+            "digest": stream.cursor().digest,
+            "weights": stream.cursor().weights,
             "num_batches": plan.num_batches,
             "stream": stream.config.to_dict(),
             "task": vars(task),
@@ -84,7 +85,7 @@ def train(
         list(task.reward_funcs),
         args,
         stream,
-        eval_stream(settings, common),
+        eval_stream(settings, plan, common),
         processing_class=processor,
         prompt_template=task.prompt_template,
         answer_frame=task.answer_frame,
@@ -106,13 +107,12 @@ def train(
     return trainer
 
 
-def eval_stream(settings: Settings, common: dict[str, Any]) -> Any:
+def eval_stream(settings: Settings, plan: RunPlan, common: dict[str, Any]) -> Any:
     """The stream for evaluation while training; None without ``eval_shards``."""
-    args, data = settings.args, settings.data
-    if data.eval_shards is None:
+    if plan.eval_data_sets is None:
         return None
-    source = open_source(type(data)(shards=data.eval_shards))
-    return make_stream(source, data, num_lanes=num_eval_lanes(args), **common)
+    num_lanes = num_eval_lanes(settings.args)
+    return make_stream(plan.eval_data_sets, settings.data, num_lanes=num_lanes, **common)
 
 
 def model_init_kwargs(settings: Settings) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,11 @@ class RecordSource:
         records: Mappings with ``image``, ``prompt`` and ``solution``.
         images_root: Folder that the image paths are relative to.
         rules: How the records are written.
+        limits: What an image may be at most; that of the stream that reads them.
 
     Raises:
-        ConfigError: there is no such folder, or there are no records.
+        ConfigError: there is no such folder, there are no records, or one holds a value whose
+            digest would be another one in every process.
     """
 
     def __init__(
@@ -55,17 +59,25 @@ class RecordSource:
         records: Sequence[Mapping[str, Any]],
         images_root: str | Path | None,
         rules: Rules | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         if not records:
             raise ConfigError("records", [], "must hold at least one record")
         self._root = _checked_root(images_root)
         self._records = records
         self._rules = rules or Rules()
-        text = json.dumps(list(records), sort_keys=True, default=str)
+        self._limits = limits
+        text = json.dumps(list(records), sort_keys=True, default=_plain)
         self._digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @classmethod
-    def from_file(cls, path: Path, images_root: str | Path | None) -> "RecordSource":
+    def from_file(
+        cls,
+        path: Path,
+        images_root: str | Path | None,
+        *,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> "RecordSource":
         """Reads a JSON array or JSON Lines.
 
         Raises:
@@ -79,7 +91,7 @@ class RecordSource:
             if isinstance(record, RecordError):
                 raise record
             records.append(record)
-        return cls(records, images_root)
+        return cls(records, images_root, limits=limits)
 
     @property
     def digest(self) -> str:
@@ -110,7 +122,7 @@ class RecordSource:
 
     def read(self, shard: int, sample: int) -> Sample:  # noqa: ARG002 - there is one shard
         """Judges a record and reads its image."""
-        return _read(self._records[sample], sample, self._root, self._rules, DEFAULT_LIMITS)
+        return _read(self._records[sample], sample, self._root, self._rules, self._limits)
 
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """See ``sources.Source.expect``: nothing to prepare."""
@@ -142,6 +154,22 @@ def sample_from_record(
     """
     sample = _read(record, 0, _checked_root(images_root), Rules(), DEFAULT_LIMITS)
     return StreamSample.from_sample(sample, rule)
+
+
+def _plain(value: object) -> object:
+    """A value that JSON does not know as one that it knows, the same in every process."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, InlineImage):
+        return [value.name, hashlib.sha256(value.data).hexdigest()]
+    if isinstance(value, (Path, complex, Decimal, date, time)):  # a datetime is a date
+        return str(value)
+    if isinstance(value, (bytes, bytearray)):
+        return hashlib.sha256(value).hexdigest()
+    expected = "must be of values that JSON knows: text, numbers, lists, objects"
+    raise ConfigError("records", type(value).__name__, expected)
 
 
 def _read(record: object, position: int, root: Path, rules: Rules, limits: ImageLimits) -> Sample:

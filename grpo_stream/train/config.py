@@ -3,23 +3,32 @@
 Every field is a key of the YAML file and a flag of ``launch/train.py``.
 """
 
+import argparse
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.images import ImageLimits
+from grpo_stream.shards.retry import RetryRules
+from tools.shard_builder.set_flags import parse_num_bytes
 
 SHARED_PREFIX = ("auto", "on", "off")
 """Values of ``shared_prefix``."""
+
+_SIZES = ("fetch_ahead_bytes", "max_sample_bytes", "cache_bytes")
 
 
 @dataclass
 class DataArguments:
     """Where the samples come from and how they are read."""
 
-    shards: str | None = field(
+    shards: list[str] | None = field(
         default=None,
-        metadata={"help": "Folder or URL with a manifest.json, as shard-builder writes it."},
+        metadata={
+            "help": "Folders or URLs with a manifest.json, as shard-builder writes it; several "
+            "with weights, as in a=0.7 b=0.3."
+        },
     )
     json: str | None = field(
         default=None,
@@ -28,8 +37,9 @@ class DataArguments:
     images_root: str | None = field(
         default=None, metadata={"help": "Folder that the records' image paths start from."}
     )
-    eval_shards: str | None = field(
-        default=None, metadata={"help": "Shards for evaluation while training (eval_strategy)."}
+    eval_shards: list[str] | None = field(
+        default=None,
+        metadata={"help": "Shards for evaluation while training (eval_strategy), as `shards`."},
     )
     stream_seed: int | None = field(
         default=None, metadata={"help": "Seed of the order of samples; None takes `seed`."}
@@ -38,13 +48,43 @@ class DataArguments:
         default=4, metadata={"help": "Samples are mixed inside blocks of this many shards."}
     )
     num_reader_threads: int = field(
-        default=2, metadata={"help": "Threads per rank that read, decode and resize."}
+        default=2, metadata={"help": "Threads per rank that decode and resize."}
+    )
+    num_decode_processes: int = field(
+        default=0,
+        metadata={"help": "Processes per rank that decode and resize in the threads' place."},
+    )
+    num_fetch_threads: int = field(
+        default=16, metadata={"help": "Requests per rank to object storage at a time."}
     )
     prefetch_batches: int = field(
-        default=2, metadata={"help": "Generation batches that are made ahead."}
+        default=2, metadata={"help": "Generation batches that are decoded ahead."}
+    )
+    fetch_ahead_bytes: str = field(
+        default="256MiB",
+        metadata={"help": "Encoded samples per rank that are fetched ahead from object storage."},
+    )
+    max_sample_bytes: str = field(
+        default="256MiB", metadata={"help": "Larger samples, image and JSON together, are bad."}
+    )
+    max_image_pixels: int = field(
+        default=ImageLimits.max_pixels,
+        metadata={"help": "Larger images, as they are stored, are bad: they are not decoded."},
     )
     max_bad_samples: int = field(
-        default=100, metadata={"help": "Samples of a rank that may fail before the run stops."}
+        default=100,
+        metadata={"help": "Samples of the run, over all ranks, that may be bad before it stops."},
+    )
+    retry_deadline_seconds: float = field(
+        default=RetryRules.deadline_seconds,
+        metadata={"help": "How long a read of object storage is tried again before the run stops."},
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder on a local disk that keeps whole shards; None: no cache."},
+    )
+    cache_bytes: str = field(
+        default="64GiB", metadata={"help": "Bound to all files of cache_dir, as in 500GB."}
     )
     min_pixels: int | None = field(
         default=None, metadata={"help": "Smallest image area after resizing; None: the model's."}
@@ -53,17 +93,51 @@ class DataArguments:
         default=None, metadata={"help": "Largest image area after resizing; None: the model's."}
     )
 
+    def __post_init__(self) -> None:
+        # A YAML file may name a data set or a number by itself; argparse leaves defaults alone.
+        for name in ("shards", "eval_shards"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, [value])
+        for name in _SIZES:
+            setattr(self, name, str(getattr(self, name)))
+
     def check(self) -> None:
         """Checks what needs no file.
 
         Raises:
-            ConfigError: not exactly one of ``shards`` and ``json``, or no ``images_root``.
+            ConfigError: not exactly one of ``shards`` and ``json``, no ``images_root``, or a size
+                or limit that is none.
         """
         if (self.shards is None) == (self.json is None):
             expected = f"give exactly one of shards and json (json={self.json!r}), as in shards=DIR"
             raise ConfigError("shards", self.shards, expected)
         if self.json is not None and self.images_root is None:
             raise ConfigError("images_root", None, "is needed with json: the images' folder")
+        if self.json is not None and self.cache_dir is not None:
+            expected = "keeps shards; leave it out with json"
+            raise ConfigError("cache_dir", self.cache_dir, expected)
+        for name in _SIZES:
+            self.num_bytes(name)
+        if self.max_image_pixels < 1:
+            expected = f"must be at least 1, for example {ImageLimits.max_pixels}"
+            raise ConfigError("max_image_pixels", self.max_image_pixels, expected)
+
+    def num_bytes(self, name: str) -> int:
+        """The setting ``name``, one of the sizes, in bytes.
+
+        Raises:
+            ConfigError: it is no size above 0.
+        """
+        text = getattr(self, name)
+        try:
+            size = parse_num_bytes(text)
+        except argparse.ArgumentTypeError:
+            size = 0
+        if size < 1:
+            default = type(self).__dataclass_fields__[name].default
+            raise ConfigError(name, text, f"must be a size above 0, as in {default} or 268435456")
+        return size
 
 
 @dataclass

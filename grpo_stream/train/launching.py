@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,7 @@ from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
 from grpo_stream.grounding.rewards import load_reward
-from grpo_stream.stream.plan import EpochPlan
-from grpo_stream.stream.sources import ShardSource, Source
+from grpo_stream.images import ResizeRule
 from grpo_stream.stream.world import World
 from grpo_stream.train.config import (
     SHARED_PREFIX,
@@ -26,7 +25,19 @@ from grpo_stream.train.config import (
     TaskArguments,
     check_supported,
 )
-from grpo_stream.train.data import num_eval_lanes, open_source, stream_config
+from grpo_stream.train.data import (
+    OpenSources,
+    num_eval_lanes,
+    open_eval_sources,
+    open_sources,
+    stream_config,
+)
+from grpo_stream.train.describe import (
+    describe_cache,
+    describe_data,
+    describe_epoch,
+    describe_memory,
+)
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
@@ -47,7 +58,8 @@ class Settings:
 class RunPlan:
     """What a run will do; everything in it was checked without loading weights."""
 
-    source: Source
+    data_sets: OpenSources
+    eval_data_sets: OpenSources | None
     num_ranks: int
     num_lanes: int
     """Prompts per generation batch over all ranks."""
@@ -99,7 +111,7 @@ def plan_run(settings: Settings) -> RunPlan:
         StoreError: they cannot be reached.
     """
     args, data, task = settings.args, settings.data, settings.task
-    _check_model(settings)
+    rule = _check_model(settings)
     for name in task.reward_funcs:
         load_reward(name)
     weights = args.reward_weights
@@ -118,31 +130,29 @@ def plan_run(settings: Settings) -> RunPlan:
         num_iterations=args.num_iterations,
     )
     notes = _check_zero(args, num_ranks)
-    source = open_source(data)
-    if data.eval_shards is not None:
-        ShardSource(data.eval_shards)
-        num_eval_lanes(args)
-    elif args.eval_strategy != "no":
+    stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
+    if args.eval_strategy != "no" and data.eval_shards is None:
         raise ConfigError("eval_strategy", str(args.eval_strategy), "needs eval_shards=DIR_OR_URL")
-    stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=None)
-    plan = EpochPlan(source.shard_counts, num_lanes, stream.seed, 0, stream.block_shards)
+    data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
+    plan = data_sets.plan(stream)
+    max_pixels = data.max_pixels if rule is None else rule.max_pixels
+    if eval_data_sets is not None:
+        eval_data_sets.plan(replace(stream, num_lanes=num_eval_lanes(args)))
     micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
     per_epoch = -(-micro_steps // args.gradient_accumulation_steps)
     from_epochs = int(-(-args.num_train_epochs * per_epoch // 1))
     max_steps = args.max_steps if args.max_steps > 0 else from_epochs
     lines = [
         ("model", settings.model.model_name_or_path),
-        ("data", f"{data.shards or data.json}, digest {source.digest[:12]}"),
-        ("samples", f"{plan.num_samples:,} in {len(source.shard_counts):,} shards"),
+        *describe_data(data_sets, plan),
         ("ranks", f"{num_ranks}"),
         (
             "generation batch",
             f"{num_lanes} prompts x {args.num_generations} completions over all ranks",
         ),
-        (
-            "epoch",
-            f"{plan.num_batches:,} generation batches, {plan.num_reserve} samples in reserve",
-        ),
+        describe_epoch(data_sets, plan),
+        describe_memory(data_sets, stream, num_ranks, max_pixels),
+        *describe_cache(data),
         ("global steps", f"{max_steps:,} ({max_steps / per_epoch:.3g} epochs)"),
         ("rewards", ", ".join(task.reward_funcs)),
         ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
@@ -150,7 +160,9 @@ def plan_run(settings: Settings) -> RunPlan:
         ("deepspeed", str(args.deepspeed or "none")),
         ("output", str(args.output_dir)),
     ]
-    return RunPlan(source, num_ranks, num_lanes, plan.num_batches, max_steps, lines, notes)
+    return RunPlan(
+        data_sets, eval_data_sets, num_ranks, num_lanes, plan.num_batches, max_steps, lines, notes
+    )
 
 
 def use_cpu_only() -> bool:
@@ -212,8 +224,11 @@ def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:
         )
 
 
-def _check_model(settings: Settings) -> None:
-    """Checks the policy as far as its folder tells; a hub id is left for the run to look up."""
+def _check_model(settings: Settings) -> ResizeRule | None:
+    """Checks the policy as far as its folder tells; a hub id is left for the run to look up.
+
+    Returns the sizes that its images are resized to, where the folder tells.
+    """
     model, task = settings.model, settings.task
     name = model.model_name_or_path
     if name is None:
@@ -231,13 +246,15 @@ def _check_model(settings: Settings) -> None:
     if is_folder or task.answer_frame is not None:
         model_type = policy_config(name).model_type if is_folder else ""
         answer_frame_for(model_type, task.answer_frame)
+    rule = None
     if is_folder:
         data = settings.data
         processor = load_processor(name, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
-        resize_rule(processor.image_processor)
+        rule = resize_rule(processor.image_processor)
     if task.shared_prefix not in SHARED_PREFIX:
         expected = f"must be one of {', '.join(SHARED_PREFIX)}"
         raise ConfigError("shared_prefix", task.shared_prefix, expected)
+    return rule
 
 
 def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:

@@ -1,6 +1,10 @@
+import json
+
 import pytest
 
-from grpo_stream.errors import ConfigError, GrpoStreamError, ManifestError
+from grpo_stream.errors import ConfigError, GrpoStreamError, ImageError, ManifestError
+from grpo_stream.train.config import DataArguments
+from grpo_stream.train.data import open_source, stream_config
 from grpo_stream.train.launching import parse_settings, plan_run
 from grpo_stream.train.metrics import short_line
 from tests.launch.support import load_script
@@ -27,6 +31,66 @@ def test_a_plan_needs_no_max_steps(shapes):
     text = plan.describe()
     assert "11 in 3 shards" in text
     assert "5 generation batches, 1 samples in reserve" in text
+
+
+def test_several_data_sets_with_weights(shapes, tmp_path):
+    other = write_shapes(tmp_path, 8).shards
+    words = ["--shards", f"{shapes.shards}=0.75", f"{other}=0.25", "--num_ranks", "4"]
+    plan = plan_run(settings(shapes, *words, "--max_pixels", "12544"))
+    assert plan.num_batches == (11 + 8) // 4
+    text = plan.describe()
+    assert (
+        "11 in 3 shards; 3/4 of the prompts, 3 of each generation batch, begins again after 3"
+        in (text)
+    )
+    assert "1/4 of the prompts, 1 of each generation batch, begins again after 8" in text
+    assert "at most 0.11 MB a rank: 3 images of up to 12,544 pixels" in text
+    with pytest.raises(ConfigError, match="each only once"):
+        plan_run(settings(shapes, "--shards", str(shapes.shards), str(shapes.shards)))
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_shards_in_a_file_are_one_or_a_list(shapes, tmp_path, in_list):
+    config = tmp_path / "run.yaml"
+    value = [str(shapes.shards)] if in_list else str(shapes.shards)
+    config.write_text(json.dumps({"shards": value, "fetch_ahead_bytes": 1_000_000}))
+    words = ["--model_name_or_path", "some/model", "--per_device_train_batch_size", "4"]
+    words += ["--num_generations", "4", "--num_decode_processes", "1", "--config", str(config)]
+    plan = plan_run(parse_settings(words, use_cpu=True))
+    assert plan.data_sets.names == [str(shapes.shards)]
+    assert "3 decoded images and 1 MB fetched ahead" in plan.describe()
+
+
+def test_a_cache_is_checked_and_shown(shapes, tmp_path):
+    folder = tmp_path / "cache"
+    text = plan_run(settings(shapes, "--cache_dir", str(folder), "--cache_bytes", "1GB")).describe()
+    assert f"{folder}, at most 1,000 MB a machine" in text
+    with pytest.raises(ConfigError, match="cache_bytes=1: must hold at least the largest shard"):
+        plan_run(settings(shapes, "--cache_dir", str(folder), "--cache_bytes", "1"))
+
+
+def test_settings_reach_the_stream(shapes, tiny_folder):
+    flags = ["--fetch_ahead_bytes", "1MiB", "--max_image_pixels", "9", "--num_fetch_threads", "3"]
+    flags += ["--num_decode_processes", "1", "--max_sample_bytes", "2KB", "--stream_seed", "7"]
+    data = settings(shapes, *flags).data
+    config = stream_config(data, num_lanes=2, seed=1, rule=None)
+    assert (config.fetch_ahead_bytes, config.max_sample_bytes) == (2**20, 2000)
+    assert (config.num_fetch_threads, config.num_processes, config.seed) == (3, 1, 7)
+    assert config.limits.max_pixels == 9
+
+
+def test_images_of_records_are_held_to_the_limit(shapes, tmp_path):
+    (tmp_path / "records.json").write_text(json.dumps(shapes.records[:1]))
+    data = DataArguments(
+        json=str(tmp_path / "records.json"), images_root=str(shapes.images), max_image_pixels=99
+    )
+    with pytest.raises(ImageError, match="image_too_large"):
+        open_source(data).fetch(0, [0])
+
+
+def test_evaluation_is_of_one_data_set(shapes):
+    with pytest.raises(ConfigError, match="one data set at a time"):
+        open_source(DataArguments(shards=[str(shapes.shards), "other"]))
 
 
 def test_max_steps_wins(shapes):
@@ -61,7 +125,15 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--answer_frame", "nope"], "per_mille"),
         (["--shared_prefix", "maybe"], "auto, on, off"),
         (["--block_shards", "0"], "block_shards=0"),
-        (["--num_reader_threads", "-1"], "num_threads=-1"),
+        (["--num_reader_threads", "-1"], "num_reader_threads=-1"),
+        (["--num_decode_processes", "-1"], "num_decode_processes=-1"),
+        (["--retry_deadline_seconds", "0"], "retry_deadline_seconds=0"),
+        (["--fetch_ahead_bytes", "much"], "fetch_ahead_bytes='much'.*as in 256MiB"),
+        (["--max_sample_bytes", "0"], "max_sample_bytes='0'"),
+        (["--cache_bytes", "-1"], "cache_bytes='-1'.*as in 64GiB"),
+        (["--max_image_pixels", "0"], "max_image_pixels=0.*for example 100000000"),
+        (["--shards", "a=0.5", "b"], "shards='b'.*write b=0.3"),
+        (["--eval_shards", "a=0.5", "b"], "eval_shards='b'.*write b=0.3"),
         (["--use_vllm", "true"], "use_vllm"),
         (["--use_transformers_continuous_batching", "true"], "once per completion"),
     ],

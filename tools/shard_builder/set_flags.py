@@ -20,7 +20,7 @@ def add_shard_limits(command: "argparse.ArgumentParser | argparse._ArgumentGroup
     )
     add(
         "--max-shard-bytes",
-        type=_num_bytes,
+        type=parse_num_bytes,
         default=limits.max_bytes,
         metavar="SIZE",
         help="a shard is cut before it passes SIZE, as in 256MiB (the default)",
@@ -39,16 +39,21 @@ def add_split_flag(command: "argparse.ArgumentParser | argparse._ArgumentGroup")
     )
 
 
+def parse_num_bytes(text: str) -> int:
+    """A size in bytes, as in 268435456, 256MiB or 1 GB.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a size as 268435456 or 256MiB")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
 def _share(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
         return name, float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=SHARE, as in val=0.02") from None
-
-
-def _num_bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a size as 268435456 or 256MiB")
-    return int(match[1]) * _UNITS[match[2].upper()]

@@ -1,0 +1,76 @@
+"""What a run's stream will do, in words: the lines that ``--dry-run`` and every run print."""
+
+from grpo_stream.config import StreamConfig
+from grpo_stream.stream.stream_plan import StreamPlan
+from grpo_stream.train.config import DataArguments
+from grpo_stream.train.data import OpenSources
+
+_MB = 10**6
+_ROUNDED_FROM = 10
+
+
+def describe_data(data_sets: OpenSources, plan: StreamPlan) -> list[tuple[str, str]]:
+    """Label and value for each data set; of several, their shares."""
+    lines = []
+    for name, source, weight, num_batches in zip(
+        data_sets.names, data_sets.sources, plan.weights, plan.source_batches, strict=True
+    ):
+        counts = source.shard_counts
+        value = f"{name}, digest {source.digest[:12]}, {counts.sum():,} in {len(counts):,} shards"
+        if len(data_sets.sources) > 1:
+            value += (
+                f"; {weight} of the prompts, {float(weight * plan.num_lanes):g} of each "
+                f"generation batch, begins again after {num_batches:,}"
+            )
+        lines.append(("data", value))
+    return lines
+
+
+def describe_epoch(data_sets: OpenSources, plan: StreamPlan) -> tuple[str, str]:
+    """Label and value: how long an epoch is."""
+    batches = f"{plan.num_batches:,} generation batches"
+    if len(data_sets.sources) > 1:
+        return "epoch", f"{batches}: as many prompts as all data sets have samples"
+    num_samples = int(data_sets.sources[0].shard_counts.sum())
+    num_reserve = num_samples - plan.num_batches * plan.num_lanes
+    return "epoch", f"{batches}, {num_reserve} samples in reserve"
+
+
+def describe_memory(
+    data_sets: OpenSources, config: StreamConfig, num_ranks: int, max_pixels: int | None
+) -> tuple[str, str]:
+    """Label and value: what the stream holds at most, on each rank.
+
+    ``prefetch_batches + 1`` decoded generation batches, and ``fetch_ahead_bytes`` where samples
+    are fetched apart from decoding.
+
+    Args:
+        data_sets: What is read.
+        config: How it is read.
+        num_ranks: Ranks of the run.
+        max_pixels: Of an image after resizing; None where only the model knows.
+    """
+    num_images = (config.prefetch_batches + 1) * (config.num_lanes // num_ranks)
+    num_bytes = 0
+    fetched = ""
+    if config.num_processes or any(source.is_remote for source in data_sets.sources):
+        num_bytes = config.fetch_ahead_bytes
+        fetched = f" and {_megabytes(num_bytes)} fetched ahead"
+    if max_pixels is None:
+        return "stream memory", f"a rank: {num_images} decoded images{fetched}"
+    num_bytes += num_images * max_pixels * 3
+    images = f"{num_images} images of up to {max_pixels:,} pixels"
+    return "stream memory", f"at most {_megabytes(num_bytes)} a rank: {images}{fetched}"
+
+
+def describe_cache(data: DataArguments) -> list[tuple[str, str]]:
+    """Label and value of the shard cache, if there is one."""
+    if data.cache_dir is None:
+        return []
+    size = _megabytes(data.num_bytes("cache_bytes"))
+    return [("shard cache", f"{data.cache_dir}, at most {size} a machine")]
+
+
+def _megabytes(num_bytes: int) -> str:
+    size = num_bytes / _MB
+    return f"{size:,.0f} MB" if size >= _ROUNDED_FROM else f"{size:.2g} MB"
