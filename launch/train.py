@@ -90,6 +90,7 @@ def train(
         prompt_template=task.prompt_template,
         answer_frame=task.answer_frame,
         shared_prefix=task.shared_prefix,
+        allow_new_lanes=data.allow_new_lanes,
         peft_config=get_peft_config(settings.model),
     )
     if args.process_index == 0:

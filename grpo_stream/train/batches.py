@@ -4,8 +4,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.train.collate import Batch
+from grpo_stream.train.read_together import ReadTogether
 
 
 class MicroStepDataset(Dataset[Batch]):
@@ -17,25 +17,25 @@ class MicroStepDataset(Dataset[Batch]):
     to skip what is done.
 
     Args:
-        loader: Delivers generation batches.
+        reader: Delivers generation batches.
         num_repeats: Micro-steps per generation: steps_per_generation x num_iterations.
     """
 
-    def __init__(self, loader: PromptLoader[Batch], num_repeats: int) -> None:
-        self.loader = loader
+    def __init__(self, reader: ReadTogether, num_repeats: int) -> None:
+        self.reader = reader
         self.num_repeats = num_repeats
         self.epoch = 0
         """Epoch whose batches are given; set by the trainer."""
         self._last: tuple[tuple[int, int], Batch] | None = None
 
     def __len__(self) -> int:
-        """Micro-steps of an epoch."""
-        return len(self.loader) * self.num_repeats
+        """Micro-steps of the epoch."""
+        return self.reader.loader.stream.plan.num_batches_in(self.epoch) * self.num_repeats
 
     def __getitem__(self, micro_step: int) -> Batch:
         place = (self.epoch, micro_step // self.num_repeats)
         if self._last is None or self._last[0] != place:
-            self._last = (place, self.loader.get(*place))
+            self._last = (place, self.reader.get(*place))
         return self._last[1]
 
 

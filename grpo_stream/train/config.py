@@ -86,6 +86,13 @@ class DataArguments:
     cache_bytes: str = field(
         default="64GiB", metadata={"help": "Bound to all files of cache_dir, as in 500GB."}
     )
+    allow_new_lanes: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume with another number of prompts per generation batch, over exactly what "
+            "is left of the epoch."
+        },
+    )
     min_pixels: int | None = field(
         default=None, metadata={"help": "Smallest image area after resizing; None: the model's."}
     )

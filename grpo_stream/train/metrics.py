@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from grpo_stream.stream.loader import PromptLoader
+
 _SHOWN = {
     "reward": "reward",
     "frac_reward_zero_std": "zero-variance groups",
@@ -31,6 +33,25 @@ class ShortProgressCallback(ProgressCallback):
             line = short_line(state.global_step, logs)
             if line:
                 self.training_bar.write(line)
+
+
+def stream_metrics(loader: PromptLoader[Any]) -> dict[str, float]:
+    """Sums of what this rank's stream did so far, by the names under which they are logged.
+
+    ``wait_seconds`` is what the step waited for batches, ``num_samples`` what was delivered,
+    ``num_read_again`` samples whose bytes were right only at the second reading. From object
+    storage also requests, retries and bytes (docs/storage.md), ``retry_wait_seconds`` over all
+    threads, and what a cache did (docs/cache.md) as ``cache/...``.
+    """
+    counters = loader.stream.counters
+    sums = {
+        "wait_seconds": loader.wait_seconds,
+        "num_samples": float(counters.num_samples),
+        "num_read_again": float(counters.num_read_again),
+    }
+    for name, value in loader.stream.metrics().items():
+        sums["retry_wait_seconds" if name == "waited_seconds" else name] = value
+    return sums
 
 
 def short_line(global_step: int, logs: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
@@ -25,7 +26,6 @@ from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
 from grpo_stream.grounding.rewards import load_reward, named_reward
 from grpo_stream.images import ResizeRule
-from grpo_stream.stream.cursor import Cursor
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.records import RecordSource
@@ -35,7 +35,9 @@ from grpo_stream.train.collate import Batch, PromptCollator
 from grpo_stream.train.config import SHARED_PREFIX, check_supported
 from grpo_stream.train.data import num_eval_lanes
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
+from grpo_stream.train.metrics import stream_metrics
 from grpo_stream.train.model import policy_config
+from grpo_stream.train.position import Position, SavedPosition, StepCount, check_whole_epochs
 from grpo_stream.train.prefix import (
     pack_groups,
     prefix_positions,
@@ -43,6 +45,7 @@ from grpo_stream.train.prefix import (
     shared_prefix_obstacle,
 )
 from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.read_together import ReadTogether
 from grpo_stream.train.rollout import (
     backbone_of,
     generate_groups,
@@ -57,6 +60,8 @@ RewardFunction = Callable[..., list[float | None]]
 
 CURSOR_NAME = "cursor.json"
 """File of a checkpoint that holds the stream's position."""
+QUARANTINE_NAME = "quarantine.json"
+"""File of a checkpoint that lists the bad samples met since the run was last started, if any."""
 
 
 class PersonalizedGRPOTrainer(GRPOTrainer):
@@ -83,6 +88,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         answer_frame: Frame the model answers in; None takes the model family's.
         shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
             the reason where not; ``on`` refuses instead; ``off`` takes trl's own way.
+        allow_new_lanes: A checkpoint of another number of prompts per generation batch is gone on
+            with, over exactly what is left of its epoch, instead of being refused.
         **kwargs: Passed on to ``GRPOTrainer``.
 
     Raises:
@@ -106,6 +113,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         prompt_template: str = "point",
         answer_frame: str | None = None,
         shared_prefix: str = "auto",
+        allow_new_lanes: bool = False,
         **kwargs: Any,
     ) -> None:
         args = args or GRPOConfig("out")
@@ -151,12 +159,17 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.eval_loader: PromptLoader[Batch] | None = None
         if eval_stream is not None:
             self.eval_loader = PromptLoader(eval_stream, self.data_collator)
+            self._eval_micro_steps = MicroStepDataset(ReadTogether(self.eval_loader), 1)
+        self._reader = ReadTogether(self.train_loader)
         self._micro_steps = MicroStepDataset(
-            self.train_loader, args.steps_per_generation * self.num_iterations
+            self._reader, args.steps_per_generation * self.num_iterations
         )
+        self._allow_new_lanes = allow_new_lanes
+        self._resume_from: str | None = None
+        self._start = Position(0, 0)
         self._groups: PromptGroups | None = None
         self._micro_batches: list[dict[str, Any]] | None = None
-        self._wait_seconds_logged = 0.0
+        self._metrics_logged: dict[str, float] = {}
         self.shared_prefix = self._decide_shared_prefix(shared_prefix)
         self._suppress_vision_tokens()
 
@@ -175,34 +188,55 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """Overrides ``GRPOTrainer.get_eval_dataloader`` (trl 1.16), as for training."""
         if self.eval_loader is None:
             raise ConfigError("eval_dataset", eval_dataset, "none was given to the trainer")
-        return DataLoader(MicroStepDataset(self.eval_loader, 1), batch_size=1, collate_fn=first_of)
+        return DataLoader(self._eval_micro_steps, batch_size=1, collate_fn=first_of)
 
     def num_examples(self, dataloader: DataLoader[Batch]) -> int:
         """Overrides ``Trainer.num_examples`` (transformers 5.23): prompts of an epoch."""
-        loader: PromptLoader[Batch] = dataloader.dataset.loader  # type: ignore[attr-defined]
-        return len(loader) * loader.stream.config.num_lanes
+        reader: ReadTogether = dataloader.dataset.reader  # type: ignore[attr-defined]
+        stream = reader.loader.stream
+        return stream.num_batches * stream.config.num_lanes
 
     # ---------------------------------------------------------------- position
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        """Extends ``Trainer._init_training_state`` (transformers 5.23): checks the cursor first.
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer._inner_training_loop`` (transformers 5.23): notes the checkpoint.
 
-        transformers derives the position from the global step; the cursor says whether that
-        position still means the same samples.
+        The run's length, which is computed first, depends on the position that it holds.
         """
-        if resume_from_checkpoint is not None:
-            self._check_cursor(Path(resume_from_checkpoint))
-        state: tuple[int, int] = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        return state
+        self._resume_from = kwargs.get("resume_from_checkpoint")
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def set_initial_training_values(
+        self, args: GRPOConfig, dataloader: DataLoader[Batch]
+    ) -> tuple[Any, ...]:
+        """Extends ``Trainer.set_initial_training_values`` (transformers 5.23): finds the position.
+
+        Epochs and global steps are upstream's, unless the number of lanes was changed before or
+        is changed now: then the global steps done and those left add up to the run.
+        """
+        values: tuple[Any, ...] = super().set_initial_training_values(args, dataloader)
+        num_epochs, *middle, max_steps = values
+        done = 0
+        self._start = Position(0, 0)
+        if self._resume_from is not None:
+            done = self._enter(Path(self._resume_from))
+        steps = self._step_count()
+        per_epoch = steps.updates_in(self.train_stream.plan.segments_epoch + 1)
+        is_usual = self._start == _usual_position(done, per_epoch, args.gradient_accumulation_steps)
+        if not is_usual or self.train_stream.plan.segments:
+            if args.max_steps > 0:
+                left = max(0, max_steps - done)
+                num_epochs = steps.end(self._start, left)[0] + 1
+            else:
+                check_whole_epochs(args.num_train_epochs)
+                max_steps = done + steps.updates_until(self._start, num_epochs)
+        self.train_loader.until = steps.end(self._start, max(0, max_steps - done))
+        return num_epochs, *middle, max_steps
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Extends ``Trainer._init_training_state`` (transformers 5.23): the cursor's position."""
+        super()._init_training_state(*args, **kwargs)
+        return self._start
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.
@@ -228,14 +262,16 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Extends ``Trainer._run_epoch`` (transformers 5.23): tells the stream the epoch.
 
-        Also restores trl's micro-step counter, which its checkpoints lack.
+        Also sets trl's micro-step counter, which its checkpoints lack: it counts from the epoch's
+        start, where a generation begins in any case.
         """
         epoch = kwargs["epoch"]
         self._micro_steps.epoch = epoch
-        done = 0
-        if epoch == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None:
-            done = kwargs["steps_trained_in_current_epoch"]
-        self._step = epoch * kwargs["steps_in_epoch"] + done
+        # A segment is shorter than its epoch.
+        steps = self._step_count()
+        kwargs["steps_in_epoch"] = steps.micro_steps_in(epoch)
+        kwargs["num_update_steps_per_epoch"] = steps.updates_in(epoch)
+        self._step = self._start.micro_step if epoch == self._start.epoch else 0
         self._micro_batches = None
         super()._run_epoch(*args, **kwargs)
 
@@ -251,23 +287,40 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             # Before the rest: older checkpoints are removed as soon as the rest is written.
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CURSOR_NAME).write_text(json.dumps(self._cursor().to_dict(), indent=1))
+            (folder / CURSOR_NAME).write_text(json.dumps(self._position().to_dict(), indent=1))
+            bad = self._reader.bad_samples
+            if bad.quarantine:
+                found = {"num_bad_by_cause": bad.num_by_cause, "samples": bad.quarantine}
+                (folder / QUARANTINE_NAME).write_text(json.dumps(found, indent=1))
         super()._save_checkpoint(model, trial)
 
-    def _cursor(self) -> Cursor:
+    def _position(self) -> SavedPosition:
         """The first generation batch that is not done; one in use counts as not done."""
-        num_batches = self._step // self._micro_steps.num_repeats
-        epoch, batch_index = divmod(num_batches, self.train_stream.num_batches)
-        return self.train_stream.cursor(epoch, batch_index)
+        batch_index, in_use = divmod(self._step, self._micro_steps.num_repeats)
+        place = self.train_stream.plan.place_after(self._micro_steps.epoch, batch_index)
+        return SavedPosition(self.train_stream.cursor(*place), in_use)
 
-    def _check_cursor(self, checkpoint: Path) -> None:
+    def _enter(self, checkpoint: Path) -> int:
+        """Takes the stream to a checkpoint's position; the global steps that it has done."""
         path = checkpoint / CURSOR_NAME
         if not path.is_file():
             raise CursorError(
                 f"{checkpoint} holds no {CURSOR_NAME}: it was not written by this trainer, or its "
                 "writing was interrupted; resume from an older checkpoint"
             )
-        self.train_stream.cursor().check_same_order(Cursor.from_dict(json.loads(path.read_text())))
+        read = SavedPosition.from_dict(json.loads(path.read_text()))
+        saved = read.enter(self.train_stream, allow_new_lanes=self._allow_new_lanes)
+        done: int = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME).global_step
+        in_use = saved.micro_steps_in_use
+        if in_use is None:  # as transformers counts: an older checkpoint
+            in_use = done * self.args.gradient_accumulation_steps % self._micro_steps.num_repeats
+        micro_step = saved.cursor.batch_index * self._micro_steps.num_repeats + in_use
+        self._start = Position(saved.cursor.epoch, micro_step)
+        return done
+
+    def _step_count(self) -> StepCount:
+        repeats, update = self._micro_steps.num_repeats, self.args.gradient_accumulation_steps
+        return StepCount(self.train_stream.plan, repeats, update)
 
     # ---------------------------------------------------------------- rollout
 
@@ -446,12 +499,19 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.generation_config.suppress_tokens = ids
 
     def _log_stream(self) -> None:
+        """Logs what the stream did: since the last generation batch, or so far for bad samples.
+
+        Bad samples are those of all ranks; all else is of the rank that logs.
+        """
         metrics = self._metrics["train"]
-        waited = self.train_loader.wait_seconds
-        metrics["stream/wait_seconds"].append(waited - self._wait_seconds_logged)
-        self._wait_seconds_logged = waited
-        counters = self.train_stream.counters
-        metrics["stream/num_bad_samples"].append(counters.num_bad_by_cause.total())
+        bad = self._reader.bad_samples.num_by_cause
+        metrics["stream/num_bad_samples"].append(bad.total())
+        for cause, number in bad.items():
+            metrics[f"stream/bad/{cause}"].append(number)
+        now = stream_metrics(self.train_loader)
+        for name, value in now.items():
+            metrics[f"stream/{name}"].append(value - self._metrics_logged.get(name, 0.0))
+        self._metrics_logged = now
 
 
 def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
@@ -469,6 +529,12 @@ def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
         num_iterations=args.num_iterations,
     )
     return num_prompts
+
+
+def _usual_position(num_done: int, updates_per_epoch: int, micro_steps_per_update: int) -> Position:
+    """Where transformers places a run after ``num_done`` global steps."""
+    epoch, updates = divmod(num_done, updates_per_epoch)
+    return Position(epoch, updates * micro_steps_per_update)
 
 
 def _named_rewards(
@@ -493,7 +559,8 @@ def _stream(
         return data
     rule = resize_rule(image_processor)
     config = StreamConfig(num_lanes=num_lanes, seed=args.seed, resize=rule)
-    return PromptStream(RecordSource(data, images_root), config, _world(args))
+    source = RecordSource(data, images_root, limits=config.limits)
+    return PromptStream(source, config, _world(args))
 
 
 def _check_stream(stream: PromptStream, args: GRPOConfig, num_prompts: int) -> None:
