@@ -48,7 +48,8 @@ class LocalStore:
     """A folder. See :class:`~grpo_stream.shards.store.Store`.
 
     The 64 files that ranges were last read from stay open, at most; one that was replaced is
-    opened anew within a second. What others delete keeps its place on the disk until it is no longer among them.
+    opened anew within a second. What others delete keeps its place on the disk until it is no
+    longer among them.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
