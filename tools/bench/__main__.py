@@ -10,15 +10,24 @@ from grpo_stream.errors import GrpoStreamError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code (0 done, 2 settings that cannot work)."""
     # Here, because the builder's worker processes import this module again.
-    from tools.bench import build, loader, memory, order, upload  # noqa: PLC0415
+    from tools.bench import (  # noqa: PLC0415
+        build,
+        byte_counts,
+        first_batch,
+        loader,
+        memory,
+        order,
+        plan_size,
+        upload,
+        workers,
+    )
 
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    order.add_command(commands)
-    build.add_command(commands)
-    upload.add_command(commands)
-    memory.add_command(commands)
-    loader.add_command(commands)
+    for module in (order, loader, first_batch, byte_counts, workers, plan_size):
+        module.add_command(commands)
+    for module in (build, upload, memory):
+        module.add_command(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

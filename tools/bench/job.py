@@ -4,8 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from grpo_stream.boxes import Size
@@ -36,10 +36,17 @@ class Job:
     """Samples before the clock starts."""
     num_samples: int = 512
     """Samples that are timed."""
-    start_batch: int = 0
-    """Batch of the epoch to resume at."""
+    num_batches_before: int = 0
+    """Batches to read before the state is saved in the file ``state``."""
+    state: str = ""
+    """File with the state to resume from; of this loader itself."""
     step_seconds: float = 0
     """Work of the main thread on the CPU after each batch."""
+    step_side: int = 256
+    """Rows and columns of the matrices that a step multiplies: small ones are much Python."""
+
+    fetch_ahead_bytes: int | None = None
+    """Of this project's loader; None for its default."""
 
     @property
     def rule(self) -> ResizeRule | None:
@@ -73,9 +80,8 @@ class Measured:
     """From the start of opening the data, everything imported, to the first batch; CPU apart."""
     keys: tuple[str, ...] = ()
     """Of the first batch."""
-    num_repeated: int = 0
-    """Samples that were delivered twice within an epoch."""
-    counters: Mapping[str, float] | None = None
+    step_slowdown: float = 1.0
+    """How many times longer the main thread's steps took than with no loader at work."""
 
     @property
     def per_second(self) -> float:
@@ -106,12 +112,3 @@ def run_apart(job: Job, environment: Mapping[str, str] | None = None) -> Measure
     if done.returncode or not lines:
         raise RuntimeError(f"{job.contestant}: {done.stderr[-2000:]}")
     return Measured(**json.loads(lines[-1])["measured"])
-
-
-def without_clock(job: Job) -> Job:
-    """The same job for one sample alone, to see whether it works at all."""
-    return replace(job, num_warm_up=0, num_samples=1)
-
-
-Opener = Callable[[Job], Iterator[Batch]]
-"""Opens the data and yields batches, from ``start_batch`` on, for at least one epoch."""

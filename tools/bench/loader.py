@@ -86,6 +86,7 @@ def add_data(command: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=8, help="samples (%(default)s)")
     add("--workers", type=int, default=2, help="N: threads or processes (%(default)s)")
     add("--max-pixels", type=int, help="resize to this area at most; as stored if not given")
+    add("--fetch-ahead-mb", type=float, help="of this project's loader; its default if not given")
     add("--rounds", type=int, default=3, help="(%(default)s)")
     add("--folder", type=Path, help="keeps shards and copies for next time; else a temporary one")
     add("--json", action="store_true", help="print the figures as JSON")
@@ -112,11 +113,17 @@ def prepared(args: argparse.Namespace, contestants: list[str]) -> Iterator[Job]:
             copies=str(copies),
             num_workers=args.workers,
             max_pixels=args.max_pixels,
+            fetch_ahead_bytes=fetch_ahead_bytes(args),
             batch_size=args.batch_size,
             # A window inside of one epoch: starting again would cost some loaders, not others.
             num_warm_up=num_samples // 10,
             num_samples=num_samples * 7 // 10,
         )
+
+
+def fetch_ahead_bytes(args: argparse.Namespace) -> int | None:
+    """What ``--fetch-ahead-mb`` says."""
+    return None if args.fetch_ahead_mb is None else max(1, int(args.fetch_ahead_mb * 1e6))
 
 
 def installed_peers() -> list[str]:

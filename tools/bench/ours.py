@@ -1,9 +1,12 @@
 """This project's loader as a contestant: ``threads`` or ``processes`` that decode."""
 
-from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
+
+with suppress(ImportError):
+    import obstore.store  # noqa: F401 - else it is imported, and timed, when a bucket is opened
 
 from grpo_stream.config import StreamConfig
 from grpo_stream.shards.sample import Sample
@@ -13,21 +16,19 @@ from grpo_stream.stream.sources import ShardSource, StreamSample, decode_sample
 from tools.bench.job import Batch, Job
 
 
-def open_batches(job: Job) -> Iterator[Batch]:
-    """Batches of :class:`PromptLoader`, in the stream's order, epoch after epoch."""
+def open_loader(job: Job) -> PromptLoader[Batch]:
+    """The loader, at the start of the first epoch."""
     is_threads = job.contestant == "threads"
     config = StreamConfig(
         num_lanes=job.batch_size,
         num_threads=job.num_workers if is_threads else 0,
         num_processes=0 if is_threads else job.num_workers,
         resize=job.rule,
+        fetch_ahead_bytes=job.fetch_ahead_bytes or StreamConfig.fetch_ahead_bytes,
     )
     open_sample = keep_sample if job.is_raw else decode_sample
     stream = PromptStream(ShardSource(job.shards), config, open_sample=open_sample)
-    with PromptLoader(stream, raw_batch if job.is_raw else decoded_batch) as loader:
-        loader.load_state_dict(stream.cursor(0, job.start_batch).to_dict())
-        while True:
-            yield from loader
+    return PromptLoader(stream, raw_batch if job.is_raw else decoded_batch)
 
 
 def keep_sample(sample: Sample, config: StreamConfig) -> Any:  # noqa: ARG001 - what is called

@@ -1,6 +1,5 @@
 """Hugging Face datasets, streaming webdataset shards, as a contestant."""
 
-from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -9,7 +8,7 @@ import datasets
 
 from tools.bench.bare_loop import image_of, tars_in
 from tools.bench.job import Batch, Job
-from tools.bench.peers import as_batch, for_ever
+from tools.bench.peers import as_batch
 
 try:
     _LOADER: Any = import_module("torchdata.stateful_dataloader").StatefulDataLoader
@@ -17,7 +16,7 @@ except ImportError:
     _LOADER = import_module("torch.utils.data").DataLoader
 
 
-def open_batches(job: Job) -> Iterator[Batch]:
+def open_loader(job: Job) -> Any:
     """See ``peers.py``."""
     tars = [str(path) for path in tars_in(job.shards)]
     rows = datasets.load_dataset(
@@ -26,14 +25,13 @@ def open_batches(job: Job) -> Iterator[Batch]:
     # Stored bytes, so that it is decoded by the same code as everybody's.
     for name in {"jpg", "png", "webp"} & set(rows.column_names or []):
         rows = rows.cast_column(name, datasets.Image(decode=False))
-    loader = _LOADER(
+    return _LOADER(
         rows,
         batch_size=job.batch_size,
         num_workers=job.num_workers,
         collate_fn=partial(_collate, job),
         persistent_workers=True,
     )
-    return for_ever(loader)
 
 
 def _collate(job: Job, rows: list[dict[str, Any]]) -> Batch:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from unittest.mock import patch
 
 from tools.bench.bare_loop import tars_in
 from tools.bench.job import Batch, Job
-from tools.bench.peers import as_batch, for_ever, sample_of
+from tools.bench.peers import as_batch, sample_of
 
 energon: Any = import_module("megatron.energon")
 
@@ -27,7 +26,7 @@ def convert(shards: str, folder: Path) -> None:
         main(words, standalone_mode=False)
 
 
-def open_batches(job: Job) -> Iterator[Batch]:
+def open_loader(job: Job) -> Any:
     """See ``peers.py``."""
 
     class Row(energon.Sample):  # type: ignore[misc] # of an untyped package
@@ -55,7 +54,7 @@ def open_batches(job: Job) -> Iterator[Batch]:
         max_samples_per_sequence=None,
         task_encoder=Encoder(),
     )
-    return for_ever(energon.get_savable_loader(rows, worker_config=workers))
+    return energon.get_savable_loader(rows, worker_config=workers)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench.bare_loop import image_of, read_tar, tars_in
-from tools.bench.job import Batch, Job
-from tools.bench.peers import as_batch, for_ever
+from tools.bench.job import Job
+from tools.bench.peers import as_batch
 
 litdata: Any = import_module("litdata")
 
@@ -29,19 +29,18 @@ def convert(shards: str, folder: Path) -> None:
     )
 
 
-def open_batches(job: Job) -> Iterator[Batch]:
+def open_loader(job: Job) -> Any:
     """See ``peers.py``."""
     rows = litdata.StreamingDataset(
         str(Path(job.copies) / "litdata" / "chunks"), transform=partial(_sample, job)
     )
-    loader = litdata.StreamingDataLoader(
+    return litdata.StreamingDataLoader(
         rows,
         batch_size=job.batch_size,
         num_workers=job.num_workers,
         collate_fn=as_batch,
         persistent_workers=True,
     )
-    return for_ever(loader)
 
 
 def _samples(tar: str) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -11,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from tools.bench.bare_loop import image_of, read_tar, tars_in
-from tools.bench.job import Batch, Job
-from tools.bench.peers import as_batch, for_ever
+from tools.bench.job import Job
+from tools.bench.peers import as_batch
 
 _COLUMNS = {"key": "str", "image": "bytes", "meta": "str"}
 _VISION: dict[str, dict[str, Any]] = {  # what its vision examples, which nothing here uses, import
@@ -56,7 +55,7 @@ def convert(shards: str, folder: Path) -> None:
                 writer.write({"key": key, "image": image_of(members), "meta": meta})
 
 
-def open_batches(job: Job) -> Iterator[Batch]:
+def open_loader(job: Job) -> Any:
     """See ``peers.py``."""
     streaming.base.util.clean_stale_shared_memory()
 
@@ -69,14 +68,13 @@ def open_batches(job: Job) -> Iterator[Batch]:
     rows = Rows(
         local=str(Path(job.copies) / "mosaicml" / "mds"), shuffle=False, batch_size=job.batch_size
     )
-    loader = streaming.StreamingDataLoader(
+    return streaming.StreamingDataLoader(
         rows,
         batch_size=job.batch_size,
         num_workers=job.num_workers,
         collate_fn=as_batch,
         persistent_workers=True,
     )
-    return for_ever(loader)
 
 
 if __name__ == "__main__":

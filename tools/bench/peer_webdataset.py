@@ -1,18 +1,17 @@
 """webdataset as a contestant."""
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import webdataset
 
 from tools.bench.bare_loop import tars_in
-from tools.bench.job import Batch, Job
-from tools.bench.peers import as_batch, for_ever, sample_of
+from tools.bench.job import Job
+from tools.bench.peers import as_batch, sample_of
 
 
-def open_batches(job: Job) -> Iterator[Batch]:
+def open_loader(job: Job) -> Any:
     """See ``peers.py``."""
     tars = [str(path) for path in tars_in(job.shards)]
     dataset = (
@@ -20,10 +19,9 @@ def open_batches(job: Job) -> Iterator[Batch]:
         .map(partial(_sample, job))
         .batched(job.batch_size, collation_fn=as_batch)
     )
-    loader = webdataset.WebLoader(
+    return webdataset.WebLoader(
         dataset, batch_size=None, num_workers=job.num_workers, persistent_workers=True
     )
-    return for_ever(loader)
 
 
 def _sample(job: Job, sample: dict[str, Any]) -> dict[str, Any]:

@@ -24,14 +24,14 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tools.bench.bare_loop import image_of
-from tools.bench.job import Batch, Job, Opener
+from tools.bench.job import Batch, Job
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Peer:
     package: str
     """What is imported, and has to be there."""
     module: str
-    """Of ``tools.bench``: has ``open_batches``; run as a script, it makes the copy."""
+    """Of ``tools.bench``: has ``open_loader``; run as a script, it makes the copy."""
     has_copy: bool
     can_resume: bool
     """Whether a saved place is sought, rather than read up to."""
@@ -80,11 +80,11 @@ PEERS = {
 }
 
 
-def opener(name: str) -> Opener:
+def opener(name: str) -> Callable[[Job], Any]:
     """What opens the loader of that name, with all that it needs imported."""
     module = "ours" if name in OURS else PEERS[name].module
-    opener: Opener = import_module(f"tools.bench.{module}").open_batches
-    return opener
+    open_loader: Callable[[Job], Any] = import_module(f"tools.bench.{module}").open_loader
+    return open_loader
 
 
 def as_batch(samples: list[dict[str, Any]]) -> Batch:
@@ -97,7 +97,10 @@ def sample_of(job: Job, key: str, members: dict[str, Any], meta: Any) -> dict[st
     return {"key": key, "image": job.image(image_of(members)), "meta": meta}
 
 
-def for_ever(loader: Any) -> Iterator[Batch]:
-    """The loader's batches, epoch after epoch."""
-    while True:
-        yield from loader
+def for_ever(loader: Any) -> Generator[Batch, None, None]:
+    """The loader's batches, epoch after epoch; closes it in the end, where it can be closed."""
+    try:
+        while True:
+            yield from loader
+    finally:
+        getattr(loader, "close", bool)()

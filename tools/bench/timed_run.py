@@ -6,17 +6,23 @@ ended included.
 """
 
 import json
+import pickle
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tools.bench.bare_loop import BARE, bare
-from tools.bench.job import Batch, Job, Measured
-from tools.bench.peers import opener
+from tools.bench.job import Job, Measured
+from tools.bench.peers import for_ever, opener
 
 
 def cpu_seconds() -> float:
@@ -29,56 +35,94 @@ def cpu_seconds() -> float:
     return total
 
 
-def measure(job: Job, open_batches: Callable[[Job], Iterator[Batch]]) -> Measured:
-    """Times the batches of an opened loader."""
-    work = _step_work(job.step_seconds)
+def measure(job: Job, open_loader: Callable[[Job], Any]) -> Measured:
+    """Times the batches of a loader; with a ``state`` from there on."""
+    step = Step(job)
     start = time.perf_counter()
-    batches = open_batches(job)
-    first = next(batches)
+    loader = open_loader(job)
+    if job.state:
+        _resume(loader, Path(job.state))
+    batches = for_ever(loader)
+    keys = tuple(next(batches)["key"])
     first_batch_seconds = time.perf_counter() - start
-    keys, num_before = tuple(first["key"]), len(first["key"])
+    num_before = len(keys)
     while num_before < job.num_warm_up:
-        work()
+        step.work()
         num_before += len(next(batches)["key"])
+    step.seconds = []
     start, cpu = time.perf_counter(), cpu_seconds()
-    num_samples, step_seconds = 0, 0.0
+    num_samples = 0
     while num_samples < job.num_samples:
-        step_seconds += work()
+        step.work()
         num_samples += len(next(batches)["key"])
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
-    return Measured(
-        num_samples,
-        seconds,
-        cpu,
-        first_batch_seconds,
-        keys,
-        counters={"step_seconds": step_seconds},
-    )
+    batches.close()
+    return Measured(num_samples, seconds, cpu, first_batch_seconds, keys, step.slowdown)
 
 
-def _step_work(seconds: float) -> Callable[[], float]:
-    """A step's stand-in: matrix products that take ``seconds`` when nothing runs beside them."""
-    if not seconds:
-        return lambda: 0.0
-    import torch  # noqa: PLC0415 - only for jobs with a step
+def save_state(job: Job, open_loader: Callable[[Job], Any]) -> Measured:
+    """Reads ``num_batches_before`` and writes the state; the keys are the next batch's."""
+    loader = open_loader(job)
+    batches = for_ever(loader)
+    for _ in range(job.num_batches_before):
+        next(batches)
+    is_energon = hasattr(loader, "save_state_rank")
+    state = loader.save_state_rank() if is_energon else loader.state_dict()
+    with Path(job.state).open("wb") as file:
+        pickle.dump(state, file)
+    keys = tuple(next(batches)["key"])
+    batches.close()
+    return Measured(len(keys), 0, 0, 0, keys)
 
-    matrix = torch.ones(256, 256)
 
-    def products(count: int) -> float:
+def _resume(loader: Any, path: Path) -> None:
+    state = pickle.loads(path.read_bytes())  # noqa: S301 - written by the function above
+    if hasattr(loader, "restore_state_rank"):
+        loader.restore_state_rank(state)
+    else:
+        loader.load_state_dict(state)
+
+
+class Step:
+    """A training step's stand-in: matrix products in the main thread for ``step_seconds``."""
+
+    def __init__(self, job: Job) -> None:
+        self.seconds: list[float] = []
+        """What each step took."""
+        self._alone = job.step_seconds
+        self._count = 0
+        if self._alone:
+            matrix: Any = import_module("torch").ones(job.step_side, job.step_side)
+            self._multiply = partial(matrix.matmul, matrix)
+            self._run(100)
+            self._count = max(1, round(self._alone / min(self._run(50) / 50 for _ in range(9))))
+            self._alone = min(self._run(self._count) for _ in range(3))
+
+    def work(self) -> None:
+        """Does one step."""
+        if self._count:
+            self.seconds.append(self._run(self._count))
+
+    @property
+    def slowdown(self) -> float:
+        """Mean time of a step, relative to one with nothing at work beside it."""
+        return statistics.mean(self.seconds) / self._alone if self.seconds else 1.0
+
+    def _run(self, count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
-            matrix @ matrix
+            self._multiply()
         return time.perf_counter() - start
-
-    products(20)
-    count = max(1, round(seconds / min(products(50) / 50 for _ in range(5))))
-    return lambda: products(count)
 
 
 def main() -> None:
     """Runs the job that is the only argument."""
     job = Job(**json.loads(sys.argv[1]))
-    measured = bare(job) if job.contestant == BARE else measure(job, opener(job.contestant))
+    if job.contestant == BARE:
+        measured = bare(job)
+    else:
+        run = save_state if job.num_batches_before else measure
+        measured = run(job, opener(job.contestant))
     print(json.dumps({"measured": asdict(measured)}), flush=True)
 
 
