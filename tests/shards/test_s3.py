@@ -3,6 +3,7 @@
 import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.shards import object_store
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import open_store
@@ -108,3 +109,21 @@ def test_azure_needs_its_account(monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     for url in ("az://container/set", "abfs://container/set"):
         assert open_store(url).url == url
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_unsigned"),
+    [
+        ({}, True),
+        ({"AWS_ENDPOINT_URL": "https://minio.example"}, True),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}, False),
+        ({"AWS_UNSIGNED_PAYLOAD": "false"}, False),
+    ],
+)
+def test_what_tls_guards_is_not_hashed_again(monkeypatch, variables, is_unsigned):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_UNSIGNED_PAYLOAD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = object_store._options("s3://bucket/set", None).get("config", {})
+    assert (config.get("unsigned_payload") == "true") == is_unsigned
