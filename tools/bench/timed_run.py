@@ -115,14 +115,17 @@ class Step:
         return time.perf_counter() - start
 
 
+def run_here(job: Job) -> Measured:
+    """Runs a job in this process."""
+    if job.contestant == BARE:
+        return bare(job)
+    run = save_state if job.num_batches_before else measure
+    return run(job, opener(job.contestant))
+
+
 def main() -> None:
     """Runs the job that is the only argument."""
-    job = Job(**json.loads(sys.argv[1]))
-    if job.contestant == BARE:
-        measured = bare(job)
-    else:
-        run = save_state if job.num_batches_before else measure
-        measured = run(job, opener(job.contestant))
+    measured = run_here(Job(**json.loads(sys.argv[1])))
     print(json.dumps({"measured": asdict(measured)}), flush=True)
 
 
