@@ -21,7 +21,7 @@ class MicroStepDataset(Dataset[Batch]):
         num_repeats: Micro-steps per generation: steps_per_generation x num_iterations.
     """
 
-    def __init__(self, reader: ReadTogether, num_repeats: int) -> None:
+    def __init__(self, reader: ReadTogether[Batch], num_repeats: int) -> None:
         self.reader = reader
         self.num_repeats = num_repeats
         self.epoch = 0

@@ -54,8 +54,8 @@ class StepCount:
         left = self._updates_left(start)
         if num_updates > left:
             per_epoch = self.updates_in(self.plan.segments_epoch + 1)
-            epochs, num_updates = divmod(num_updates - left, per_epoch)
-            epoch, micro_step = epoch + 1 + epochs, 0
+            epochs, before = divmod(num_updates - left - 1, per_epoch)
+            epoch, micro_step, num_updates = epoch + 1 + epochs, 0, before + 1
         micro_step += num_updates * self.micro_steps_per_update
         micro_step = min(micro_step, self.micro_steps_in(epoch))
         return epoch, -(-micro_step // self.num_repeats)

@@ -6,7 +6,7 @@ would show that instead of the cause.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -22,7 +22,8 @@ from grpo_stream.errors import (
     WorkerDiedError,
 )
 from grpo_stream.stream.loader import PromptLoader
-from grpo_stream.train.collate import Batch
+
+T = TypeVar("T")
 
 
 class _Report(NamedTuple):
@@ -42,7 +43,7 @@ class BadSamples:
     """Where they lie, rank after rank."""
 
 
-class ReadTogether:
+class ReadTogether(Generic[T]):
     """Generation batches of this rank, in step with the other ranks.
 
     Each batch costs one collective of two integers; texts are exchanged only when a rank has
@@ -52,12 +53,12 @@ class ReadTogether:
         loader: Of this rank. Every rank must ask for the same places in the same order.
     """
 
-    def __init__(self, loader: PromptLoader[Batch]) -> None:
+    def __init__(self, loader: PromptLoader[T]) -> None:
         self.loader = loader
         self.bad_samples = BadSamples()
         self._num_bad_known = 0
 
-    def get(self, epoch: int, batch_index: int) -> Batch:
+    def get(self, epoch: int, batch_index: int) -> T:
         """See :meth:`PromptLoader.get`; raises on every rank what one rank raises.
 
         Raises:

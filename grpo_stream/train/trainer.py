@@ -192,7 +192,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
 
     def num_examples(self, dataloader: DataLoader[Batch]) -> int:
         """Overrides ``Trainer.num_examples`` (transformers 5.23): prompts of an epoch."""
-        reader: ReadTogether = dataloader.dataset.reader  # type: ignore[attr-defined]
+        reader: ReadTogether[Batch] = dataloader.dataset.reader  # type: ignore[attr-defined]
         stream = reader.loader.stream
         return stream.num_batches * stream.config.num_lanes
 

@@ -1,0 +1,81 @@
+"""Two real ranks over gloo: what one meets, both stop for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_stream.shards.index import ShardIndex
+from tests.multiprocess.test_zero3 import free_port
+from tests.stream.support import damage, make_stream, write_numbered_set
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_RANKS = 2
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_numbered_set(tmp_path / "shards", 24)
+
+
+def test_a_shard_that_is_gone_for_one_rank_stops_both(folder, tmp_path):
+    first, second = (make_stream(folder, rank=rank, world_size=2) for rank in range(2))
+    shards_of = [
+        {one.place.shard for batch in range(6) for one in stream.slot_places(0, batch)}
+        for stream in (first, second)
+    ]
+    only_second = min(shards_of[1] - shards_of[0])
+    info = second.sources[0].manifest.shards[only_second]
+    ShardIndex.load(second.sources[0]._store, info)
+    (folder / info.name).unlink()
+    seen = run(folder, tmp_path, max_bad_samples=100)
+    assert seen[0]["error"] == seen[1]["error"]
+    assert seen[0]["error"].startswith("StoreError: not_found: rank 1: ")
+    assert info.name in seen[0]["error"]
+    assert seen[0]["num_read"] == seen[1]["num_read"] < 6
+
+
+def test_bad_samples_of_both_add_up(folder, tmp_path):
+    streams = [make_stream(folder, rank=rank, world_size=2) for rank in range(2)]
+    for stream in streams:
+        place = stream.slot_places(0, 0)[0].place
+        damage(stream.sources[0], place.shard, place.sample)
+    seen = run(folder, tmp_path, max_bad_samples=1)
+    assert seen[0]["error"] == seen[1]["error"]
+    assert "2 samples could not be read on 2 ranks" in seen[0]["error"]
+    assert [len(one["own"]) for one in seen] == [1, 1]
+    assert seen[0]["quarantine"] == seen[1]["quarantine"] == seen[0]["own"] + seen[1]["own"]
+
+
+def run(folder, tmp_path, max_bad_samples):
+    port = str(free_port())
+    ranks = []
+    for rank in range(NUM_RANKS):
+        words = [folder, tmp_path / f"rank-{rank}.json", max_bad_samples]
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "tests/multiprocess/read_probe.py", *map(str, words)],
+                cwd=ROOT,
+                env={**os.environ, **place, **address, **more},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        for rank in ranks:
+            output, _ = rank.communicate(timeout=60)
+            assert rank.returncode == 0, output
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]

@@ -1,0 +1,128 @@
+import pickle
+from types import SimpleNamespace
+
+import pytest
+
+from grpo_stream.config import StreamConfig
+from grpo_stream.errors import (
+    BadSamplesError,
+    ConfigError,
+    GrpoStreamError,
+    StoreError,
+    WorkerDiedError,
+)
+from grpo_stream.stream.dataset import StreamCounters
+from grpo_stream.stream.world import World
+from grpo_stream.train import read_together
+from grpo_stream.train.read_together import ReadTogether, raise_together
+
+
+class Ranks:
+    """Ranks whose collectives are played one after another, in one process."""
+
+    def __init__(self, monkeypatch, counts):
+        self.counters = [StreamCounters() for _ in counts]
+        self.num_exchanges = 0
+        for counters, by_cause in zip(self.counters, counts, strict=True):
+            for cause, number in by_cause.items():
+                counters.num_bad_by_cause[cause] += number
+                counters.quarantine += [f"{cause} {n}" for n in range(number)]
+        self.errors = [None] * len(counts)
+        monkeypatch.setattr(ReadTogether, "_sum", lambda _, __: self.sums())
+        monkeypatch.setattr(read_together, "gather_object", lambda _: self.reports())
+
+    def sums(self):
+        totals = [counters.num_bad_by_cause.total() for counters in self.counters]
+        return [sum(error is not None for error in self.errors), sum(totals)]
+
+    def reports(self):
+        self.num_exchanges += 1
+        pairs = zip(self.errors, self.counters, strict=True)
+        reports = [
+            read_together._Report(
+                read_together._told(error), dict(counters.num_bad_by_cause), counters.quarantine
+            )
+            for error, counters in pairs
+        ]
+        return pickle.loads(pickle.dumps(reports))  # noqa: S301 - sent as the ranks do
+
+    def reader(self, rank, max_bad_samples=100):
+        def get(epoch, batch_index):
+            if self.errors[rank] is not None:
+                raise self.errors[rank]
+            return epoch, batch_index
+
+        stream = SimpleNamespace(
+            counters=self.counters[rank],
+            world=World(rank, len(self.counters)),
+            config=StreamConfig(num_lanes=4, max_bad_samples=max_bad_samples),
+        )
+        return ReadTogether(SimpleNamespace(stream=stream, get=get))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (StoreError("not_found", "no shard-7"), "not_found: rank 1: no shard-7"),
+        (BadSamplesError("too many"), "rank 1: too many"),
+        (WorkerDiedError("killed"), "rank 1: killed"),
+        (ConfigError("seed", 1, "use 2"), "seed=1: use 2"),
+        (ValueError("odd"), "rank 1: ValueError: odd"),
+    ],
+)
+def test_an_error_of_one_rank_is_raised_by_all(monkeypatch, error, message):
+    ranks = Ranks(monkeypatch, [{}, {}, {}])
+    ranks.errors[1] = error
+    raised = []
+    for rank in range(3):
+        with pytest.raises(GrpoStreamError) as info:
+            ranks.reader(rank).get(0, 0)
+        raised.append((type(info.value), str(info.value)))
+    expected = type(error) if isinstance(error, GrpoStreamError) else GrpoStreamError
+    assert raised == [(expected, message)] * 3
+
+
+def test_several_failures_are_one(monkeypatch):
+    ranks = Ranks(monkeypatch, [{}, {}, {}])
+    ranks.errors[:2] = [StoreError("forbidden", "key"), WorkerDiedError("killed")]
+    with pytest.raises(StoreError, match="rank 0 and 1 more: key"):
+        ranks.reader(2).get(0, 0)
+
+
+def test_the_tolerance_is_over_all_ranks(monkeypatch):
+    ranks = Ranks(monkeypatch, [{"checksum": 2}, {}, {"checksum": 1, "image_truncated": 1}])
+    for rank in range(3):
+        assert ranks.reader(rank, max_bad_samples=4).get(3, 1) == (3, 1)
+        words = r"4 samples .* on 3 ranks.*max_bad_samples=3.*'checksum': 3.*rank 0: checksum 1"
+        with pytest.raises(BadSamplesError, match=words):
+            ranks.reader(rank, max_bad_samples=3).get(3, 1)
+
+
+def test_texts_are_exchanged_only_when_something_is_new(monkeypatch):
+    ranks = Ranks(monkeypatch, [{}, {}])
+    reader = ranks.reader(0)
+    reader.get(0, 0)
+    assert ranks.num_exchanges == 0
+    ranks.counters[1].num_bad_by_cause["checksum"] += 1
+    ranks.counters[1].quarantine.append("shard sample 3")
+    for batch_index in range(1, 4):
+        reader.get(0, batch_index)
+    assert ranks.num_exchanges == 1
+    assert reader.bad_samples.num_by_cause == {"checksum": 1}
+    assert reader.bad_samples.quarantine == ["shard sample 3"]
+
+
+def test_a_rank_alone_raises_its_own_error(monkeypatch):
+    ranks = Ranks(monkeypatch, [{"checksum": 1}])
+    monkeypatch.undo()
+    reader = ranks.reader(0)
+    reader.get(0, 0)
+    assert reader.bad_samples.num_by_cause == {"checksum": 1}
+    ranks.errors[0] = error = StoreError("not_found", "no shard-7")
+    with pytest.raises(StoreError) as info:
+        reader.get(0, 1)
+    assert info.value is error
+
+
+def test_nothing_wrong_is_no_error():
+    raise_together([read_together._Report(None, {"checksum": 2}, ["a", "b"])] * 2, 4)
