@@ -44,7 +44,8 @@ class StreamConfig:
     """Encoded samples of a rank that are fetched ahead or on their way, in bytes; what the next
     ``prefetch_batches`` need is fetched in any case."""
     max_bad_samples: int = 100
-    """Samples of one rank and run that may be bad before the run stops."""
+    """Samples of one rank and run that may be bad before its stream stops. A trainer holds all of
+    its ranks together to it."""
     max_sample_bytes: int = 256 * 2**20
     """Larger samples, image and JSON together, are bad."""
     resize: ResizeRule | None = field(default_factory=ResizeRule)

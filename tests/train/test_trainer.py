@@ -19,7 +19,7 @@ from grpo_stream.train import patches as patches_module
 from grpo_stream.train.collate import PromptCollator
 from grpo_stream.train.patches import image_inputs, to_patches
 from grpo_stream.train.processor import load_processor
-from grpo_stream.train.trainer import CURSOR_NAME, PersonalizedGRPOTrainer
+from grpo_stream.train.trainer import CURSOR_NAME, QUARANTINE_NAME, PersonalizedGRPOTrainer
 from tests.train.support import write_shapes
 
 NUM_LANES = 4  # 4 completions x 2 steps per generation / groups of 2
@@ -224,7 +224,28 @@ class TestTraining:
         )
         trainer.train()
         assert logged(trainer, "stream/num_bad_samples") == [1]
+        assert logged(trainer, "stream/bad/image_not_found") == [1]
         assert len(spy.batches[0]) == 3
+
+    def test_bad_samples_are_listed_in_the_checkpoint(
+        self, make_trainer, make_args, shapes, tmp_path
+    ):
+        records = [*shapes.records[:4]]
+        records[1] = records[1] | {"image": "missing.png"}
+        args = make_args(max_steps=1, save_strategy="steps", save_steps=1)
+        make_trainer(args, train_dataset=records, images_root=shapes.images).train()
+        found = json.loads((tmp_path / "out" / "checkpoint-1" / QUARANTINE_NAME).read_text())
+        assert found == {"num_bad_by_cause": {"image_not_found": 1}, "samples": ["record 1"]}
+
+    def test_reads_ahead_across_epochs_but_not_past_the_end(self, make_trainer, make_args):
+        trainer = make_trainer(make_args(max_steps=4))
+        read = []
+        read_ahead = trainer.train_stream.slot_places
+        trainer.train_stream.slot_places = lambda *place: read.append(place) or read_ahead(*place)
+        trainer.train()
+        assert read == [(0, 0), (0, 1), (0, 2), (1, 0)]
+        delivered = sum(logged(trainer, "stream/num_samples"))
+        assert delivered == trainer.train_stream.counters.num_samples == 16
 
     def test_an_epoch_needs_no_max_steps_and_the_next_has_another_order(
         self, make_trainer, make_args
@@ -443,6 +464,69 @@ class TestResume:
         words = "manifest digest" if what == "data" else f"holds no {CURSOR_NAME}"
         with pytest.raises(CursorError, match=words):
             self.run(make_trainer, make_args(**args), resume_from=str(checkpoint), folder=folder)
+
+
+class TestOtherLanes:
+    """13 shapes: epochs of 3 generation batches of 4 prompts, or of 6 of 2 prompts."""
+
+    run = TestResume.run
+
+    @pytest.fixture
+    def begun(self, make_trainer, make_args, tmp_path):
+        _, batches = self.run(make_trainer, make_args(**SAVING), stop_after=1)
+        return str(tmp_path / "out" / "checkpoint-1"), batches
+
+    @pytest.fixture
+    def go_on(self, make_trainer, make_args):
+        def run(resume_from, stop_after=None, **changes):
+            length = {"max_steps": -1, "num_train_epochs": 2}
+            args = make_args(**SAVING | length | changes, num_generations=4)
+            return self.run(
+                make_trainer,
+                args,
+                num_lanes=2,
+                allow_new_lanes=True,
+                resume_from=resume_from,
+                stop_after=stop_after,
+            )
+
+        return run
+
+    def test_are_refused_unless_allowed(self, make_trainer, make_args, begun):
+        args = make_args(**SAVING, num_generations=4)
+        with pytest.raises(CursorError, match=r"4 prompts per generation batch.*allow_new_lanes"):
+            self.run(make_trainer, args, num_lanes=2, resume_from=begun[0])
+
+    def test_read_exactly_what_is_left(self, begun, go_on, tmp_path):
+        checkpoint, first = begun
+        trainer, rest = go_on(checkpoint)
+        # 9 of 13 are left: 4 generation batches of 2; then an epoch of 6.
+        assert trainer.state.global_step == 1 + 4 + 6
+        assert [len(batch) for batch in rest] == [2] * 10
+        keys = [key for batch in [*first, *rest[:4]] for key in batch]
+        assert len(keys) == len(set(keys)) == 12
+        assert len({key for batch in rest[4:] for key in batch}) == 12
+        assert trainer.state.epoch == 2
+        assert trainer.train_loader.until == (1, 6)
+        assert place_of(tmp_path / "out" / "checkpoint-5") == (1, 0)
+
+    @pytest.mark.parametrize("stop_after", [3, 7], ids=["in the segment", "in the next epoch"])
+    def test_go_on_again_without_being_allowed_again(
+        self, make_trainer, make_args, begun, go_on, tmp_path, stop_after
+    ):
+        _, expected = go_on(begun[0])
+        go_on(begun[0], stop_after=stop_after)
+        args = make_args(**SAVING | {"max_steps": -1, "num_train_epochs": 2}, num_generations=4)
+        checkpoint = str(tmp_path / "out" / f"checkpoint-{stop_after}")
+        trainer, rest = self.run(make_trainer, args, num_lanes=2, resume_from=checkpoint)
+        assert rest == expected[stop_after - 1 :]
+        assert trainer.state.global_step == 11
+
+    def test_max_steps_counts_all_global_steps(self, begun, go_on):
+        trainer, rest = go_on(begun[0], max_steps=7)
+        assert trainer.state.global_step == 7
+        assert len(rest) == 6
+        assert trainer.train_loader.until == (1, 2)
 
 
 class TestEvaluation:
