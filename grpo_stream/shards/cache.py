@@ -3,6 +3,7 @@
 :class:`ShardCache` wraps the store that the shards come from. A shard that is announced is fetched
 once per machine, in the background; until it has arrived, and whenever the cache cannot help
 (no room, disk full, folder gone), reads go to the store by range, as they would without a cache.
+Where a server answers no ranges, reads wait for their shard instead.
 """
 
 import os
@@ -19,6 +20,7 @@ __all__ = ["MAX_ANNOUNCED", "CacheCounts", "ShardCache"]
 
 _PAUSE_SECONDS = 60.0
 _KEY_DIGITS = 24
+_PIECE_BYTES = 2**20
 
 
 class ShardCache:
@@ -63,6 +65,7 @@ class ShardCache:
                 "cache_dir", os.fspath(folder), f"{expected}example ./shard_cache"
             ) from error
         self._pid = os.getpid()
+        self._answers_ranges = True
         self._fetcher = ShardFetcher(store, self._sizes, kept, num_threads, pause_seconds)
 
     @property
@@ -71,14 +74,19 @@ class ShardCache:
         return self._store.url
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
-        """See :meth:`Store.read_range`; from the cache where the shard is in it."""
+        """See :meth:`Store.read_range`; from the cache where the shard is in it.
+
+        From a server that ignores ranges the shard comes whole: the read waits until it is in the
+        cache, announced or not, and where the cache cannot take it, reads the object from its
+        start up to the range's end.
+        """
         if name not in self._sizes or offset + num_bytes > self._sizes[name]:
             return self._store.read_range(name, offset, num_bytes)  # its error is the clearer one
         self._check_process()
         shard = self._fetcher.find(name)
         data = None if shard is None else self._read_cached(name, shard, offset, num_bytes)
         self._fetcher.count_read(name, is_hit=data is not None)
-        return self._store.read_range(name, offset, num_bytes) if data is None else data
+        return self._read_missing(name, offset, num_bytes) if data is None else data
 
     def announce(self, names: Iterable[str]) -> None:
         """Says which shards are needed from now on; replaces what was announced before.
@@ -157,6 +165,30 @@ class ShardCache:
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`."""
         return self._store.walk(prefix)
+
+    def _read_missing(self, name: str, offset: int, num_bytes: int) -> bytes:
+        if self._answers_ranges:
+            try:
+                return self._store.read_range(name, offset, num_bytes)
+            except StoreError as error:
+                if error.cause != "range_ignored":
+                    raise
+                self._answers_ranges = False
+        shard = self._fetcher.wait_for(name)
+        data = None if shard is None else self._read_cached(name, shard, offset, num_bytes)
+        return self._read_through(name, offset, num_bytes) if data is None else data
+
+    def _read_through(self, name: str, offset: int, num_bytes: int) -> bytes:
+        with self._store.open_stream(name) as stream:
+            while offset > 0 and (skipped := stream.read(min(offset, _PIECE_BYTES))):
+                offset -= len(skipped)
+            data = stream.read(num_bytes)
+        if len(data) < num_bytes:
+            detail = (
+                f"{self.url}: {name}: ends before the {self._sizes[name]} bytes of the manifest"
+            )
+            raise StoreError("short_read", detail)
+        return data
 
     def _read_cached(
         self, name: str, shard: OpenShard, offset: int, num_bytes: int

@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ _POLL_SECONDS = 0.25  # how soon the end of another process's download is notice
 _FULL_SECONDS = 1.0
 _RETRY_SECONDS = 30.0  # after a failed download; the store has tried again itself before
 _CLOSE_SECONDS = 1.0
+_BUSY_SECONDS = 60.0  # how long another process may take over a shard that is waited for
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class CacheCounts:
     num_hits: int = 0
     """Reads from the cache."""
     num_misses: int = 0
-    """Reads of shards that went to the store."""
+    """Reads that did not find their shard in the cache."""
     num_misses_full: int = 0
     """Those of the misses whose shard was announced but found no room."""
     num_downloads: int = 0
@@ -70,10 +72,12 @@ class ShardFetcher:
         self._pause_seconds = pause_seconds
         self._changed = threading.Condition()  # guards all below
         self._wanted: dict[str, None] = {}  # in order of need
+        self._awaited = Counter[str]()  # how many wait for a shard; they go before _wanted
         self._held: dict[str, OpenShard] = {}  # those of _wanted that are here
         self._arriving: set[str] = set()
         self._dropped: set[str] = set()
-        self._not_before: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}  # another process fetches it
+        self._failed_until: dict[str, float] = {}
         self._full_until = -math.inf
         self._paused_until = -math.inf
         self._is_closed = False
@@ -100,6 +104,7 @@ class ShardFetcher:
             if left:
                 self._full_until = -math.inf
             self._not_before = {n: t for n, t in self._not_before.items() if n in wanted}
+            self._failed_until = {n: t for n, t in self._failed_until.items() if n in wanted}
             self._changed.notify_all()
 
     def find(self, name: str) -> OpenShard | None:
@@ -109,6 +114,28 @@ class ShardFetcher:
             shard = self._folder.open(name, self._sizes[name])
             if shard is not None:
                 self._hold(name, shard)
+        return shard
+
+    def wait_for(self, name: str) -> OpenShard | None:
+        """The shard, as soon as it is in the folder; fetched first, announced or not.
+
+        Returns:
+            None when it cannot come for now: it was dropped, there is no room, disk or store
+            fails, another process has been at it for a minute, or this object is closed.
+        """
+        with self._changed:
+            self._awaited[name] += 1
+            self._changed.notify_all()
+        busy_until = time.monotonic() + _BUSY_SECONDS
+        try:
+            while (shard := self.find(name)) is None and self._may_come(name, busy_until):
+                with self._changed:
+                    self._changed.wait(_POLL_SECONDS)
+        finally:
+            with self._changed:
+                self._awaited -= Counter((name,))
+                if name not in self._awaited and name not in self._wanted:
+                    self._held.pop(name, None)
         return shard
 
     def drop(self, name: str, reason: str) -> None:
@@ -143,7 +170,8 @@ class ShardFetcher:
 
     def _hold(self, name: str, shard: OpenShard) -> None:
         with self._changed:
-            if name in self._wanted and name not in self._dropped:
+            is_needed = name in self._wanted or name in self._awaited
+            if is_needed and name not in self._dropped:
                 self._held[name] = shard
 
     def _work(self) -> None:
@@ -151,7 +179,8 @@ class ShardFetcher:
             with self._changed:
                 name = self._next()
                 while name is None and not self._is_closed:
-                    is_done = self._wanted.keys() <= self._held.keys() | self._dropped
+                    wanted = self._wanted.keys() | self._awaited.keys()
+                    is_done = wanted <= self._held.keys() | self._dropped
                     self._changed.wait(None if is_done else _POLL_SECONDS)
                     name = self._next()
                 if name is None or self._is_closed:
@@ -162,22 +191,36 @@ class ShardFetcher:
             finally:
                 with self._changed:
                     self._arriving.discard(name)
+                    self._changed.notify_all()
 
     def _next(self) -> str | None:
         now = time.monotonic()
         if now < max(self._full_until, self._paused_until):
             return None
-        for name in self._wanted:
+        for name in (*self._awaited, *self._wanted):
             is_settled = name in self._held or name in self._arriving or name in self._dropped
-            if not is_settled and self._not_before.get(name, now) <= now:
+            if not is_settled and max(self._put_off_until(name)) <= now:
                 return name
         return None
+
+    def _may_come(self, name: str, busy_until: float) -> bool:
+        now = time.monotonic()
+        with self._changed:
+            if self._is_closed or name in self._dropped:
+                return False
+            not_before, failed_until = self._put_off_until(name)
+            is_stopped = now < max(self._full_until, self._paused_until, failed_until)
+            return name in self._arriving or not (is_stopped or busy_until <= now < not_before)
+
+    def _put_off_until(self, name: str) -> tuple[float, float]:
+        never = -math.inf
+        return self._not_before.get(name, never), self._failed_until.get(name, never)
 
     def _obtain(self, name: str) -> None:
         try:
             shard = self._folder.open(name, self._sizes[name])
             if shard is None:
-                place = self._folder.reserve(name, self._sizes[name], tuple(self._wanted))
+                place = self._folder.reserve(name, self._sizes[name], self._needed())
                 if isinstance(place, Download):
                     shard = self._fetch(name, place)
                 else:
@@ -192,6 +235,10 @@ class ShardFetcher:
         else:
             if shard is not None:
                 self._hold(name, shard)
+
+    def _needed(self) -> tuple[str, ...]:
+        with self._changed:
+            return (*self._awaited, *self._wanted)
 
     def _fetch(self, name: str, download: Download) -> OpenShard | None:
         try:
@@ -232,7 +279,7 @@ class ShardFetcher:
             if name is None:
                 self._paused_until = time.monotonic() + self._pause_seconds
             else:
-                self._not_before[name] = time.monotonic() + _RETRY_SECONDS
+                self._failed_until[name] = time.monotonic() + _RETRY_SECONDS
         self._warn(message)
 
     def _warn(self, message: str) -> None:

@@ -137,7 +137,7 @@ class PromptLoader(Generic[T]):
             batch = self.transform(self.stream.read_batch(epoch, batch_index))
         else:
             self._look_ahead((epoch, batch_index))
-            batch = _result(self._works.popleft())
+            batch = self._take(self._works[0])
         self.wait_seconds += time.perf_counter() - started
         return batch
 
@@ -284,19 +284,22 @@ class PromptLoader(Generic[T]):
         settle = self.stream.settle
         return self.transform([settle(*pair) for pair in zip(slots, found, strict=True)])
 
+    def _take(self, work: _Work[T]) -> T:
+        assert work.batch is not None  # noqa: S101 - _look_ahead has started the first one
+        try:
+            return work.batch.result()
+        except BaseException:
+            work.cancel()  # else close() would wait for fetches that nobody needs any more
+            raise
+        finally:
+            # Only now: close(), called by another thread meanwhile, must find it.
+            if self._works and self._works[0] is work:
+                self._works.popleft()
+
     def _drop(self) -> None:
         while self._works:
             self._works.pop().cancel()
         self._coming = None
-
-
-def _result(work: _Work[T]) -> T:
-    assert work.batch is not None  # noqa: S101 - _look_ahead has started the first one
-    try:
-        return work.batch.result()
-    except BaseException:
-        work.cancel()  # else close() would wait for the fetches that nobody waits for any more
-        raise
 
 
 def _all(work: _Work[Any]) -> range:

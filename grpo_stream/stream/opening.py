@@ -52,7 +52,14 @@ def open_shards(
         return ShardSource(url, cache=cache, retry=retry, max_sample_bytes=max_sample_bytes)
 
     with ThreadPoolExecutor(len(urls), "open-shards") as pool:
-        return list(pool.map(open_one, urls))
+        opening = [pool.submit(open_one, url) for url in urls]
+    try:
+        return [source.result() for source in opening]
+    except BaseException:
+        for source in opening:
+            if source.exception() is None:
+                source.result().close()
+        raise
 
 
 def _split(word: str) -> tuple[str, str | None]:

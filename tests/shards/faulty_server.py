@@ -42,16 +42,18 @@ class FaultyServer(ThreadingHTTPServer):
         always: Part of a name -> what happens to each GET of such names.
         num_gets: How many GET requests came.
         ranges: (name, ``Range`` header) of each GET, in order.
+        flips: Part of a name -> [byte of the object, how many more times it is sent wrong].
     """
 
     daemon_threads = True
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.objects: dict[str, bytes] = {}
         self.faults: list[str] = []
         self.always: dict[str, str] = {}
         self.ranges: list[tuple[str, str]] = []
+        self.flips: dict[str, list[float]] = {}
         self.lock = threading.Lock()
         self.closing = threading.Event()
 
@@ -71,14 +73,24 @@ class FaultyServer(ThreadingHTTPServer):
                     return fault
             return self.faults.pop(0) if self.faults else ""
 
+    def flipped(self, name, data, first):
+        """``data``, which starts at byte ``first`` of the object, with the byte to flip flipped."""
+        with self.lock:
+            for part, (place, num_times) in self.flips.items():
+                if part in name and num_times > 0 and first <= place < first + len(data):
+                    self.flips[part][1] -= 1
+                    data = bytearray(data)
+                    data[place - first] ^= 1
+        return data
+
     def handle_error(self, request, client_address):
         pass  # a client that hangs up is what some tests are about
 
 
 @contextmanager
-def faulty_server():
+def faulty_server(port=0):
     """A running server; stopped at the block's end."""
-    with FaultyServer() as server:
+    with FaultyServer(port) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
@@ -114,10 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(416, b"", {"Content-Range": f"bytes */{total}"})
             if fault == "short":
                 last = first + (last + 1 - first) // 2 - 1
-            data, status = data[first : last + 1], 206
+            data, status = self.server.flipped(name, data[first : last + 1], first), 206
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
-        elif fault == "short":
-            data = data[: total // 2]
+        else:
+            data = self.server.flipped(name, data[: total // 2 if fault == "short" else total], 0)
         return self._answer(status, data, headers, fault)
 
     do_HEAD = do_GET  # noqa: N815 - the base class's spelling

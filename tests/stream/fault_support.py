@@ -1,0 +1,45 @@
+"""A small data set behind a server that goes wrong, and the loader that reads it."""
+
+from contextlib import contextmanager
+
+from grpo_stream.config import CacheSettings
+from grpo_stream.shards.retry import RetryRules
+from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.world import World
+from tests.stream.support import keys_of, make_config
+
+RULES = RetryRules(
+    first_delay_seconds=0.001,
+    max_delay_seconds=0.01,
+    deadline_seconds=5.0,
+    stall_timeout_seconds=0.3,
+    request_timeout_seconds=2.0,
+)
+URL = "s3://bucket/set"
+
+
+def serve(server, folder):
+    """Puts the files of a data set where :data:`URL` finds them."""
+    for path in folder.iterdir():
+        server.objects[f"bucket/set/{path.name}"] = path.read_bytes()
+
+
+@contextmanager
+def open_loader(
+    url,
+    *,
+    rules=RULES,
+    cache=None,
+    cache_bytes=10**6,
+    until=None,
+    transform=keys_of,
+    **changes,
+):
+    """A loader of two threads, closed at the block's end; ``cache`` is a folder."""
+    settings = None if cache is None else CacheSettings(str(cache), cache_bytes)
+    source = ShardSource(url, cache=settings, retry=rules)
+    stream = PromptStream(source, make_config(**({"num_threads": 2} | changes)), World())
+    with PromptLoader(stream, transform, until=until) as loader:
+        yield loader
