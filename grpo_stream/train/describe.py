@@ -12,15 +12,18 @@ _ROUNDED_FROM = 10
 def describe_data(data_sets: OpenSources, plan: StreamPlan) -> list[tuple[str, str]]:
     """Label and value for each data set; of several, their shares."""
     lines = []
+    is_blend = len(data_sets.sources) > 1
     for name, source, weight, num_batches in zip(
         data_sets.names, data_sets.sources, plan.weights, plan.source_batches, strict=True
     ):
         counts = source.shard_counts
         value = f"{name}, digest {source.digest[:12]}, {counts.sum():,} in {len(counts):,} shards"
-        if len(data_sets.sources) > 1:
+        if is_blend:
+            prompts = weight * plan.num_lanes
+            mean = "" if prompts.denominator == 1 else " on average"
             value += (
-                f"; {weight} of the prompts, {float(weight * plan.num_lanes):g} of each "
-                f"generation batch, begins again after {num_batches:,}"
+                f"; {weight} of the prompts, {float(prompts):g} of each "
+                f"generation batch{mean}, begins again after {num_batches:,}"
             )
         lines.append(("data", value))
     return lines

@@ -25,7 +25,8 @@ def main(shards, out, max_bad_samples):
         num_lanes=4, num_threads=1, resize=None, max_bad_samples=int(max_bad_samples)
     )
     stream = PromptStream(ShardSource(shards), config, world)
-    num_read, seen = 0, {}
+    num_read = 0
+    seen: dict[str, object] = {}
     with PromptLoader(stream, list) as loader:
         reader = ReadTogether(loader)
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_stream.shards.index import ShardIndex
+from grpo_stream.stream.sources import ShardSource
 from tests.multiprocess.test_zero3 import free_port
 from tests.stream.support import damage, make_stream, write_numbered_set
 
@@ -30,8 +30,9 @@ def test_a_shard_that_is_gone_for_one_rank_stops_both(folder, tmp_path):
         for stream in (first, second)
     ]
     only_second = min(shards_of[1] - shards_of[0])
-    info = second.sources[0].manifest.shards[only_second]
-    ShardIndex.load(second.sources[0]._store, info)
+    source = second.sources[0]
+    assert isinstance(source, ShardSource)
+    info = source.manifest.shards[only_second]
     (folder / info.name).unlink()
     seen = run(folder, tmp_path, max_bad_samples=100)
     assert seen[0]["error"] == seen[1]["error"]
@@ -71,11 +72,11 @@ def run(folder, tmp_path, max_bad_samples):
             )
         )
     try:
-        for rank in ranks:
-            output, _ = rank.communicate(timeout=60)
-            assert rank.returncode == 0, output
+        for process in ranks:
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, output
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+        for process in ranks:
+            process.kill()
+            process.wait()
     return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]

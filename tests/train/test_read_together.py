@@ -27,7 +27,7 @@ class Ranks:
             for cause, number in by_cause.items():
                 counters.num_bad_by_cause[cause] += number
                 counters.quarantine += [f"{cause} {n}" for n in range(number)]
-        self.errors = [None] * len(counts)
+        self.errors: list[Exception | None] = [None] * len(counts)
         monkeypatch.setattr(ReadTogether, "_sum", lambda _, __: self.sums())
         monkeypatch.setattr(read_together, "gather_object", lambda _: self.reports())
 

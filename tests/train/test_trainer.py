@@ -1,4 +1,5 @@
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -179,20 +180,18 @@ class TestTraining:
         )
         trainer = make_trainer(args, num_lanes=2, folder=tmp_path / "shards")
         images: list[int] = []
-        monkeypatch.setattr(
-            patches_module,
-            "to_patches",
-            lambda pixels, *args: images.append(len(pixels)) or to_patches(pixels, *args),
-        )
+        positions: list[int] = []
+
+        def noting(lengths, function):
+            def noted(first, *args, **kwargs):
+                lengths.append(len(first))
+                return function(first, *args, **kwargs)
+
+            return noted
+
+        monkeypatch.setattr(patches_module, "to_patches", noting(images, to_patches))
         backbone = trainer.model.model
-        rope_index, positions = backbone.get_rope_index, []
-        monkeypatch.setattr(
-            backbone,
-            "get_rope_index",
-            lambda ids, *args, **kwargs: (
-                positions.append(len(ids)) or rope_index(ids, *args, **kwargs)
-            ),
-        )
+        monkeypatch.setattr(backbone, "get_rope_index", noting(positions, backbone.get_rope_index))
         patches = []
         trainer.model.model.visual.register_forward_pre_hook(
             lambda _module, args, kwargs: patches.append(
@@ -239,9 +238,14 @@ class TestTraining:
 
     def test_reads_ahead_across_epochs_but_not_past_the_end(self, make_trainer, make_args):
         trainer = make_trainer(make_args(max_steps=4))
-        read = []
-        read_ahead = trainer.train_stream.slot_places
-        trainer.train_stream.slot_places = lambda *place: read.append(place) or read_ahead(*place)
+        read: list[tuple[int, int]] = []
+        slot_places = trainer.train_stream.slot_places
+
+        def noted(*place):
+            read.append(place)
+            return slot_places(*place)
+
+        trainer.train_stream.slot_places = noted
         trainer.train()
         assert read == [(0, 0), (0, 1), (0, 2), (1, 0)]
         delivered = sum(logged(trainer, "stream/num_samples"))
@@ -371,23 +375,25 @@ def place_of(checkpoint):
     return cursor["epoch"], cursor["batch_index"]
 
 
-class TestResume:
-    def run(self, make_trainer, args, *, stop_after=None, resume_from=None, **changes):
-        spy = KeySpy()
-        trainer = make_trainer(args, reward_funcs=spy, **changes)
-        if stop_after is not None:
-            trainer.add_callback(StopAfter(stop_after))
-        trainer.train(resume_from_checkpoint=resume_from)
-        return trainer, spy.batches
+def run(make_trainer, args, *, stop_after=None, resume_from=None, **changes):
+    """Trains; the trainer, and the keys of the generation batches that were scored."""
+    spy = KeySpy()
+    trainer = make_trainer(args, reward_funcs=spy, **changes)
+    if stop_after is not None:
+        trainer.add_callback(StopAfter(stop_after))
+    trainer.train(resume_from_checkpoint=resume_from)
+    return trainer, spy.batches
 
+
+class TestResume:
     @pytest.mark.parametrize("num_done", [1, 3])
     def test_is_the_exact_continuation(self, make_trainer, make_args, tmp_path, num_done):
-        whole, expected = self.run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+        whole, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
         assert len(expected) == 4
-        _, first = self.run(make_trainer, make_args(**SAVING), stop_after=num_done)
+        _, first = run(make_trainer, make_args(**SAVING), stop_after=num_done)
         checkpoint = tmp_path / "out" / f"checkpoint-{num_done}"
         assert place_of(checkpoint) == divmod(num_done, 3)  # an epoch has 3 generation batches
-        resumed, rest = self.run(make_trainer, make_args(**SAVING), resume_from=str(checkpoint))
+        resumed, rest = run(make_trainer, make_args(**SAVING), resume_from=str(checkpoint))
         assert place_of(tmp_path / "out" / "checkpoint-4") == (1, 1)
         assert first == expected[:num_done]
         assert rest == expected[num_done:]
@@ -400,20 +406,20 @@ class TestResume:
     ):
         # 4 micro-steps per generation batch, a global step after every second.
         args = SAVING | {"num_iterations": 2, "max_steps": 6}
-        _, expected = self.run(make_trainer, make_args(**args | {"save_strategy": "no"}))
+        _, expected = run(make_trainer, make_args(**args | {"save_strategy": "no"}))
         assert len(expected) == 3
-        self.run(make_trainer, make_args(**args), stop_after=3)
+        run(make_trainer, make_args(**args), stop_after=3)
         checkpoint = tmp_path / "out" / "checkpoint-3"
         assert place_of(checkpoint) == (0, 1)
-        resumed, rest = self.run(make_trainer, make_args(**args), resume_from=str(checkpoint))
+        resumed, rest = run(make_trainer, make_args(**args), resume_from=str(checkpoint))
         assert rest == expected[1:]
         assert resumed.state.global_step == 6
 
     def test_of_a_resume(self, make_trainer, make_args, tmp_path):
-        _, expected = self.run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+        _, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
         read, resume_from = [], None
         for stop_after in (1, 2, 4):
-            _, batches = self.run(
+            _, batches = run(
                 make_trainer, make_args(**SAVING), stop_after=stop_after, resume_from=resume_from
             )
             read += batches
@@ -421,8 +427,8 @@ class TestResume:
         assert read == expected
 
     def test_the_newest_checkpoint_is_found(self, make_trainer, make_args):
-        self.run(make_trainer, make_args(**SAVING), stop_after=2)
-        trainer, rest = self.run(make_trainer, make_args(**SAVING), resume_from=True)
+        run(make_trainer, make_args(**SAVING), stop_after=2)
+        trainer, rest = run(make_trainer, make_args(**SAVING), resume_from=True)
         assert len(rest) == 2
         assert trainer.state.global_step == 4
 
@@ -453,7 +459,7 @@ class TestResume:
     @pytest.mark.parametrize("what", ["data", "no cursor"])
     def test_refuses(self, make_trainer, make_args, tmp_path, what):
         args = SAVING | {"max_steps": 1}
-        self.run(make_trainer, make_args(**args))
+        run(make_trainer, make_args(**args))
         checkpoint = tmp_path / "out" / "checkpoint-1"
         folder = None
         if what == "data":
@@ -463,25 +469,23 @@ class TestResume:
             (checkpoint / CURSOR_NAME).unlink()
         words = "manifest digest" if what == "data" else f"holds no {CURSOR_NAME}"
         with pytest.raises(CursorError, match=words):
-            self.run(make_trainer, make_args(**args), resume_from=str(checkpoint), folder=folder)
+            run(make_trainer, make_args(**args), resume_from=str(checkpoint), folder=folder)
 
 
 class TestOtherLanes:
     """13 shapes: epochs of 3 generation batches of 4 prompts, or of 6 of 2 prompts."""
 
-    run = TestResume.run
-
     @pytest.fixture
     def begun(self, make_trainer, make_args, tmp_path):
-        _, batches = self.run(make_trainer, make_args(**SAVING), stop_after=1)
+        _, batches = run(make_trainer, make_args(**SAVING), stop_after=1)
         return str(tmp_path / "out" / "checkpoint-1"), batches
 
     @pytest.fixture
     def go_on(self, make_trainer, make_args):
-        def run(resume_from, stop_after=None, **changes):
+        def go_on(resume_from, stop_after=None, **changes):
             length = {"max_steps": -1, "num_train_epochs": 2}
             args = make_args(**SAVING | length | changes, num_generations=4)
-            return self.run(
+            return run(
                 make_trainer,
                 args,
                 num_lanes=2,
@@ -490,12 +494,12 @@ class TestOtherLanes:
                 stop_after=stop_after,
             )
 
-        return run
+        return go_on
 
     def test_are_refused_unless_allowed(self, make_trainer, make_args, begun):
         args = make_args(**SAVING, num_generations=4)
         with pytest.raises(CursorError, match=r"4 prompts per generation batch.*allow_new_lanes"):
-            self.run(make_trainer, args, num_lanes=2, resume_from=begun[0])
+            run(make_trainer, args, num_lanes=2, resume_from=begun[0])
 
     def test_read_exactly_what_is_left(self, begun, go_on, tmp_path):
         checkpoint, first = begun
@@ -518,7 +522,7 @@ class TestOtherLanes:
         go_on(begun[0], stop_after=stop_after)
         args = make_args(**SAVING | {"max_steps": -1, "num_train_epochs": 2}, num_generations=4)
         checkpoint = str(tmp_path / "out" / f"checkpoint-{stop_after}")
-        trainer, rest = self.run(make_trainer, args, num_lanes=2, resume_from=checkpoint)
+        trainer, rest = run(make_trainer, args, num_lanes=2, resume_from=checkpoint)
         assert rest == expected[stop_after - 1 :]
         assert trainer.state.global_step == 11
 
@@ -626,10 +630,12 @@ class TestSettings:
             make_trainer(shared_prefix="on")
 
     def test_threads_end(self, make_trainer, make_args):
+        before = set(threading.enumerate())
         trainer = make_trainer(make_args(max_steps=1))
         trainer.train()
         trainer.close()
-        assert trainer.train_loader._readers._shutdown
+        left = set(threading.enumerate()) - before
+        assert not [t.name for t in left if t.name.startswith(("decoder", "assembler"))]
 
     def test_a_saved_model_is_the_real_architecture(self, make_trainer, make_args, tmp_path):
         trainer = make_trainer(make_args(max_steps=1))
