@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from grpo_stream.stream.dataset import Place
+from grpo_stream.stream.dataset import Place, is_damage
 from grpo_stream.stream.pool import PriorityPool
 from grpo_stream.stream.sources import Encoded, Source
 
@@ -67,6 +67,11 @@ class Fetcher:
                     for one in by_sample[sample]:
                         _give(one.future, encoded)
         except Exception as error:  # noqa: BLE001 - it is raised where the sample is needed
+            if len(by_sample) > 1 and is_damage(error):
+                # One of them is to blame, and who its neighbours are is chance.
+                for alone in by_sample.values():
+                    self._submit(source, shard, alone)
+                return
             for one in group:
                 _give(one.future, error)
 

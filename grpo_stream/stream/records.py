@@ -24,6 +24,8 @@ from tools.shard_builder.judge import Rules, judge
 from tools.shard_builder.pictures import Picture
 from tools.shard_builder.plan import make_key
 
+_GUESSED_SAMPLE_BYTES = 2**18
+
 
 @dataclass(frozen=True)
 class JudgedRecord:
@@ -109,8 +111,8 @@ class RecordSource:
         return False
 
     def sample_bytes(self, shard: int) -> int:  # noqa: ARG002 - there is one shard
-        """See ``sources.Source.sample_bytes``: nothing is known before reading."""
-        return 0
+        """See ``sources.Source.sample_bytes``: a guess, nothing is known before reading."""
+        return _GUESSED_SAMPLE_BYTES
 
     def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:  # noqa: ARG002
         """See ``sources.Source.runs``: one image each."""

@@ -230,17 +230,18 @@ class ShardSource:
         return info.num_bytes // max(1, info.num_samples)
 
     def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:
-        """See :meth:`Source.runs`: neighbours, up to 8 MiB."""
+        """See :meth:`Source.runs`: neighbours, up to 8 MiB or ``max_sample_bytes``."""
         if len(samples) == 1:
             return [list(samples)]
         index = self._index(shard)
         sizes = index.samples["num_bytes"]
+        max_bytes = min(_MAX_RUN_BYTES, self._max_sample_bytes)  # fetch refuses samples, not runs
         groups: list[list[int]] = []
         num_bytes = 0
         for sample in sorted(samples):
             size = int(sizes[sample])
             is_next = groups and sample == groups[-1][-1] + 1
-            if is_next and num_bytes + size <= _MAX_RUN_BYTES:
+            if is_next and num_bytes + size <= max_bytes:
                 groups[-1].append(sample)
                 num_bytes += size
             else:

@@ -311,6 +311,18 @@ class TestDamage:
             pairs = zip(flat(reference(folder, epoch, num_lanes=5)), flat(read), strict=True)
             assert all((before == after) != (before in lost) for before, after in pairs)
 
+    @pytest.mark.parametrize("num_left", [0, 1, 3000, 4096])
+    def test_an_object_that_was_cut_short(self, server, folder, tmp_path, num_left):
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        os.truncate(copy / SHARD, num_left)
+        serve(server, copy)
+        expected = [reference(copy, epoch, num_lanes=5) for epoch in range(2)]
+        for fetch_ahead_bytes in (1, 2**20):  # alone, and by one request with neighbours
+            with open_loader(URL, num_lanes=5, fetch_ahead_bytes=fetch_ahead_bytes) as loader:
+                assert [list(loader), list(loader)] == expected
+                bad = loader.stream.counters.num_bad_by_cause
+                assert bad == {"short_read": 4 - num_left // 2048}
+
 
 def reference(folder, epoch, **changes):
     with open_loader(str(folder), num_threads=0, **changes) as loader:

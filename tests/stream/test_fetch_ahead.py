@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import pytest
 
+from grpo_stream.errors import BadSamplesError
 from grpo_stream.shards.index import ShardIndex, index_name
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.shards.store import LocalStore
@@ -213,6 +214,17 @@ class TestNeighbours:
         assert keys == ["000012", "000015", "000013", "000012"]
         assert read_places(store, entries) == [(3, 0), (3, 1), (3, 3)]
         assert len(store.ranges) == 2
+
+    @pytest.mark.parametrize("fetch_ahead_bytes", [1, 2**28])
+    def test_too_large_samples_are_refused_in_runs_too(self, folder, fetch_ahead_bytes):
+        changes = {"block_shards": 1, "fetch_ahead_bytes": fetch_ahead_bytes}
+        source = ShardSource(RemoteStore(folder), max_sample_bytes=100)
+        stream = PromptStream(source, make_config(NUM_LANES, num_threads=2, **changes))
+        with (
+            PromptLoader(stream, keys_of) as loader,
+            pytest.raises(BadSamplesError, match="'sample_bytes'"),
+        ):
+            list(loader)
 
     def test_cancelled_ones_are_not_fetched(self, folder):
         store = RemoteStore(folder)

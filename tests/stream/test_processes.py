@@ -10,9 +10,13 @@ import psutil
 import pytest
 
 from grpo_stream.errors import WorkerDiedError
+from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.records import RecordSource
 from tests.shards.cache_support import start_process, wait_for
+from tests.shards.support import image_bytes
 from tests.stream.fault_support import open_loader
-from tests.stream.support import damage, epoch_keys, keys_of, write_numbered_set
+from tests.stream.support import damage, epoch_keys, keys_of, make_config, write_numbered_set
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -140,3 +144,13 @@ def test_they_end_with_a_parent_that_exits_without_closing(folder):
         assert parent.wait(20) == 0
     assert pids
     wait_for(lambda: all(is_gone(pid) for pid in pids))
+
+
+def test_raw_records_keep_the_byte_budget_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    record = {"image": "a.png", "prompt": "Click", "solution": [1, 2]}
+    source = RecordSource([record | {"id": n} for n in range(400)], tmp_path)
+    config = make_config(num_processes=1, prefetch_batches=1, fetch_ahead_bytes=2**22)
+    with PromptLoader(PromptStream(source, config), keys_of) as loader:
+        assert len(loader.get(0, 0)) == 4
+        assert len(loader._works) <= 4  # of 4 samples each, and 16 of them may be ahead
