@@ -71,8 +71,8 @@ class SavedPosition:
 
     cursor: Cursor
     """The first generation batch that is not done."""
-    micro_steps_in_use: int | None
-    """Micro-steps of that batch that are done; None in checkpoints that do not say."""
+    micro_steps_in_use: tuple[int, int] | None
+    """How many micro-steps of that batch are done, of how many; None where nothing says."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -86,11 +86,13 @@ class SavedPosition:
             CursorError: it is none.
         """
         in_use = state.get(_MICRO_STEPS) if isinstance(state, dict) else None
-        if in_use is not None and (type(in_use) is not int or in_use < 0):
-            raise CursorError(f"{_MICRO_STEPS}={in_use!r} is damaged: start from an older one")
+        if in_use is not None and not _is_sound(in_use):
+            raise CursorError(
+                f"{_MICRO_STEPS}={in_use!r} is damaged: start from an older checkpoint"
+            )
         if isinstance(state, dict):
             state = {name: value for name, value in state.items() if name != _MICRO_STEPS}
-        return cls(Cursor.from_dict(state), in_use)
+        return cls(Cursor.from_dict(state), None if in_use is None else (in_use[0], in_use[1]))
 
     def enter(self, stream: PromptStream, *, allow_new_lanes: bool) -> "SavedPosition":
         """Takes the stream to this position, and returns it as the stream counts it.
@@ -112,18 +114,50 @@ class SavedPosition:
                     f"batch, and the batch sizes now give {lanes}: resume with those it was saved "
                     "with, or go on over what is left of the epoch with allow_new_lanes=True"
                 )
-            saved = SavedPosition(self.cursor.reopened(lanes), 0)
+            saved = SavedPosition(self.cursor.reopened(lanes), (0, 1))
         stream.resume(saved.cursor)
         place = stream.plan.place_after(saved.cursor.epoch, saved.cursor.batch_index)
         return SavedPosition(stream.cursor(*place), saved.micro_steps_in_use)
 
+    def micro_step(self, num_repeats: int) -> int:
+        """Micro-steps of the epoch that are done, with ``num_repeats`` per generation batch.
+
+        A batch in use is begun anew where it would now be cut into another number of them.
+        """
+        done, of = self.micro_steps_in_use or (0, num_repeats)
+        return self.cursor.batch_index * num_repeats + (done if of == num_repeats else 0)
+
+
+def _is_sound(in_use: object) -> bool:
+    return (
+        isinstance(in_use, list)
+        and len(in_use) == len(("done", "of"))
+        and all(type(number) is int for number in in_use)
+        and 0 <= in_use[0] < in_use[1]
+    )
+
+
+def check_updates(start: Position, steps: StepCount) -> None:
+    """Checks that an update can begin at ``start``.
+
+    Raises:
+        ConfigError: it lies within one, as transformers counts them from the epoch's start.
+    """
+    if start.micro_step % steps.micro_steps_per_update:
+        raise ConfigError(
+            "gradient_accumulation_steps",
+            steps.micro_steps_per_update,
+            f"must divide the {start.micro_step} micro-steps of the epoch that are done, for "
+            f"example {steps.num_repeats}",
+        )
+
 
 def check_whole_epochs(num_train_epochs: float) -> None:
-    """Checks that a run whose lanes were changed knows its end.
+    """Checks that a run whose batch sizes were changed knows its end.
 
     Raises:
         ConfigError: a part of an epoch, of which there is no number of global steps.
     """
     if num_train_epochs != int(num_train_epochs):
-        expected = "must be whole where the number of lanes was changed; use max_steps instead"
+        expected = "must be whole where batch sizes were changed; use max_steps instead"
         raise ConfigError("num_train_epochs", num_train_epochs, expected)

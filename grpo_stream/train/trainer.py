@@ -37,7 +37,13 @@ from grpo_stream.train.data import num_eval_lanes
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
 from grpo_stream.train.metrics import stream_metrics
 from grpo_stream.train.model import policy_config
-from grpo_stream.train.position import Position, SavedPosition, StepCount, check_whole_epochs
+from grpo_stream.train.position import (
+    Position,
+    SavedPosition,
+    StepCount,
+    check_updates,
+    check_whole_epochs,
+)
 from grpo_stream.train.prefix import (
     pack_groups,
     prefix_positions,
@@ -211,8 +217,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     ) -> tuple[Any, ...]:
         """Extends ``Trainer.set_initial_training_values`` (transformers 5.23): finds the position.
 
-        Epochs and global steps are upstream's, unless the number of lanes was changed before or
-        is changed now: then the global steps done and those left add up to the run.
+        Epochs and global steps are upstream's, unless batch sizes were changed before or are
+        changed now: then the global steps done and those left add up to the run.
         """
         values: tuple[Any, ...] = super().set_initial_training_values(args, dataloader)
         num_epochs, *middle, max_steps = values
@@ -298,7 +304,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """The first generation batch that is not done; one in use counts as not done."""
         batch_index, in_use = divmod(self._step, self._micro_steps.num_repeats)
         place = self.train_stream.plan.place_after(self._micro_steps.epoch, batch_index)
-        return SavedPosition(self.train_stream.cursor(*place), in_use)
+        of = self._micro_steps.num_repeats
+        return SavedPosition(self.train_stream.cursor(*place), (in_use, of))
 
     def _enter(self, checkpoint: Path) -> int:
         """Takes the stream to a checkpoint's position; the global steps that it has done."""
@@ -311,11 +318,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         read = SavedPosition.from_dict(json.loads(path.read_text()))
         saved = read.enter(self.train_stream, allow_new_lanes=self._allow_new_lanes)
         done: int = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME).global_step
-        in_use = saved.micro_steps_in_use
-        if in_use is None:  # as transformers counts: an older checkpoint
-            in_use = done * self.args.gradient_accumulation_steps % self._micro_steps.num_repeats
-        micro_step = saved.cursor.batch_index * self._micro_steps.num_repeats + in_use
-        self._start = Position(saved.cursor.epoch, micro_step)
+        repeats = self._micro_steps.num_repeats
+        if saved.micro_steps_in_use is None:  # an older checkpoint: as transformers counts
+            in_use = done * self.args.gradient_accumulation_steps % repeats
+            saved = replace(saved, micro_steps_in_use=(in_use, repeats))
+        self._start = Position(saved.cursor.epoch, saved.micro_step(repeats))
+        check_updates(self._start, self._step_count())
         return done
 
     def _step_count(self) -> StepCount:

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,13 @@ from hypothesis import strategies as st
 
 from grpo_stream.errors import ConfigError, CursorError
 from grpo_stream.stream.stream_plan import SourceCounts, StreamPlan
-from grpo_stream.train.position import Position, SavedPosition, StepCount, check_whole_epochs
+from grpo_stream.train.position import (
+    Position,
+    SavedPosition,
+    StepCount,
+    check_updates,
+    check_whole_epochs,
+)
 from tests.stream import support
 
 
@@ -61,39 +69,60 @@ def test_updates_that_are_left():
 
 class TestSavedPosition:
     def test_survives_being_written(self, make_stream):
-        saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), 3)
-        assert SavedPosition.from_dict(saved.to_dict()) == saved
+        saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), (3, 4))
+        state = json.loads(json.dumps(saved.to_dict()))
+        assert SavedPosition.from_dict(state) == saved
 
     def test_a_bare_cursor_of_an_older_checkpoint_is_read(self, make_stream):
         cursor = make_stream(num_lanes=4).cursor(1, 2)
         assert SavedPosition.from_dict(cursor.to_dict()) == SavedPosition(cursor, None)
 
-    @pytest.mark.parametrize("state", [None, [], {"micro_steps_in_use": -1}, {"epoch": 1}])
-    def test_damage(self, state):
+    @pytest.mark.parametrize("state", [None, [], {"epoch": 1}])
+    def test_no_position(self, state):
         with pytest.raises(CursorError):
             SavedPosition.from_dict(state)
 
+    @pytest.mark.parametrize("in_use", [3, [4, 4], [-1, 4], [1], ["1", 4]])
+    def test_damage(self, make_stream, in_use):
+        state = make_stream(num_lanes=4).cursor().to_dict() | {"micro_steps_in_use": in_use}
+        with pytest.raises(CursorError, match="micro_steps_in_use"):
+            SavedPosition.from_dict(state)
+
+    @pytest.mark.parametrize(("num_repeats", "expected"), [(4, 11), (2, 4), (8, 16)])
+    def test_a_batch_in_use_is_begun_anew_where_it_is_cut_otherwise(
+        self, make_stream, num_repeats, expected
+    ):
+        saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), (3, 4))
+        assert saved.micro_step(num_repeats) == expected
+
     def test_other_lanes_need_to_be_allowed(self, make_stream):
-        saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), 3)
+        saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), (3, 4))
         stream = make_stream(num_lanes=3)
         with pytest.raises(CursorError, match="allow_new_lanes=True"):
             saved.enter(stream, allow_new_lanes=False)
         entered = saved.enter(stream, allow_new_lanes=True)
         assert (entered.cursor.epoch, entered.cursor.batch_index) == (1, 0)
         assert entered.cursor.segments == ((4, 2),)
-        assert entered.micro_steps_in_use == 0
+        assert entered.micro_step(4) == 0
 
     def test_allowing_other_lanes_allows_nothing_else(self, make_stream):
-        saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), 0)
+        saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), (0, 1))
         stream = make_stream(num_lanes=3, seed=1)
         with pytest.raises(CursorError, match="seed: saved 0, now 1"):
             saved.enter(stream, allow_new_lanes=True)
 
     def test_less_than_a_batch_left_is_the_next_epoch(self, make_stream):
         stream = make_stream(num_lanes=4)
-        saved = SavedPosition(stream.cursor(0, stream.num_batches), 0)
+        saved = SavedPosition(stream.cursor(0, stream.num_batches), (0, 1))
         entered = saved.enter(make_stream(num_lanes=5), allow_new_lanes=True)
         assert (entered.cursor.epoch, entered.cursor.batch_index) == (1, 0)
+
+
+def test_an_update_begins_where_one_has_ended():
+    steps = StepCount(plan_of(26, 4), num_repeats=2, micro_steps_per_update=4)
+    check_updates(Position(0, 8), steps)
+    with pytest.raises(ConfigError, match=r"gradient_accumulation_steps=4.* 6 .*example 2"):
+        check_updates(Position(0, 6), steps)
 
 
 @pytest.mark.parametrize(("num_epochs", "is_whole"), [(3.0, True), (1, True), (0.5, False)])

@@ -471,6 +471,19 @@ class TestResume:
         with pytest.raises(CursorError, match=words):
             run(make_trainer, make_args(**args), resume_from=str(checkpoint), folder=folder)
 
+    @pytest.mark.parametrize(("max_steps", "num_global_steps"), [(4, 4), (-1, 5)])
+    def test_with_more_updates_for_the_same_prompts(
+        self, make_trainer, make_args, max_steps, num_global_steps
+    ):
+        _, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+        run(make_trainer, make_args(**SAVING), stop_after=1)
+        # Each of the 2 generation batches that are left now takes 2 global steps.
+        length = {"max_steps": max_steps, "num_train_epochs": 1}
+        args = make_args(**SAVING | length | {"gradient_accumulation_steps": 1})
+        trainer, rest = run(make_trainer, args, resume_from=True)
+        assert rest == expected[1:3]
+        assert trainer.state.global_step == num_global_steps
+
 
 class TestOtherLanes:
     """13 shapes: epochs of 3 generation batches of 4 prompts, or of 6 of 2 prompts."""
