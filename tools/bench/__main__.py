@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         memory,
         order,
         plan_size,
+        step,
         upload,
         workers,
     )
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (order, loader, first_batch, byte_counts, workers, plan_size):
         module.add_command(commands)
-    for module in (build, upload, memory):
+    for module in (build, upload, memory, step):
         module.add_command(commands)
     args = parser.parse_args(argv)
     try:
