@@ -1,13 +1,16 @@
+import hashlib
 import json
+from datetime import date
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError, RecordError
-from grpo_stream.images import ResizeRule, decode
+from grpo_stream.images import ImageLimits, ResizeRule, decode
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.records import RecordSource, sample_from_record
 from tests.shards.support import image_bytes
@@ -153,3 +156,17 @@ def test_a_bad_record_is_replaced_in_the_stream(root):
     assert len(set(keys)) == 4
     assert stream.counters.num_bad_by_cause == {"image_not_found": 1}
     assert stream.counters.quarantine == ["record 2"]
+
+
+def test_the_digest_is_the_same_in_every_process(root):
+    record = RECORD | {"when": date(2024, 1, 2), "where": np.int64(3), "raw": b"\x00"}
+    plain = RECORD | {"when": "2024-01-02", "where": 3, "raw": hashlib.sha256(b"\x00").hexdigest()}
+    assert RecordSource([record], root).digest == RecordSource([plain], root).digest
+    with pytest.raises(ConfigError, match=r"records='object'.*values that JSON knows"):
+        RecordSource([RECORD | {"thing": object()}], root)
+
+
+def test_images_are_held_to_the_streams_limits(root):
+    with pytest.raises(ImageError, match="image_too_large"):
+        RecordSource([RECORD], root, limits=ImageLimits(max_pixels=47)).read(0, 0)
+    assert RecordSource([RECORD], root, limits=ImageLimits(max_pixels=48)).read(0, 0).size == (8, 6)
