@@ -16,5 +16,5 @@ def test_both_trainers_do_the_same_work():
     assert figures["rel_grad_diff"] < 1e-5
     assert figures["loss_diff"] < 1e-5
     assert all(figures[f"{part}_ratio"] > 0 for part in ("step", "rollout", "score", "update"))
-    assert 0 < figures["peak_memory_ratio"]
+    assert figures["peak_memory_ratio"] > 0
     assert figures["num_prompt_tokens"] > 30
