@@ -62,18 +62,25 @@ class Fetcher:
                 for run in runs:
                     self._submit(source, shard, [one for n in run for one in by_sample[n]])
             elif runs:
-                (run,) = runs
-                for sample, encoded in zip(run, source.fetch(shard, run), strict=True):
-                    for one in by_sample[sample]:
-                        _give(one.future, encoded)
+                self._fetch(source, shard, [by_sample[sample] for sample in runs[0]])
         except Exception as error:  # noqa: BLE001 - it is raised where the sample is needed
-            if len(by_sample) > 1 and is_damage(error):
-                # One of them is to blame, and who its neighbours are is chance.
-                for alone in by_sample.values():
-                    self._submit(source, shard, alone)
-                return
             for one in group:
                 _give(one.future, error)
+
+    def _fetch(self, source: Source, shard: int, run: list[list[Wanted]]) -> None:
+        """Fetches neighbours by one request; each of them may be wanted more than once."""
+        try:
+            found = source.fetch(shard, [one[0].place.sample for one in run])
+        except Exception as error:
+            if len(run) == 1 or not is_damage(error):
+                raise
+            # One of them is to blame, and who its neighbours are is chance.
+            for alone in run:
+                self._submit(source, shard, alone)
+        else:
+            for same, encoded in zip(run, found, strict=True):
+                for one in same:
+                    _give(one.future, encoded)
 
 
 def _give(future: Future[Encoded], result: Encoded | Exception) -> None:

@@ -234,7 +234,7 @@ class TestClose:
             caller.start()
             wait_for(lambda: sample_ranges(server))
             started = time.monotonic()
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 4
         caller.join(5)
         assert not caller.is_alive()
 
@@ -256,7 +256,7 @@ class TestClose:
             caller.start()
             assert hangs.wait(10)
             started = time.monotonic()
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 4
 
 
 class TestDamage:
