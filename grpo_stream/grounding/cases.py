@@ -1,17 +1,22 @@
 """A completion and its truth, side by side in frame ``original``: what every reward measures."""
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size, iou
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answers import Answer, parse_answer
+from grpo_stream.grounding.answers import REASONS, Answer, ParseFailure, parse_answer
 from grpo_stream.grounding.frames import to_original
 
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or a conversation ``[{"role": "assistant", "content": text}]``."""
 Numbers: TypeAlias = Sequence[float]
+LogMetric: TypeAlias = Callable[[str, float], None]
+
+_UNUSED = Size(1, 1)
+_HUGE = Size(10**160, 10**160)
 
 
 def completion_text(completion: Completion) -> str:
@@ -29,7 +34,7 @@ class Case:
 
     Args:
         text: The completion's text.
-        truth: 4 numbers of a box or 2 of a point, in frame ``original``.
+        truth: The true box or point, in frame ``original``.
         original: Size of the original image; may be None where nothing needs it.
         model: Size of the resized image; may be None where nothing needs it.
         frame: Frame of the answer.
@@ -38,31 +43,40 @@ class Case:
     """
 
     def __init__(
-        self, text: str, truth: Numbers, original: Size | None, model: Size | None, frame: Frame
+        self, text: str, truth: Point | Box, original: Size | None, model: Size | None, frame: Frame
     ) -> None:
         self.answer = parse_answer(text)
         self.size = original
-        self.truth = _shape(truth)
+        self.truth = truth
         self.point: Point | None = None
         """The predicted point or centre in ``original``; None without a usable answer."""
         self.box: Box | None = None
         """The predicted box in ``original``; None without one that is valid."""
         if isinstance(self.answer, Answer):
             # Frame "original" uses no size, and _sizes has made sure of those that are used.
-            sizes = {"model_size": model or Size(1, 1), "original_size": original or Size(1, 1)}
+            sizes = {"model_size": model or _UNUSED, "original_size": original or _UNUSED}
             box = self.answer.box(frame)
-            point = to_original(self.answer.point(frame), **sizes)
-            if box is not None:
+            if box is None:
+                point: Point | None = to_original(self.answer.point(frame), **sizes)
+            else:
                 box = to_original(box, **sizes)
                 self.box = box if box.is_valid else None
-            # Numbers near the largest float become infinite when they are scaled.
-            is_usable = math.isfinite(point.x) and math.isfinite(point.y)
-            self.point = point if is_usable and (box is None or box.is_valid) else None
+                point = None if self.box is None else self.box.centre
+            # Numbers near the largest float become infinite when they are scaled or added.
+            if point is not None and math.isfinite(point.x) and math.isfinite(point.y):
+                self.point = point
 
     @property
     def can_score(self) -> bool:
-        """The truth is a point or a valid box."""
-        return isinstance(self.truth, Point) or self.truth.is_valid
+        """The truth is a point or a valid box, whose area is no rounding error either."""
+        return isinstance(self.truth, Point) or (self.truth.is_valid and self.truth.area > 0)
+
+    @property
+    def is_outside(self) -> bool | None:
+        """The predicted point lies outside the image; None without a point or without the size."""
+        if self.point is None or self.size is None:
+            return None
+        return not Box(0, 0, *self.size).contains(self.point)
 
     def accuracy(self, point_radius: float | None) -> float | None:
         """1 for a hit, else 0; a true point is hit within ``point_radius`` x the diagonal."""
@@ -84,6 +98,12 @@ class Case:
         if isinstance(self.truth, Point) or not self.can_score:
             return None
         return 0.0 if self.box is None else iou(self.box, self.truth)
+
+    def giou(self) -> float | None:
+        """Generalised intersection over union, in [-1, 1]; -1 without a valid box."""
+        if isinstance(self.truth, Point) or not self.can_score:
+            return None
+        return -1.0 if self.box is None else _giou(self.box, self.truth)
 
     def distance(self) -> float | None:
         """``max(0, 1 - (d / dmax)^2)`` in coordinates divided by the image's sides."""
@@ -118,8 +138,22 @@ def cases_of(
     answer_frame: str | Sequence[str] | None,
     *,
     need_scales: bool = False,
+    log_metric: LogMetric | None = None,
 ) -> list[Case]:
     """One case per completion, from the columns that a reward function receives.
+
+    Args:
+        completions: Texts or conversations.
+        solution: Truths: 4 numbers of a box or 2 of a point, in frame ``original``.
+        scales: Sizes of the original images.
+        model_size: Sizes of the resized images.
+        answer_frame: Frame of the answers: one name, or one per completion.
+        need_scales: Refuse to go without ``scales`` in any frame.
+        log_metric: trl's logger. Receives ``parse_failures/<reason>``, the share of completions
+            that failed for each reason, and ``answers_outside_image``, the share whose point is
+            not in the image (half of them or more: the frame is wrong). All are logged each time,
+            zeros too: trl averages over the calls that logged a name, so that a share left out
+            would not count as 0. Several rewards that log the same shares do no harm.
 
     Raises:
         ConfigError: a frame or size is needed and missing, or a column has another length.
@@ -136,12 +170,37 @@ def cases_of(
     for name, column in columns.items():
         if len(column) != count:
             raise ConfigError(name, f"{len(column)} entries", f"must be {count}, as completions")
-    cases = []
-    rows = zip(completions, *columns.values(), strict=True)
-    for completion, truth, original, model, frame in rows:
-        sizes = _sizes(original, model, frame, need_scales=need_scales)
-        cases.append(Case(completion_text(completion), truth, *sizes, frame))
+    cases: list[Case] = []
+    last: tuple[Any, ...] = ()
+    for completion, *row in zip(completions, *columns.values(), strict=True):
+        # The completions of a group share their row's objects: those are checked once.
+        if not last or any(map(operator.is_not, row, last)):
+            truth, original, model, frame = row
+            shared = _shape(truth), *_sizes(original, model, frame, need_scales=need_scales), frame
+            last = tuple(row)
+        cases.append(Case(completion_text(completion), *shared))
+    if log_metric is not None and cases:
+        log_failures([case.answer for case in cases], log_metric)
+        log_metric("answers_outside_image", sum(bool(c.is_outside) for c in cases) / len(cases))
     return cases
+
+
+def log_failures(answers: Sequence[Answer | ParseFailure], log_metric: LogMetric) -> None:
+    """Logs ``parse_failures/<reason>`` for every reason, as a share of ``answers``."""
+    reasons = [answer.reason for answer in answers if isinstance(answer, ParseFailure)]
+    for reason in REASONS:
+        log_metric(f"parse_failures/{reason}", reasons.count(reason) / len(answers))
+
+
+def _giou(a: Box, b: Box) -> float:
+    """``iou - (hull - union) / hull`` of two valid boxes; the hull is the least box around both."""
+    hull = Box(min(a.x1, b.x1), min(a.y1, b.y1), max(a.x2, b.x2), max(a.y2, b.y2))
+    if hull.area > 1e300:  # nearly as wide as floats go: the same boxes, smaller
+        a, b, hull = (box.scaled(_HUGE, _UNUSED, "original") for box in (a, b, hull))
+    share = iou(a, b)
+    # Of iou = overlap / union and area + area = union + overlap, the union.
+    union = (a.area + b.area) / (1 + share)
+    return share - (1 - union / hull.area)
 
 
 def _sizes(

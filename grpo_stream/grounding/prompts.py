@@ -1,6 +1,7 @@
 """From an instruction to chat messages, and from a solution to the answer that is taught."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,24 @@ from typing import Any, Literal, get_args
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.answers import MAX_ANSWER_CHARS
 
-AnswerKind = Literal["point", "box"]
+AnswerKind = Literal["point", "box", "click", "box_pairs"]
+"""The forms that are asked for and taught; :func:`answer_text` writes each of them."""
+
 _PLACEHOLDERS = ("instruction", "width", "height")
+_CALL = '{{"name": "computer_use", "arguments": {{"action": "left_click", "coordinate": {0}}}}}'
+_NUMBER = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_PAIR = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
+_LIST = rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{%d}}\s*\]"
+_CALL_PATTERN = re.escape(_CALL.format("@")).replace(r"\ ", r"\s*").replace("@", _LIST % 1)
+_PATTERNS: dict[AnswerKind, re.Pattern[str]] = {
+    "point": re.compile(_PAIR),
+    "box": re.compile(rf'\{{\s*"bbox_2d"\s*:\s*{_LIST % 3}\s*\}}'),
+    "click": re.compile(rf"(?:<tool_call>)?\s*{_CALL_PATTERN}\s*(?:</tool_call>)?"),
+    "box_pairs": re.compile(rf"{_PAIR}\s*,\s*{_PAIR}"),
+}
+_FENCE = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -23,16 +39,19 @@ class PromptTemplate:
         user: Text after the image, with the placeholders ``{instruction}`` (needed), ``{width}``
             and ``{height}`` (of the image in the frame that the answer is in). A literal brace is
             written twice.
-        answer: What the text asks for, ``point`` or ``box``.
+        answer: What the text asks for: ``point``, ``box``, ``click`` (a tool call) or
+            ``box_pairs`` (a box as two corners).
+        thinking: The text asks for ``<think>`` and ``<answer>``.
 
     Raises:
-        ConfigError: a placeholder is unknown, ``{instruction}`` is missing, or ``answer`` is
-            neither kind.
+        ConfigError: a placeholder is unknown, ``{instruction}`` is missing, ``answer`` is no such
+            form, or ``thinking`` is no truth value.
     """
 
     system: str | None
     user: str
     answer: AnswerKind = "point"
+    thinking: bool = False
 
     def __post_init__(self) -> None:
         expected = "may hold {instruction}, {width} and {height}; write a literal brace twice: {{"
@@ -45,40 +64,94 @@ class PromptTemplate:
         if not set(fields) <= set(_PLACEHOLDERS):
             raise ConfigError("user", self.user, expected)
         if self.answer not in get_args(AnswerKind):
-            raise ConfigError("answer", self.answer, 'must be "point" or "box"')
+            expected = f"must be one of {', '.join(get_args(AnswerKind))}"
+            raise ConfigError("answer", self.answer, expected)
+        if not isinstance(self.thinking, bool):
+            raise ConfigError("thinking", self.thinking, "must be true or false")
+
+    def is_followed_by(self, text: str) -> bool:
+        """Whether a completion's text has the form that is asked for, and nothing besides.
+
+        White space and a code fence do not count. With ``thinking`` that is some thoughts up to
+        ``</think>``, then ``<answer>`` with the form, then ``</answer>``; the opening ``<think>``
+        may be missing, because some chat templates write it in the prompt.
+        """
+        if len(text) > MAX_ANSWER_CHARS:
+            return False
+        text = text.strip()
+        if self.thinking:
+            thoughts, _, text = text.removeprefix("<think>").partition("</think>")
+            text = text.strip()
+            is_tagged = text.startswith("<answer>") and text.endswith("</answer>")
+            if not thoughts.strip() or "<think>" in thoughts or not is_tagged:
+                return False
+            text = text.removeprefix("<answer>").removesuffix("</answer>").strip()
+        fenced = _FENCE.fullmatch(text)
+        text = text if fenced is None else fenced[1].strip()
+        return _PATTERNS[self.answer].fullmatch(text) is not None
+
+
+_ASKED: dict[AnswerKind, tuple[str, str]] = {
+    "point": ("position", '"(x, y)"'),
+    "box": ("bounding box", 'JSON: {{"bbox_2d": [x1, y1, x2, y2]}}'),
+    "click": ("left click", f"<tool_call>{_CALL.replace('{0}', '[x, y]')}</tool_call>"),
+    "box_pairs": ("bounding box", '"(x1,y1),(x2,y2)"'),
+}
+_SIZE_AND_TASK = "The image is {width}x{height} pixels. {instruction}\n"
+_THINK_FIRST = (
+    "First think about where to look, inside <think> </think>. Then give the answer "
+    "inside <answer> </answer>."
+)
+
+
+def _built_in(kind: AnswerKind, *, thinking: bool) -> PromptTemplate:
+    noun, form = _ASKED[kind]
+    if thinking:
+        user = f"{_SIZE_AND_TASK}The answer is a {noun}, as {form}."
+        return PromptTemplate(_THINK_FIRST, user, kind, thinking=True)
+    return PromptTemplate(None, f"{_SIZE_AND_TASK}Answer with the {noun} alone, as {form}.", kind)
 
 
 TEMPLATES: dict[str, PromptTemplate] = {
-    "point": PromptTemplate(
-        system=None,
-        user="The image is {width}x{height} pixels. {instruction}\n"
-        'Answer with the position alone, as "(x, y)".',
-    ),
-    "box": PromptTemplate(
-        system=None,
-        user="The image is {width}x{height} pixels. {instruction}\n"
-        'Answer with the bounding box alone, as JSON: {{"bbox_2d": [x1, y1, x2, y2]}}.',
-        answer="box",
-    ),
-    "point_thinking": PromptTemplate(
-        system="First think about where to look, inside <think> </think>. Then give the answer "
-        "inside <answer> </answer>.",
-        user="The image is {width}x{height} pixels. {instruction}\n"
-        'The answer is a position, as "(x, y)".',
-    ),
+    **{kind: _built_in(kind, thinking=False) for kind in _ASKED},
+    **{f"{kind}_thinking": _built_in(kind, thinking=True) for kind in _ASKED},
     "plain": PromptTemplate(system=None, user="{instruction}"),
 }
 """The built-in templates by name."""
 
+FAMILY_TEMPLATES: dict[str, dict[str, str]] = {
+    # It writes boxes as two corners, and has seen no computer_use tool.
+    "qwen2_vl": {
+        "box": "box_pairs",
+        "box_thinking": "box_pairs_thinking",
+        "click": "point",
+        "click_thinking": "point_thinking",
+    },
+}
+"""transformers' ``config.model_type`` -> the templates that stand in for others of ``TEMPLATES``.
 
-def load_template(name_or_path: str) -> PromptTemplate:
-    """A built-in template by name, or a YAML file with ``system``, ``user`` and ``answer``.
+All other families take ``TEMPLATES`` as they are; the frame, and with it the width and height that
+a prompt states, is :mod:`~grpo_stream.grounding.frames`' business.
+"""
+
+
+def load_template(name_or_path: str, model_type: str | None = None) -> PromptTemplate:
+    """A built-in template by name, or one of a YAML file.
+
+    The file holds the text ``user`` and may hold ``system``, ``answer`` and ``thinking``; see
+    :class:`PromptTemplate`.
+
+    Args:
+        name_or_path: A name of :data:`TEMPLATES`, or a file.
+        model_type: ``config.model_type`` of transformers; its family may have other words for a
+            built-in template, see :data:`FAMILY_TEMPLATES`.
 
     Raises:
         ConfigError: no such template, an unreadable file, or one that is no template.
     """
     if name_or_path in TEMPLATES:
-        return TEMPLATES[name_or_path]
+        instead = FAMILY_TEMPLATES.get(model_type or "", {})
+        return TEMPLATES[instead.get(name_or_path, name_or_path)]
     path = Path(name_or_path)
     known = ", ".join(TEMPLATES)
     if path.suffix not in (".yaml", ".yml"):
@@ -123,6 +196,27 @@ def messages(template: PromptTemplate, instruction: str, size: Size) -> list[dic
     return [{"role": "system", "content": [{"type": "text", "text": template.system}]}, user]
 
 
+def render(template: PromptTemplate, instruction: str, size: Size) -> str:
+    """The conversation as text for people; the model's own chat template adds its control words.
+
+    Args:
+        template: The words around an instruction.
+        instruction: The sample's prompt.
+        size: Image size in the frame of the answer.
+
+    Example:
+        >>> print(render(TEMPLATES["plain"], "Open the menu.", Size(640, 480)))
+        user: <image>
+              Open the menu.
+    """
+    lines = []
+    for message in messages(template, instruction, size):
+        blocks = [str(block.get("text", "<image>")) for block in message["content"]]
+        label = f"{message['role']}: "
+        lines.append(label + "\n".join(blocks).replace("\n", "\n" + " " * len(label)))
+    return "\n".join(lines)
+
+
 def answer_text(kind: AnswerKind, solution: Point | Box, snap: int = 1) -> str:
     """The answer that a supervised cold start teaches; thoughts are not written.
 
@@ -132,22 +226,28 @@ def answer_text(kind: AnswerKind, solution: Point | Box, snap: int = 1) -> str:
         snap: Numbers are rounded to multiples of this; a small policy learns a coarse grid sooner.
 
     Returns:
-        ``(x, y)`` of the point or centre, or ``{"bbox_2d": [x1, y1, x2, y2]}``.
+        ``(x, y)`` of the point or centre, a tool call that clicks there,
+        ``{"bbox_2d": [x1, y1, x2, y2]}`` or ``(x1,y1),(x2,y2)``.
 
     Raises:
         ConfigError: ``snap`` is below 1, or a box is asked for and the solution is a point.
     """
     if snap < 1:
         raise ConfigError("snap", snap, "must be at least 1, for example 1")
-    if kind == "point":
+    if kind in {"point", "click"}:
         point = solution.centre if isinstance(solution, Box) else solution
-        return f"({_snapped(point.x, snap)}, {_snapped(point.y, snap)})"
+        x, y = _snapped(point.x, snap), _snapped(point.y, snap)
+        if kind == "click":
+            return f"<tool_call>{_CALL.format(f'[{x}, {y}]')}</tool_call>"
+        return f"({x}, {y})"
     if isinstance(solution, Point):
         raise ConfigError("answer", kind, 'needs boxes and this solution is a point; use "point"')
     x1, y1 = _snapped(solution.x1, snap), _snapped(solution.y1, snap)
     # Rounding must not take a thin box's area away.
     x2 = max(_snapped(solution.x2, snap), x1 + snap)
     y2 = max(_snapped(solution.y2, snap), y1 + snap)
+    if kind == "box_pairs":
+        return f"({x1},{y1}),({x2},{y2})"
     return f'{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
 
 
@@ -156,10 +256,26 @@ def _snapped(value: float, snap: int) -> int:
 
 
 def _template_of(content: object, source: str) -> PromptTemplate:
-    allowed = {"system", "user", "answer"}
-    if not isinstance(content, Mapping) or not set(content) <= allowed or "user" not in content:
-        raise ConfigError("prompt_template", source, "must hold the keys user, system and answer")
-    system, user = content.get("system"), content["user"]
-    if not isinstance(user, str) or not (system is None or isinstance(system, str)):
-        raise ConfigError("prompt_template", source, "system and user must be text")
-    return PromptTemplate(system, user, content.get("answer", "point"))
+    allowed = ("user", "system", "answer", "thinking")
+    if not isinstance(content, Mapping):
+        expected = f"must hold one mapping, for example {_EXAMPLE!r}"
+        raise ConfigError(source, content, expected)
+    unknown = [name for name in content if name not in allowed]
+    if unknown:
+        raise ConfigError(
+            source, unknown[0], f"is no key of a template; it has {', '.join(allowed)}"
+        )
+    system, user = content.get("system"), content.get("user")
+    if not isinstance(user, str):
+        raise ConfigError(f"{source}: user", user, f"must be text, for example {_EXAMPLE!r}")
+    if not (system is None or isinstance(system, str)):
+        raise ConfigError(f"{source}: system", system, 'must be text, for example "Be brief."')
+    try:
+        return PromptTemplate(
+            system, user, content.get("answer", "point"), content.get("thinking", False)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error.field}", error.value, error.expected) from error
+
+
+_EXAMPLE = "user: 'Click: {instruction}'"

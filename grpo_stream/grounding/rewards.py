@@ -12,25 +12,49 @@ Answers are brought to ``original`` before anything is compared. Nothing is gues
 size that is needed and missing is a :class:`~grpo_stream.errors.ConfigError`. Answers in
 ``original`` need no size, those in ``per_mille`` need ``scales``, those in ``model`` need both.
 
-An answer that cannot be read earns 0. ``None`` means that a reward does not apply to a sample (trl
-leaves it out of the sum): a kind of solution that it cannot score, or a true box without area.
+An answer that cannot be read earns the least: 0, of ``giou_reward`` -1. ``None`` means that a
+reward does not apply to a sample (trl leaves it out of the sum): a kind of solution that it cannot
+score, or a true box without area.
+
+All but ``length_penalty`` hand trl's ``log_metric`` the shares of parse failures by reason; see
+:func:`~grpo_stream.grounding.cases.cases_of`.
 """
 
-import functools
-import importlib
-import inspect
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from grpo_stream.errors import ConfigError, GrpoStreamError
-from grpo_stream.grounding.answers import REASONS, Answer, ParseFailure, parse_answer
-from grpo_stream.grounding.cases import Completion, Numbers, cases_of, completion_text
+from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.answers import Answer, parse_answer
+from grpo_stream.grounding.cases import (
+    Completion,
+    LogMetric,
+    Numbers,
+    cases_of,
+    completion_text,
+    log_failures,
+)
+from grpo_stream.grounding.prompts import PromptTemplate, load_template
+from grpo_stream.grounding.reward_calls import (
+    import_function,
+    named_reward,
+    split_call,
+    with_parameters,
+)
+
+__all__ = [
+    "REWARDS",
+    "accuracy_reward_coord",
+    "distance_reward",
+    "format_reward",
+    "gaussian_reward",
+    "giou_reward",
+    "iou_reward",
+    "length_penalty",
+    "load_reward",
+    "named_reward",
+]
 
 Rewards: TypeAlias = list[float | None]
-
-logger = logging.getLogger(__name__)
-_warned: set[tuple[str, ...]] = set()  # (reward, missing columns) that were told of
 
 
 def accuracy_reward_coord(
@@ -41,7 +65,7 @@ def accuracy_reward_coord(
     answer_frame: str | Sequence[str] | None = None,
     *,
     point_radius: float | None = None,
-    log_metric: Callable[[str, float], None] | None = None,
+    log_metric: LogMetric | None = None,
     **_: Any,
 ) -> Rewards:
     """1 if the predicted point, or the predicted box's centre, lies in the true box, else 0.
@@ -58,15 +82,15 @@ def accuracy_reward_coord(
         answer_frame: Frames of the answers.
         point_radius: How near a true point is a hit, as a share of the image's diagonal
             (``functools.partial`` sets it; ``scales`` is needed). None: points are not scored.
-        log_metric: trl's logger. Receives ``parse_failures/<reason>``, the share of completions
-            that failed for each reason. All reasons are always logged, zeros too: trl averages
-            over the calls that logged a name, so a share left out would not count as 0.
+        log_metric: trl's logger, see the module.
+
+    Raises:
+        ConfigError: ``point_radius`` is not positive.
     """
-    cases = cases_of(completions, solution, scales, model_size, answer_frame)
-    if log_metric is not None and completions:
-        failures = [case.answer.reason for case in cases if isinstance(case.answer, ParseFailure)]
-        for reason in REASONS:
-            log_metric(f"parse_failures/{reason}", failures.count(reason) / len(completions))
+    if point_radius is not None and not point_radius > 0:
+        raise ConfigError("point_radius", point_radius, "must be above 0, for example 0.05")
+    columns = (completions, solution, scales, model_size, answer_frame)
+    cases = cases_of(*columns, log_metric=log_metric)
     return [case.accuracy(point_radius) for case in cases]
 
 
@@ -76,6 +100,8 @@ def iou_reward(
     scales: Sequence[Numbers] | None = None,
     model_size: Sequence[Numbers] | None = None,
     answer_frame: str | Sequence[str] | None = None,
+    *,
+    log_metric: LogMetric | None = None,
     **_: Any,
 ) -> Rewards:
     """Intersection over union of predicted and true box.
@@ -84,8 +110,31 @@ def iou_reward(
     pixel counts. 0 for an answer that is a point, or an inverted or empty box; None for a true
     point. Source: the Jaccard index, as PASCAL VOC uses it (Everingham et al., 2010).
     """
-    cases = cases_of(completions, solution, scales, model_size, answer_frame)
+    columns = (completions, solution, scales, model_size, answer_frame)
+    cases = cases_of(*columns, log_metric=log_metric)
     return [case.iou() for case in cases]
+
+
+def giou_reward(
+    completions: Sequence[Completion],
+    solution: Sequence[Numbers],
+    scales: Sequence[Numbers] | None = None,
+    model_size: Sequence[Numbers] | None = None,
+    answer_frame: str | Sequence[str] | None = None,
+    *,
+    log_metric: LogMetric | None = None,
+    **_: Any,
+) -> Rewards:
+    """Generalised intersection over union: it also tells far misses from near ones.
+
+    Formula: ``IoU - (|C| - |A | B|) / |C|`` with ``C`` the least box around ``A`` and ``B``, in
+    [-1, 1]: 1 for the very box, below 0 for boxes apart, towards -1 with their distance. -1 for an
+    answer that is a point, or an inverted or empty box, or cannot be read; None for a true point.
+    Source: Rezatofighi et al., 2019 (arXiv 1902.09630).
+    """
+    columns = (completions, solution, scales, model_size, answer_frame)
+    cases = cases_of(*columns, log_metric=log_metric)
+    return [case.giou() for case in cases]
 
 
 def distance_reward(
@@ -94,6 +143,8 @@ def distance_reward(
     scales: Sequence[Numbers] | None = None,
     model_size: Sequence[Numbers] | None = None,
     answer_frame: str | Sequence[str] | None = None,
+    *,
+    log_metric: LogMetric | None = None,
     **_: Any,
 ) -> Rewards:
     """How near the predicted point is to the true one, over the whole image.
@@ -103,7 +154,8 @@ def distance_reward(
     corner, both with x and y divided by the image's width and height. ``scales`` is needed.
     Source: the dense point reward of SE-GUI (arXiv 2505.12370), without its in-box term.
     """
-    cases = cases_of(completions, solution, scales, model_size, answer_frame, need_scales=True)
+    columns = (completions, solution, scales, model_size, answer_frame)
+    cases = cases_of(*columns, need_scales=True, log_metric=log_metric)
     return [case.distance() for case in cases]
 
 
@@ -113,6 +165,8 @@ def gaussian_reward(
     scales: Sequence[Numbers] | None = None,
     model_size: Sequence[Numbers] | None = None,
     answer_frame: str | Sequence[str] | None = None,
+    *,
+    log_metric: LogMetric | None = None,
     **_: Any,
 ) -> Rewards:
     """A Gaussian hill over the true box: 1 at its centre, 0.61 at the middle of an edge.
@@ -121,17 +175,80 @@ def gaussian_reward(
     predicted point (or centre) to the true centre and ``sx, sy`` half of the true width and
     height. None for a true point. Source: the Gaussian point reward of GUI-G2 (arXiv 2507.15846).
     """
-    cases = cases_of(completions, solution, scales, model_size, answer_frame)
+    columns = (completions, solution, scales, model_size, answer_frame)
+    cases = cases_of(*columns, log_metric=log_metric)
     return [case.gaussian() for case in cases]
 
 
-def format_reward(completions: Sequence[Completion], **_: Any) -> Rewards:
-    """1 if the answer can be read as a point or box, else 0.
+def format_reward(
+    completions: Sequence[Completion],
+    *,
+    template: str | PromptTemplate | None = None,
+    log_metric: LogMetric | None = None,
+    **_: Any,
+) -> Rewards:
+    """1 if the completion has the form that was asked for, else 0.
 
-    In {0, 1}. Any form that :func:`~grpo_stream.grounding.answers.parse_answer` knows will do; no
-    thoughts are asked for.
+    In {0, 1}. Without a template any form will do that
+    :func:`~grpo_stream.grounding.answers.parse_answer` knows, with or without thoughts. With one
+    the text must be of its form and nothing else, see
+    :meth:`~grpo_stream.grounding.prompts.PromptTemplate.is_followed_by`. Source: the format reward
+    of DeepSeek-R1 (arXiv 2501.12948), for answers that are places.
+
+    Args:
+        completions: See the module.
+        template: A template, or its name or YAML file.
+        log_metric: trl's logger, see the module.
+
+    Raises:
+        ConfigError: there is no such template.
     """
-    return [float(isinstance(parse_answer(completion_text(c)), Answer)) for c in completions]
+    texts = [completion_text(completion) for completion in completions]
+    answers = [parse_answer(text) for text in texts]
+    if log_metric is not None and answers:
+        log_failures(answers, log_metric)
+    if template is None:
+        return [float(isinstance(answer, Answer)) for answer in answers]
+    asked = load_template(template) if isinstance(template, str) else template
+    return [float(asked.is_followed_by(text)) for text in texts]
+
+
+def length_penalty(
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    *,
+    num_free_tokens: int = 64,
+    num_max_tokens: int = 256,
+    **_: Any,
+) -> Rewards:
+    """0 up to a length that costs nothing, then down in a straight line to -1.
+
+    Formula: ``-min(1, max(0, (n - num_free_tokens) / (num_max_tokens - num_free_tokens)))`` for a
+    completion of ``n`` tokens, in [-1, 0]. Source: the soft overlong punishment of DAPO (arXiv
+    2503.14476, equation 13; its L_max is ``num_max_tokens``, its L_cache the difference).
+
+    Args:
+        completions: Used for their number alone.
+        completion_ids: Token ids of every completion, without padding; trl passes them.
+        num_free_tokens: Longest completion that costs nothing.
+        num_max_tokens: Shortest completion that costs 1.
+
+    Raises:
+        ConfigError: ``completion_ids`` is missing or of another length, or ``num_max_tokens`` is
+            not above ``num_free_tokens``, or that is negative.
+    """
+    if num_free_tokens < 0:
+        raise ConfigError("num_free_tokens", num_free_tokens, "must be 0 or more, for example 64")
+    if num_max_tokens <= num_free_tokens:
+        expected = f"must be above num_free_tokens, for example {4 * num_free_tokens or 256}"
+        raise ConfigError("num_max_tokens", num_max_tokens, expected)
+    if completion_ids is None or len(completion_ids) != len(completions):
+        found = None if completion_ids is None else f"{len(completion_ids)} entries"
+        expected = f"must be the token ids of all {len(completions)} completions"
+        raise ConfigError("completion_ids", found, expected)
+    span = num_max_tokens - num_free_tokens
+    over = [max(0, len(ids) - num_free_tokens) / span for ids in completion_ids]
+    return [0.0 if share == 0 else -min(1.0, share) for share in over]
 
 
 REWARDS: dict[str, Callable[..., Rewards]] = {
@@ -139,9 +256,11 @@ REWARDS: dict[str, Callable[..., Rewards]] = {
     for function in (
         accuracy_reward_coord,
         iou_reward,
+        giou_reward,
         distance_reward,
         gaussian_reward,
         format_reward,
+        length_penalty,
     )
 }
 """The kit's reward functions by short name."""
@@ -150,130 +269,18 @@ REWARDS: dict[str, Callable[..., Rewards]] = {
 def load_reward(name: str) -> Callable[..., Any]:
     """A reward function by short name, or any function as ``package.module:function``.
 
+    Parameters may follow in brackets: ``length_penalty(num_max_tokens=128)``.
+
     Raises:
-        ConfigError: no such short name, module or function.
+        ConfigError: no such short name, module or function, or parameters that cannot be.
     """
-    if name in REWARDS:
-        return REWARDS[name]
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
+    path, parameters = split_call(name)
+    if path in REWARDS:
+        reward = with_parameters(REWARDS[path], parameters, name)
+        # On no completions at all, which tells what its values are worth before a run starts.
+        reward(completions=[], completion_ids=[], solution=[], scales=[], answer_frame="original")
+        return reward
+    if ":" not in path:
         known = ", ".join(REWARDS)
         raise ConfigError("reward_funcs", name, f"must be one of {known}, or package.module:name")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:
-        hint = f"{module_name!r} cannot be imported ({error}); PYTHONPATH=. finds one beside you"
-        raise ConfigError("reward_funcs", name, hint) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ConfigError("reward_funcs", name, f"{module_name!r} has no such function")
-    return function  # type: ignore[no-any-return]
-
-
-def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` such that its errors name it and the sample; ``__name__`` is kept.
-
-    A column that the function needs and that no record of the batch has is None throughout (a
-    record's own field may be missing in a whole batch by chance); the first time, a warning lists
-    the columns there are.
-
-    After an error the completions are tried one by one (without logging) to find the sample, whose
-    name is its entry in the column ``key``. A coroutine function is tried as a whole.
-
-    Raises:
-        GrpoStreamError: when called, for any exception that ``function`` raises.
-    """
-    name = _name_of(function)
-    needed = _needed_columns(function)
-
-    if inspect.iscoroutinefunction(function):
-
-        async def call_async(**columns: Any) -> Any:
-            columns = _filled(columns, needed, name)
-            try:
-                return await function(**columns)
-            except Exception as error:
-                raise _reward_error(name, columns.get("key"), error) from error
-
-        call = call_async
-    else:
-
-        def call_sync(**columns: Any) -> Any:
-            columns = _filled(columns, needed, name)
-            try:
-                return function(**columns)
-            except Exception as error:
-                keys = _failing_keys(function, columns)
-                raise _reward_error(name, keys, error) from error
-
-        call = call_sync
-    if hasattr(function, "__name__"):
-        return functools.wraps(function)(call)
-    call.__name__ = name
-    return call
-
-
-def _needed_columns(function: Callable[..., Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a callable without a signature is given what there is
-        return []
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in parameters if p.kind in named and p.default is p.empty]
-
-
-def _filled(columns: dict[str, Any], needed: Sequence[str], name: str) -> dict[str, Any]:
-    missing = [column for column in needed if column not in columns]
-    if not missing or "completions" not in columns:
-        return columns
-    if (name, *missing) not in _warned:
-        _warned.add((name, *missing))
-        logger.warning(
-            "reward %s asks for %s, which no record of this batch has (None is passed); it has %s",
-            name,
-            ", ".join(missing),
-            ", ".join(sorted(columns)),
-        )
-    nothing = [None] * len(columns["completions"])
-    return columns | dict.fromkeys(missing, nothing)
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    """Also of what has no ``__name__``: a functools.partial, an object with ``__call__``."""
-    inner = getattr(function, "func", function)
-    name = getattr(function, "__name__", None) or getattr(inner, "__name__", None)
-    return str(name or type(inner).__name__)
-
-
-def _failing_keys(function: Callable[..., Any], columns: dict[str, Any]) -> Sequence[Any] | None:
-    keys = columns.get("key")
-    if keys is None:
-        return None
-    quiet = {name: _ignore for name in ("log_metric", "log_extra") if name in columns}
-    for row in range(len(keys)):
-        one = {
-            name: value[row : row + 1]
-            if isinstance(value, list) and len(value) == len(keys)
-            else value
-            for name, value in columns.items()
-        }
-        try:
-            function(**(one | quiet))
-        except Exception:  # noqa: BLE001 - any failure marks the sample
-            return [keys[row]]
-    return list(keys)
-
-
-def _ignore(*_: object) -> None:
-    return None
-
-
-def _reward_error(name: str, keys: Sequence[Any] | None, error: Exception) -> GrpoStreamError:
-    where = ""
-    if keys:
-        distinct = list(dict.fromkeys(keys))
-        shown = ", ".join(map(repr, distinct[:8])) + (", ..." if len(distinct) > 8 else "")
-        where = f" on sample {shown}"
-    return GrpoStreamError(
-        f"reward function {name!r} failed{where}: {type(error).__name__}: {error}"
-    )
+    return with_parameters(import_function(path), parameters, name)

@@ -8,14 +8,20 @@ from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.answers import Answer, parse_answer
 from grpo_stream.grounding.prompts import (
+    FAMILY_TEMPLATES,
     TEMPLATES,
     PromptTemplate,
     answer_text,
     load_template,
     messages,
+    render,
 )
 
 SIZE = Size(640, 480)
+TAUGHT_CLICK = (
+    '<tool_call>{"name": "computer_use", "arguments": '
+    '{"action": "left_click", "coordinate": [16, 30]}}</tool_call>'
+)
 
 
 def test_plain_is_the_instruction_alone_after_the_image():
@@ -65,21 +71,36 @@ def test_placeholders_are_checked(user, said):
 
 def test_a_template_from_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("system: Be brief.\nuser: '{instruction} ({width})'\nanswer: box\n")
+    path.write_text(
+        "system: Be brief.\nuser: '{instruction} ({width})'\nanswer: box\nthinking: on\n"
+    )
     template = load_template(str(path))
-    assert template == PromptTemplate("Be brief.", "{instruction} ({width})", "box")
+    assert template == PromptTemplate("Be brief.", "{instruction} ({width})", "box", thinking=True)
     assert load_template("plain") is TEMPLATES["plain"]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[1, 2]", "user, system and answer"),
-        ("user: '{instruction}'\ncolour: red\n", "user, system and answer"),
-        ("system: hello\n", "user, system and answer"),
-        ("user: 3\n", "must be text"),
-        ("user: '{instruction}'\nanswer: circle\n", "circle"),
+        ("[1, 2]", r"mine.yaml=\[1, 2\]: must hold one mapping, for example .*instruction"),
+        ("", "mine.yaml=None: must hold one mapping"),
+        (
+            "user: '{instruction}'\ncolour: red\n",
+            "mine.yaml='colour': is no key .* has user, system, answer, thinking",
+        ),
+        ("system: hello\n", "mine.yaml: user=None: must be text, for example"),
+        ("user: 3\n", "mine.yaml: user=3: must be text"),
+        ("user: '{instruction}'\nsystem: [1]\n", r"mine.yaml: system=\[1\]: must be text"),
+        ("user: 'Find it.'\n", r"mine.yaml: user='Find it.': must hold \{instruction\}"),
+        ("user: '{instruction} {colour}'\n", "mine.yaml: user='{instruction} {colour}': may hold"),
+        (
+            "user: '{instruction}'\nanswer: circle\n",
+            "mine.yaml: answer='circle': must be one of point, box, click, box_pairs",
+        ),
+        ("user: '{instruction}'\nanswer: [box]\n", "must be one of point, box"),
+        ("user: '{instruction}'\nthinking: maybe\n", "thinking='maybe': must be true or false"),
         ("user: [", "cannot be read"),
+        ("user: !!python/object:os.system x", "cannot be read"),
     ],
 )
 def test_a_file_that_is_no_template(tmp_path, content, said):
@@ -90,10 +111,57 @@ def test_a_file_that_is_no_template(tmp_path, content, said):
 
 
 def test_names_that_are_no_template(tmp_path):
-    with pytest.raises(ConfigError, match="point, box, point_thinking, plain"):
+    with pytest.raises(ConfigError, match=r"point, box, click, .*point_thinking, .*plain"):
         load_template("pointy")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_template(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "is_named"),
+    [
+        ("qwen2_5_vl", "box", "box"),
+        ("qwen3_vl", "click", "click"),
+        (None, "box", "box"),
+        ("qwen2_vl", "box", "box_pairs"),
+        ("qwen2_vl", "click_thinking", "point_thinking"),
+        ("qwen2_vl", "point", "point"),
+    ],
+)
+def test_a_family_has_its_own_words(model_type, name, is_named):
+    assert load_template(name, model_type) is TEMPLATES[is_named]
+
+
+def test_what_stands_in_for_a_template_asks_for_as_much_thinking():
+    for instead in FAMILY_TEMPLATES.values():
+        for name, other in instead.items():
+            assert TEMPLATES[name].thinking == TEMPLATES[other].thinking
+
+
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES)))
+def test_what_is_taught_has_the_form_that_is_asked_for(name):
+    template = TEMPLATES[name]
+    taught = answer_text(template.answer, Box(1, 2, 30, 40))
+    assert isinstance(parse_answer(taught), Answer)
+    text = f"<think>there</think><answer>{taught}</answer>" if template.thinking else taught
+    assert template.is_followed_by(text)
+    assert template.is_followed_by(text.replace(taught, f"\n{taught}\n"))
+    assert not template.is_followed_by(f"Look: {text}")
+    others = {TEMPLATES[other].answer for other in TEMPLATES} - {template.answer}
+    for other in others:
+        assert not template.is_followed_by(
+            text.replace(taught, answer_text(other, Box(1, 2, 30, 40)))
+        )
+
+
+def test_render_shows_the_conversation():
+    assert render(TEMPLATES["point_thinking"], "Open <|im_end|> it.", SIZE) == (
+        "system: First think about where to look, inside <think> </think>. Then give the answer "
+        "inside <answer> </answer>.\n"
+        "user: <image>\n"
+        "      The image is 640x480 pixels. Open < |im_end|> it.\n"
+        '      The answer is a position, as "(x, y)".'
+    )
 
 
 def test_without_yaml_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -109,6 +177,13 @@ def test_without_yaml_the_message_says_what_to_install(tmp_path, monkeypatch):
         ("point", Box(10, 20, 21, 40), 8, "(16, 32)"),
         ("point", Point(3.4, 3.6), 1, "(3, 4)"),
         ("box", Box(1.4, 2.6, 9.5, 9.4), 1, '{"bbox_2d": [1, 3, 10, 9]}'),
+        ("box_pairs", Box(1.4, 2.6, 9.5, 9.4), 1, "(1,3),(10,9)"),
+        (
+            "click",
+            Box(10, 20, 21, 40),
+            1,
+            TAUGHT_CLICK,
+        ),
         ("box", Box(5.1, 5.1, 5.3, 5.3), 1, '{"bbox_2d": [5, 5, 6, 6]}'),
     ],
 )
