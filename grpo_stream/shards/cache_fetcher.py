@@ -110,7 +110,8 @@ class ShardFetcher:
     def find(self, name: str) -> OpenShard | None:
         """The shard, when it is in the folder, whoever fetched it."""
         shard = self._held.get(name)
-        if shard is None and name not in self._dropped and name not in self._arriving:
+        if shard is None and name not in self._dropped:
+            # Even if a thread of ours is at it: it may have been here all along.
             shard = self._folder.open(name, self._sizes[name])
             if shard is not None:
                 self._hold(name, shard)

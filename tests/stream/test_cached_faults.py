@@ -129,6 +129,15 @@ def flip(path):
     path.write_bytes(data)
 
 
+def test_a_warm_cache_asks_for_no_shard(server, cache, epoch):
+    warm(cache)
+    server.ranges.clear()
+    with open_loader(URL, cache=cache) as loader:
+        assert list(loader) == epoch
+        assert loader.stream.metrics()["cache/num_misses"] == 0
+    assert whole_gets(server) == []
+
+
 def test_a_cached_copy_that_is_damaged(server, cache, epoch):
     warm(cache)
     flip(next(cache.glob(f"*/{SHARD}")))
