@@ -150,8 +150,8 @@ def cases_of(
         answer_frame: Frame of the answers: one name, or one per completion.
         need_scales: Refuse to go without ``scales`` in any frame.
         log_metric: trl's logger. Receives ``parse_failures/<reason>``, the share of completions
-            that failed for each reason, and ``answers_outside_image``, the share whose point is
-            not in the image (half of them or more: the frame is wrong). All are logged each time,
+            that failed for each reason, and, with ``scales``, ``answers_outside_image``, the share
+            whose point is not in the image: many of them speak of a wrong frame. All are logged,
             zeros too: trl averages over the calls that logged a name, so that a share left out
             would not count as 0. Several rewards that log the same shares do no harm.
 
@@ -181,7 +181,9 @@ def cases_of(
         cases.append(Case(completion_text(completion), *shared))
     if log_metric is not None and cases:
         log_failures([case.answer for case in cases], log_metric)
-        log_metric("answers_outside_image", sum(bool(c.is_outside) for c in cases) / len(cases))
+        if scales is not None:
+            num_outside = sum(bool(case.is_outside) for case in cases)
+            log_metric("answers_outside_image", num_outside / len(cases))
     return cases
 
 
