@@ -128,6 +128,11 @@ class PromptStream:
         """Whether a source waits for a network."""
         return any(source.is_remote for source in self.sources)
 
+    @property
+    def keeps_shards(self) -> bool:
+        """Whether whole shards are fetched to a local cache."""
+        return any(source.keeps_shards for source in self.sources)
+
     def cursor(self, epoch: int = 0, batch_index: int = 0) -> Cursor:
         """The place before generation batch ``batch_index`` of ``epoch`` in this stream's order."""
         return self.plan.cursor(epoch, batch_index)

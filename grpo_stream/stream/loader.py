@@ -26,6 +26,7 @@ from typing import Any, Generic, TypeVar
 from grpo_stream.stream.cursor import Cursor
 from grpo_stream.stream.dataset import Outcome, PromptStream, SlotPlace
 from grpo_stream.stream.fetch import Fetcher, Wanted
+from grpo_stream.stream.memory import keep_freed_memory
 from grpo_stream.stream.pool import PriorityPool
 from grpo_stream.stream.processes import DecodeProcesses, worker_died
 from grpo_stream.stream.sources import Encoded, StreamSample
@@ -102,6 +103,7 @@ class PromptLoader(Generic[T]):
         if config.num_processes:
             self._processes = DecodeProcesses(config.num_processes, stream.open_sample, config)
         elif config.num_threads:
+            keep_freed_memory()
             self._decoders = PriorityPool(config.num_threads, "decoder")
         else:
             return
@@ -180,11 +182,12 @@ class PromptLoader(Generic[T]):
         self.close()
 
     def _look_ahead(self, place: tuple[int, int]) -> None:
-        if not self._works or self._works[0].place != place:
+        is_start = not self._works or self._works[0].place != place
+        if is_start:
             self._drop()
             self._coming = place
         fresh = []
-        for work in self._new_works():
+        for work in self._new_works(only_near=is_start):
             self._works.append(work)
             fresh.append(work)
         if self._fetcher is not None:
@@ -193,11 +196,15 @@ class PromptLoader(Generic[T]):
             if work.batch is None:
                 work.batch = self._start_decoding(work)
 
-    def _new_works(self) -> Iterator[_Work[T]]:
+    def _new_works(self, *, only_near: bool) -> Iterator[_Work[T]]:
         config = self.stream.config
         num_bytes = sum(work.num_bytes for work in self._works)
         # Not one batch at a time: samples that lie side by side are fetched together.
-        is_refill = self._fetcher is not None and num_bytes <= config.fetch_ahead_bytes // 2
+        is_refill = num_bytes <= config.fetch_ahead_bytes // 2
+        # The first batch is not to share the link with what is needed much later. With a cache,
+        # whole shards come ahead, and by range only what is needed before they are there.
+        if self._fetcher is None or only_near or self.stream.keeps_shards:
+            is_refill = False
         while self._coming is not None:
             if len(self._works) > config.prefetch_batches:
                 has_room = is_refill and len(self._works) < _MAX_BATCHES_AHEAD

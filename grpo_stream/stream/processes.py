@@ -15,6 +15,7 @@ from typing import Any
 from grpo_stream.config import StreamConfig
 from grpo_stream.errors import WorkerDiedError
 from grpo_stream.stream.dataset import Open, Outcome, is_damage
+from grpo_stream.stream.memory import keep_freed_memory
 from grpo_stream.stream.sources import Encoded
 
 
@@ -79,6 +80,7 @@ def _open_encoded(encoded: Encoded, open_sample: Open, config: StreamConfig) -> 
 
 
 def _end_with(lifeline: Connection) -> None:
+    keep_freed_memory()
     threading.Thread(target=_wait_for_end, args=(lifeline,), daemon=True).start()
 
 

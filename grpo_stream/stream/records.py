@@ -110,6 +110,11 @@ class RecordSource:
         """False: images lie in a folder."""
         return False
 
+    @property
+    def keeps_shards(self) -> bool:
+        """False: there are none."""
+        return False
+
     def sample_bytes(self, shard: int) -> int:  # noqa: ARG002 - there is one shard
         """See ``sources.Source.sample_bytes``: a guess, nothing is known before reading."""
         return _GUESSED_SAMPLE_BYTES

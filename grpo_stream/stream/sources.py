@@ -126,6 +126,10 @@ class Source(Protocol):
     def is_remote(self) -> bool:
         """Whether reading waits for a network, so that many reads should be on their way."""
 
+    @property
+    def keeps_shards(self) -> bool:
+        """Whether whole shards are fetched to a local cache, ahead of what is read."""
+
     def sample_bytes(self, shard: int) -> int:
         """About how many bytes a sample of a shard has; known without reading anything."""
 
@@ -214,6 +218,11 @@ class ShardSource:
     def is_remote(self) -> bool:
         """False for a folder."""
         return not isinstance(self._store, LocalStore)
+
+    @property
+    def keeps_shards(self) -> bool:
+        """True with a cache."""
+        return self.cache is not None
 
     def metrics(self) -> dict[str, float]:
         """What reading took so far: requests, retries, bytes; hits and downloads of the cache."""
