@@ -63,7 +63,9 @@ def run(args: ColdStartArguments, config: ColdStartConfig, data: DataArguments) 
     )
     model = load_policy(args.model_name_or_path, dtype="float32")
     collator = PromptCollator(
-        processor, load_template(args.prompt_template), answer_frame_for(model.config.model_type)
+        processor,
+        load_template(args.prompt_template, model.config.model_type),
+        answer_frame_for(model.config.model_type),
     )
     stream = make_stream(
         data_sets,

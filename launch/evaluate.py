@@ -63,10 +63,11 @@ def run(args: EvaluateArguments, data: DataArguments) -> None:
         args.model_name_or_path, min_pixels=data.min_pixels, max_pixels=data.max_pixels
     )
     model = load_policy(args.model_name_or_path, dtype="auto").to(device)
-    frame = answer_frame_for(model.config.model_type, args.answer_frame)
+    model_type = model.config.model_type
+    frame = answer_frame_for(model_type, args.answer_frame)
     evaluation = evaluate(
         model,
-        PromptCollator(processor, load_template(args.prompt_template), frame),
+        PromptCollator(processor, load_template(args.prompt_template, model_type), frame),
         source,
         batch_size=args.batch_size,
         max_completion_length=args.max_completion_length,

@@ -124,12 +124,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     ) -> None:
         args = args or GRPOConfig("out")
         num_prompts = _check_args(args, shared_prefix)
-        template = load_template(prompt_template)
         rewards = _named_rewards(reward_funcs)
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
         config = policy_config(model_id) if isinstance(model, str) else model.config
+        template = load_template(prompt_template, config.model_type)
         frame = answer_frame_for(config.model_type, answer_frame)
         processor = processing_class or load_processor(model_id)
         images = (image_processor or processor.image_processor, images_root)

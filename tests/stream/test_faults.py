@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 
@@ -130,8 +131,8 @@ class TestWhatPasses:
                 server.always[""] = "reset"  # connections that are open end too
                 server.shutdown()
                 server.server_close()
+                again: list[Any] = []
                 coming = threading.Timer(0.5, lambda: again.append(start_again(port, folder)))
-                again = []
                 coming.start()
                 try:
                     read += [loader.get(*divmod(number, 6)) for number in range(2, 12)]

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
@@ -35,9 +36,9 @@ def entries(folder):
     """Index entry of each sample by (shard, sample)."""
     store = LocalStore(folder)
     return {
-        (shard, number): entry
+        (shard, number): ShardIndex.load(store, info)[number]
         for shard, info in enumerate(Manifest.load(store).shards)
-        for number, entry in enumerate(ShardIndex.load(store, info))
+        for number in range(info.num_samples)
     }
 
 
@@ -73,7 +74,7 @@ class TestTheFirstBatch:
 
     def read_first(self, folder, entries, place, num_threads, fetch_ahead_bytes):
         store = GatedStore(folder)
-        done: Future = Future()
+        done: Future[Any] = Future()
 
         def read():
             changes = {"num_threads": num_threads, "fetch_ahead_bytes": fetch_ahead_bytes}
@@ -99,7 +100,7 @@ class TestTheFirstBatch:
     def offset(self, store, entries, shard, number):
         """Where the run of samples starts that brings this one."""
         name, place = f"shard-{shard * PER_SHARD:06d}.tar", entries[shard, number].offset
-        found = []
+        found: list[int] = []
 
         def is_asked_for():
             found[:] = [

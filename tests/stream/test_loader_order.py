@@ -161,7 +161,7 @@ def test_resumed_at_an_epochs_end(folders, references, name, off):
 )
 def test_other_numbers_of_lanes_read_exactly_what_is_left(folders, lanes, changes, storage):
     (folder,) = folders["one"]
-    state, keys, num_left = None, [], SIZES["one"][0]
+    state, keys, num_left = None, list[str](), SIZES["one"][0]
     for num_lanes, num_batches in [*lanes, (lanes[-1][0], 100)]:
         with open_loader([folder], None, None, storage, num_lanes, **changes) as loader:
             if state is not None:

@@ -5,8 +5,8 @@ import pytest
 from grpo_stream.config import CacheSettings
 from grpo_stream.errors import ConfigError, ManifestError
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.stream import opening
 from grpo_stream.stream.opening import open_shards, parse_shards
+from grpo_stream.stream.sources import ShardSource
 from tests.stream.support import write_numbered_set
 
 
@@ -81,10 +81,13 @@ class TestOpen:
 
     def test_what_was_opened_beside_a_missing_one_is_closed(self, folders, tmp_path, monkeypatch):
         closed = []
-        close = opening.ShardSource.close
-        monkeypatch.setattr(
-            opening.ShardSource, "close", lambda source: (closed.append(source), close(source))
-        )
+        close = ShardSource.close
+
+        def count(source):
+            closed.append(source)
+            close(source)
+
+        monkeypatch.setattr(ShardSource, "close", count)
         cache = CacheSettings(str(tmp_path / "cache"), 10**6)
         with pytest.raises(ManifestError):
             open_shards([str(tmp_path / "nowhere"), *folders], cache=cache)
