@@ -45,6 +45,8 @@ class Job:
     step_side: int = 256
     """Rows and columns of the matrices that a step multiplies: small ones are much Python."""
 
+    cache: str = ""
+    """Folder in which this project's loader keeps whole shards; none if empty."""
     fetch_ahead_bytes: int | None = None
     """Of this project's loader; None for its default."""
 

@@ -72,6 +72,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--peers", action="store_true", help="also the other loaders that are installed")
     add("--only", nargs="+", default=[], help="only contestants whose name starts so")
     add("--store", choices=("local", "s3"), default="local", help="s3: from a bucket on loopback")
+    add("--cache", action="store_true", help="with s3: also through an empty shard cache")
     add("--delay-ms", type=float, default=30, help="of every answer of the bucket (%(default)s)")
     command.set_defaults(run=run)
 
@@ -157,6 +158,8 @@ def _contestants(args: argparse.Namespace) -> list[str]:
         if args.peers:
             raise ConfigError("--peers", True, "is for --store local only")
         names += [f"{name} s3" for name in names if name in OURS]
+        if args.cache:
+            names.append(f"{OURS[0]} s3 cache")
     if args.peers:
         names += installed_peers()
     chosen = [name for name in names if not args.only or name.startswith(tuple(args.only))]
@@ -173,13 +176,16 @@ def _run_rounds(args: argparse.Namespace, job: Job, contestants: list[str]) -> R
         for _ in range(args.rounds):
             for name in contestants:
                 progress.set_description(name)
-                own = replace(job, contestant=name.removesuffix(" s3"))
+                own = replace(job, contestant=name.split()[0])
                 if server is None or own.contestant == name:
                     rounds.measured[name].append(run_apart(own))
                 else:
                     before = served(server)
-                    remote = replace(own, shards=server.url)
-                    rounds.measured[name].append(run_apart(remote, server.environment))
+                    with tempfile.TemporaryDirectory() as cache:
+                        remote = replace(
+                            own, shards=server.url, cache=cache if "cache" in name else ""
+                        )
+                        rounds.measured[name].append(run_apart(remote, server.environment))
                     rounds.served.setdefault(name, []).append(served(server).since(before))
                 progress.update()
     return rounds

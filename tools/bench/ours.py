@@ -8,7 +8,7 @@ import torch
 with suppress(ImportError):
     import obstore.store  # noqa: F401 - else it is imported, and timed, when a bucket is opened
 
-from grpo_stream.config import StreamConfig
+from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
@@ -27,7 +27,8 @@ def open_loader(job: Job) -> PromptLoader[Batch]:
         fetch_ahead_bytes=job.fetch_ahead_bytes or StreamConfig.fetch_ahead_bytes,
     )
     open_sample = keep_sample if job.is_raw else decode_sample
-    stream = PromptStream(ShardSource(job.shards), config, open_sample=open_sample)
+    cache = CacheSettings(job.cache) if job.cache else None
+    stream = PromptStream(ShardSource(job.shards, cache=cache), config, open_sample=open_sample)
     return PromptLoader(stream, raw_batch if job.is_raw else decoded_batch)
 
 
