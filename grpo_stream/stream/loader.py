@@ -14,6 +14,7 @@ Memory is bounded by ``prefetch_batches + 1`` decoded generation batches of this
 encoded samples that ``fetch_ahead_bytes`` allows.
 """
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -138,8 +139,18 @@ class PromptLoader(Generic[T]):
         if self._assembler is None:
             batch = self.transform(self.stream.read_batch(epoch, batch_index))
         else:
-            self._look_ahead((epoch, batch_index))
+            is_start = not self._works or self._works[0].place != (epoch, batch_index)
+            if is_start:
+                self._drop()
+                self._coming = (epoch, batch_index)
+            # The first batch is not to share the link with what is needed much later.
+            self._look_ahead(only_near=is_start)
+            for work in islice(self._works, self.stream.config.prefetch_batches + 1):
+                if work.batch is None:
+                    work.batch = self._start_decoding(work)
             batch = self._take(self._works[0])
+            if is_start:
+                self._look_ahead(only_near=False)
         self.wait_seconds += time.perf_counter() - started
         return batch
 
@@ -181,38 +192,30 @@ class PromptLoader(Generic[T]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _look_ahead(self, place: tuple[int, int]) -> None:
-        is_start = not self._works or self._works[0].place != place
-        if is_start:
-            self._drop()
-            self._coming = place
-        fresh = []
-        for work in self._new_works(only_near=is_start):
-            self._works.append(work)
-            fresh.append(work)
+    def _look_ahead(self, *, only_near: bool) -> None:
+        fresh = list(self._new_works(only_near=only_near))
+        self._works.extend(fresh)
         if self._fetcher is not None:
             self._start_fetching(self._fetcher, fresh)
-        for work in islice(self._works, self.stream.config.prefetch_batches + 1):
-            if work.batch is None:
-                work.batch = self._start_decoding(work)
 
     def _new_works(self, *, only_near: bool) -> Iterator[_Work[T]]:
         config = self.stream.config
+        num_works = len(self._works)
         num_bytes = sum(work.num_bytes for work in self._works)
         # Not one batch at a time: samples that lie side by side are fetched together.
         is_refill = num_bytes <= config.fetch_ahead_bytes // 2
-        # The first batch is not to share the link with what is needed much later. With a cache,
-        # whole shards come ahead, and by range only what is needed before they are there.
+        # With a cache whole shards come ahead, and by range only what is needed before that.
         if self._fetcher is None or only_near or self.stream.keeps_shards:
             is_refill = False
         while self._coming is not None:
-            if len(self._works) > config.prefetch_batches:
-                has_room = is_refill and len(self._works) < _MAX_BATCHES_AHEAD
+            if num_works > config.prefetch_batches:
+                has_room = is_refill and num_works < _MAX_BATCHES_AHEAD
                 if not has_room or num_bytes >= config.fetch_ahead_bytes:
                     return
             slots = self.stream.slot_places(*self._coming)
             work: _Work[T] = _Work(self._num_works, self._coming, slots, self._size(slots))
             num_bytes += work.num_bytes
+            num_works += 1
             self._num_works += 1
             self._coming = self._following(self._coming)
             yield work
@@ -238,37 +241,35 @@ class PromptLoader(Generic[T]):
     def _start_decoding(self, work: _Work[T]) -> "Future[T]":
         if self._processes is not None:
             outcomes = [self._open_elsewhere(self._processes, work, n) for n in _all(work)]
-        elif work.fetches:
-            outcomes = [self._open_when_fetched(work, n) for n in _all(work)]
         else:
-            outcomes = self._read_in_pieces(work)
+            outcomes = self._open_in_pieces(work)
         assert self._assembler is not None  # noqa: S101 - there are threads
         return self._assembler.submit(work.number, lambda: self._assemble(work.slots, outcomes))
 
-    def _read_in_pieces(self, work: _Work[T]) -> "list[Future[_Outcomes]]":
-        # A task for several samples: one for each would cost as much as reading it.
-        assert self._decoders is not None  # noqa: S101 - there are threads
+    def _open_in_pieces(self, work: _Work[T]) -> "list[Future[_Outcomes]]":
+        # A task for several samples: handing one over costs as much as reading it from a folder.
         num_pieces = min(self.stream.config.num_threads, len(work.slots))
         size = -(-len(work.slots) // num_pieces)
-        pieces = [work.slots[start : start + size] for start in range(0, len(work.slots), size)]
-        attempt = self.stream.attempt
-        return [
-            self._decoders.submit(work.number, lambda piece=piece: [attempt(one) for one in piece])  # type: ignore[misc]
-            for piece in pieces
-        ]
+        starts = range(0, len(work.slots), size)
+        return [self._open_piece(work, slice(start, start + size)) for start in starts]
 
-    def _open_when_fetched(self, work: _Work[T], number: int) -> "Future[_Outcomes]":
-        outcome: Future[_Outcomes] = Future()
+    def _open_piece(self, work: _Work[T], piece: slice) -> "Future[_Outcomes]":
+        assert self._decoders is not None  # noqa: S101 - there are threads
+        decoders, attempt = self._decoders, self.stream.attempt
+        slots, fetches = work.slots[piece], work.fetches[piece]
+        if not fetches:
+            return decoders.submit(work.number, lambda: [attempt(one) for one in slots])
+        outcomes: Future[_Outcomes] = Future()
 
-        def open_it(fetched: "Future[Encoded]") -> None:
-            assert self._decoders is not None  # noqa: S101 - there are threads
-            task = self._decoders.submit(
-                work.number, lambda: [self.stream.attempt(work.slots[number], fetched.result)]
-            )
-            task.add_done_callback(lambda done: _pass_on(done, outcome))
+        def open_all() -> _Outcomes:
+            return [attempt(*pair) for pair in zip(slots, (f.result for f in fetches), strict=True)]
 
-        work.fetches[number].add_done_callback(open_it)
-        return outcome
+        def submit() -> None:
+            task = decoders.submit(work.number, open_all)
+            task.add_done_callback(lambda done: _pass_on(done, outcomes))
+
+        _when_all_done(fetches, submit)
+        return outcomes
 
     def _open_elsewhere(
         self, processes: DecodeProcesses, work: _Work[T], number: int
@@ -292,7 +293,7 @@ class PromptLoader(Generic[T]):
         return self.transform([settle(*pair) for pair in zip(slots, found, strict=True)])
 
     def _take(self, work: _Work[T]) -> T:
-        assert work.batch is not None  # noqa: S101 - _look_ahead has started the first one
+        assert work.batch is not None  # noqa: S101 - get() has started it
         try:
             return work.batch.result()
         except BaseException:
@@ -311,6 +312,18 @@ class PromptLoader(Generic[T]):
 
 def _all(work: _Work[Any]) -> range:
     return range(len(work.slots))
+
+
+def _when_all_done(futures: "Sequence[Future[Any]]", action: Callable[[], None]) -> None:
+    """Calls ``action`` once, in the thread that ends the last of ``futures``; not for none."""
+    left = itertools.count(len(futures) - 1, -1)  # counts down in one step, so needs no lock
+
+    def count(_: "Future[Any]") -> None:
+        if next(left) == 0:
+            action()
+
+    for future in futures:
+        future.add_done_callback(count)
 
 
 def _pass_on(done: "Future[Any]", to: "Future[Any]", *, in_list: bool = False) -> None:
