@@ -44,6 +44,8 @@ def moto(folder, scratch):
     server.start()
     try:
         port = server.get_host_and_port()[1]
+        # All of moto's servers in a process share what they hold, also after they have ended.
+        send(port, "POST", "/moto-api/reset")
         send(port, "PUT", "/set-of-moto")
         for path in folder.iterdir():
             send(port, "PUT", f"/set-of-moto/train/{path.name}", path.read_bytes())
@@ -152,7 +154,7 @@ def send(port, method, target, body=b"", headers=None):
     response = connection.getresponse()
     answer = response.read()
     connection.close()
-    assert response.status in (200, 201), answer
+    assert response.status in (200, 201), (response.status, dict(response.headers), answer)
 
 
 def azure_put(port, path, query, body=b""):

@@ -16,7 +16,7 @@ this project's decoder and batches are dicts of lists of torch tensors, as every
 ``pip install 'grpo_stream[bench]'`` brings webdataset, datasets and energon. The other two ask
 for torchvision, which nothing here uses::
 
-    pip install --no-deps mosaicml-streaming litdata
+    pip install --no-deps mosaicml-streaming litdata torchdata
     pip install Brotli python-snappy zstd xxhash catalogue lightning-utilities tifffile filelock
 """
 
