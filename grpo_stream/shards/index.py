@@ -8,7 +8,6 @@ in one go, and one request then fetches one sample. ``docs/shards.md`` has the t
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -101,16 +100,9 @@ class ShardIndex:
         return len(self.samples)
 
     def __getitem__(self, sample: int) -> IndexEntry:
-        rows, parts = self._rows
-        offset, num_bytes, first, num_parts = rows[sample]
-        return IndexEntry(
-            offset, num_bytes, tuple(map(IndexPart._make, parts[first : first + num_parts]))
-        )
-
-    @cached_property
-    def _rows(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        # As Python's own numbers: taken from the arrays one by one, an entry takes 7 us, not 2.
-        return self.samples.tolist(), self.parts.tolist()
+        offset, num_bytes, first, num_parts = self.samples[sample].item()
+        parts = self.parts[first : first + num_parts].tolist()
+        return IndexEntry(offset, num_bytes, tuple(map(IndexPart._make, parts)))
 
     @classmethod
     def from_entries(cls, entries: Sequence[IndexEntry], num_bytes: int) -> "ShardIndex":

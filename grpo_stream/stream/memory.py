@@ -1,7 +1,7 @@
 """Keeps freed memory for the next image, instead of giving it back to the system each time.
 
 glibc maps every array above 128 KiB anew and unmaps it when it is freed. A decoded image has some
-hundred pages, each of which then costs a page fault: a tenth of the time that decoding takes.
+hundred pages, each of which then costs a page fault.
 """
 
 import ctypes
