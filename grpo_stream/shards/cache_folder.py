@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from grpo_stream.shards.files import read_at
+
 _LOCK_NAME = "cache.lock"
 _OURS = "grpo-stream-"  # nothing else in the folder is looked at, let alone evicted
 _PART = ".part"
@@ -64,13 +66,7 @@ class OpenShard:
             self._touched = now
             with contextlib.suppress(OSError):  # another user's file
                 os.utime(self.descriptor)
-        data = os.pread(self.descriptor, num_bytes, offset)
-        while len(data) < num_bytes:  # a signal or the kernel's 2 GiB limit cut it short
-            more = os.pread(self.descriptor, num_bytes - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return read_at(self.descriptor, offset, num_bytes)
 
 
 class _File(NamedTuple):

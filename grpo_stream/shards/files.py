@@ -7,6 +7,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def read_at(descriptor: int, offset: int, num_bytes: int) -> bytes:
+    """Bytes from ``offset`` of an open file; fewer than ``num_bytes`` where it ends.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    data = os.pread(descriptor, num_bytes, offset)
+    while len(data) < num_bytes:  # a signal or the kernel's 2 GiB limit cut it short
+        more = os.pread(descriptor, num_bytes - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
 def temp_beside(path: Path) -> Path:
     """A name in the same folder that no other process uses; hidden from listings by its dot."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grpo_stream.shards.blobs import check_length, check_name, store_error
-from grpo_stream.shards.files import atomic_writer, write_atomic
+from grpo_stream.shards.files import atomic_writer, read_at, write_atomic
 
 _STREAM_BUFFER_BYTES = 2**20
 _MAX_OPEN_FILES = 64
@@ -75,13 +75,9 @@ class LocalStore:
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
         try:
+            # The file is held by its name: it must stay open while it is read.
             file = self._open(name)
-            data = os.pread(file.fd, num_bytes, offset)
-            while len(data) < num_bytes:  # a signal or the kernel's 2 GiB limit cut it short
-                more = os.pread(file.fd, num_bytes - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
+            data = read_at(file.fd, offset, num_bytes)
         except OSError as error:
             raise store_error("unreadable", self.url, name, error) from error
         return check_length(data, self.url, name, offset, num_bytes)

@@ -12,6 +12,17 @@ from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from grpo_stream.shards.retry import RetryRules
+
+RULES = RetryRules(
+    first_delay_seconds=0.001,
+    max_delay_seconds=0.01,
+    deadline_seconds=5.0,
+    stall_timeout_seconds=0.3,
+    request_timeout_seconds=2.0,
+)
+"""Short waits, so that what a test tries again is over soon."""
+
 REFUSALS = {
     "slow_down": (503, "SlowDown"),
     "internal": (500, "InternalError"),

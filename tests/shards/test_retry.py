@@ -8,7 +8,7 @@ from grpo_stream.errors import StoreError
 from grpo_stream.shards.retry import PatientStore, RetryRules, open_patient
 from grpo_stream.shards.store import LocalStore, open_store
 from grpo_stream.stream.sources import ShardSource
-from tests.shards.faulty_server import faulty_server
+from tests.shards.faulty_server import RULES, faulty_server
 from tests.shards.s3_server import s3_environment
 from tests.shards.support import make_sample, write_set
 
@@ -16,13 +16,6 @@ pytest.importorskip("obstore")
 
 MIB = 2**20
 DATA = bytes(range(256)) * 400
-RULES = RetryRules(
-    first_delay_seconds=0.001,
-    max_delay_seconds=0.01,
-    deadline_seconds=5.0,
-    stall_timeout_seconds=0.3,
-    request_timeout_seconds=2.0,
-)
 TRANSIENT = {
     "slow_down": "unavailable",
     "internal": "unavailable",

@@ -3,20 +3,13 @@
 from contextlib import contextmanager
 
 from grpo_stream.config import CacheSettings
-from grpo_stream.shards.retry import RetryRules
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
+from tests.shards.faulty_server import RULES
 from tests.stream.support import keys_of, make_config
 
-RULES = RetryRules(
-    first_delay_seconds=0.001,
-    max_delay_seconds=0.01,
-    deadline_seconds=5.0,
-    stall_timeout_seconds=0.3,
-    request_timeout_seconds=2.0,
-)
 URL = "s3://bucket/set"
 
 

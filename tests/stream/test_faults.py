@@ -17,9 +17,9 @@ from grpo_stream.shards.retry import RetryRules
 from grpo_stream.shards.store import LocalStore
 from tests.shards import real_servers
 from tests.shards.cache_support import wait_for
-from tests.shards.faulty_server import FaultyServer, faulty_server
+from tests.shards.faulty_server import RULES, FaultyServer, faulty_server
 from tests.shards.s3_server import s3_environment
-from tests.stream.fault_support import RULES, URL, open_loader, serve
+from tests.stream.fault_support import URL, open_loader, serve
 from tests.stream.support import epoch_keys, write_numbered_set
 
 pytest.importorskip("obstore")
