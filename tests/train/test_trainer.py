@@ -20,7 +20,8 @@ from grpo_stream.train import patches as patches_module
 from grpo_stream.train.collate import PromptCollator
 from grpo_stream.train.patches import image_inputs, to_patches
 from grpo_stream.train.processor import load_processor
-from grpo_stream.train.trainer import CURSOR_NAME, QUARANTINE_NAME, PersonalizedGRPOTrainer
+from grpo_stream.train.stream_trainer import CURSOR_NAME, QUARANTINE_NAME
+from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.support import write_shapes
 
 NUM_LANES = 4  # 4 completions x 2 steps per generation / groups of 2

@@ -1,0 +1,184 @@
+"""``trl.GRPOTrainer`` in whole groups: a prompt once in the rollout and in every scoring pass."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from trl.models.utils import unwrap_model_for_generation
+
+from grpo_stream.train.collate import Batch
+from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
+from grpo_stream.train.prefix import pack_groups, prefix_positions, score_packed
+from grpo_stream.train.rollout import backbone_of, generate_groups, trim_completions
+from grpo_stream.train.stream_trainer import StreamTrainer
+
+
+class GroupTrainer(StreamTrainer):
+    """The part of the trainer that samples and scores.
+
+    Used through :class:`grpo_stream.train.trainer.PersonalizedGRPOTrainer`.
+    """
+
+    shared_prefix: bool
+    """Whether a group's prompt is computed once."""
+    _groups: PromptGroups | None = None
+
+    def _prepare_inputs(self, generation_batch: Batch) -> dict[str, Any]:
+        """Replaces ``GRPOTrainer._prepare_inputs`` (trl 1.16).
+
+        The same buffer, with two differences: prompts are expanded to groups here, as references,
+        and micro-batches are cut in order (trl shuffles the rows, which parts groups).
+        """
+        if not self.model.training:
+            return self._rollout(generation_batch, self.num_generations_eval)
+        num_micro_batches = self.args.steps_per_generation
+        starts = self._step % self._micro_steps.num_repeats == 0
+        if starts or self._micro_batches is None:
+            scored = self._rollout(generation_batch, self.num_generations)
+            groups = scored.pop("groups")
+            self._micro_batches = cut_micro_batches(scored, groups, num_micro_batches)
+            self._log_stream()
+        inputs: dict[str, Any] = self._micro_batches[self._step % num_micro_batches]
+        return inputs
+
+    def _rollout(self, batch: Batch, num_generations: int) -> dict[str, Any]:
+        """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``."""
+        groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
+        if self.shared_prefix:
+            backbone = backbone_of(self.accelerator.unwrap_model(self.model))
+            groups = replace(groups, positions=prefix_positions(backbone, groups))
+        rows = reward_rows(batch, num_generations)
+        check_groups([row["key"] for row in rows], num_generations)
+        with self._scoring(groups):
+            scored: dict[str, Any] = self._generate_and_score_completions(rows)
+        scored["groups"] = groups
+        return scored
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Replaces ``GRPOTrainer._tokenize_prompts`` (trl 1.16): the collator has encoded them."""
+        groups = self._current_groups(len(prompts))
+        ids = [row.tolist() for row in groups.prompt_ids]
+        repeated = [row for row, size in zip(ids, groups.sizes, strict=True) for _ in range(size)]
+        return repeated, None, {}
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        **kwargs: Any,
+    ) -> tuple[list[list[int]], None]:
+        """Replaces ``GRPOTrainer._generate_single_turn`` (trl 1.16) by one prefill per group."""
+        groups = self._current_groups(len(prompt_ids))
+        if not self.shared_prefix:
+            longest = max(len(ids) for ids in prompt_ids)
+            fields = multimodal_fields | groups.repeated_images()
+            fields["mm_token_type_ids"] = groups.token_types(longest, 0)
+            sampled: tuple[list[list[int]], None] = super()._generate_single_turn(
+                prompt_ids, images, fields, num_generations, **kwargs
+            )
+            return sampled
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as model:
+            completion_ids = generate_groups(
+                model, groups, self.generation_config, self._tokenizer.pad_token_id
+            )
+        return trim_completions(completion_ids, self.eos_token_ids), None
+
+    # ---------------------------------------------------------------- scoring
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Extends ``GRPOTrainer._compute_loss`` (trl 1.16): names the prompts being scored."""
+        with self._scoring(inputs["groups"]):
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Replaces ``GRPOTrainer._get_per_token_logps_and_entropies`` (trl 1.16).
+
+        Policy, old and reference log-probabilities all come through here. Each group is packed
+        into one row (:mod:`grpo_stream.train.prefix`); without ``shared_prefix`` trl's own way
+        is taken, with the images repeated per completion.
+        """
+        groups = self._current_groups(len(input_ids))
+        step = min(batch_size or len(input_ids), len(input_ids))
+        log_probs, entropies = [], []
+        for start in range(0, len(input_ids), step):
+            rows = slice(start, min(start + step, len(input_ids)))
+            part = groups.rows(rows.start, rows.stop)
+            if not self.shared_prefix:
+                scored = super()._get_per_token_logps_and_entropies(
+                    model,
+                    input_ids[rows],
+                    attention_mask[rows],
+                    logits_to_keep,
+                    compute_entropy=compute_entropy,
+                    num_images=[1] * part.num_rows,
+                    mm_token_type_ids=part.token_types(
+                        input_ids.size(1) - logits_to_keep, logits_to_keep
+                    ),
+                    **part.repeated_images(),
+                )[:2]
+            else:
+                scored = self._score_packed(
+                    model,
+                    part,
+                    input_ids[rows, -logits_to_keep:],
+                    attention_mask[rows, -logits_to_keep:],
+                    compute_entropy=compute_entropy,
+                )
+            log_probs.append(scored[0])
+            entropies.append(scored[1])
+        entropy = torch.cat(entropies) if compute_entropy else None
+        return torch.cat(log_probs), entropy, None
+
+    def _score_packed(
+        self,
+        model: Any,
+        groups: PromptGroups,
+        completion_ids: torch.Tensor,
+        completion_mask: torch.Tensor,
+        *,
+        compute_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        positions = prefix_positions(backbone_of(self.accelerator.unwrap_model(model)), groups)
+        packed = pack_groups(
+            groups, completion_ids, completion_mask, positions, self._tokenizer.pad_token_id
+        )
+        with self.accelerator.autocast():
+            return score_packed(
+                model, packed, groups, completion_mask, compute_entropy=compute_entropy
+            )
+
+    @contextlib.contextmanager
+    def _scoring(self, groups: PromptGroups) -> Iterator[None]:
+        """The prompts that trl's tensors belong to while its methods run."""
+        self._groups = groups
+        try:
+            yield
+        finally:
+            self._groups = None
+
+    def _current_groups(self, num_rows: int) -> PromptGroups:
+        groups = self._groups
+        if groups is None or groups.num_rows != num_rows:
+            found = "no prompts" if groups is None else f"{groups.num_rows} completions"
+            raise RuntimeError(f"{num_rows} completions are scored, {found} were announced")
+        return groups
