@@ -64,7 +64,13 @@ def train(
     args, data, task = settings.args, settings.data, settings.task
     checkpoint = resume_from(args.resume_from_checkpoint, args.output_dir)
     model_id = settings.model.model_name_or_path
-    processor = load_processor(model_id, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    args.model_init_kwargs = model_init_kwargs(settings)
+    processor = load_processor(
+        model_id,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+        revision=args.model_init_kwargs["revision"],
+    )
     world = World(args.process_index, args.world_size, args.local_process_index)
     image_processor = processor.image_processor
     common = {"seed": args.seed, "image_processor": image_processor, "world": world}
@@ -79,7 +85,6 @@ def train(
             "versions": versions(),
         }
     )
-    args.model_init_kwargs = model_init_kwargs(settings)
     trainer = PersonalizedGRPOTrainer(
         str(model_id),
         list(task.reward_funcs),

@@ -73,6 +73,23 @@ def with_parameters(
     return functools.partial(function, **parameters)
 
 
+def with_template(function: Callable[..., Any], template: object) -> Callable[..., Any]:
+    """``function`` with the run's template, where it asks for one that nobody has set.
+
+    It asks by a keyword-only parameter ``template`` whose default is None, as ``format_reward``
+    does.
+    """
+    try:
+        parameter = inspect.signature(function).parameters.get("template")
+    except (TypeError, ValueError):  # a callable without a signature
+        return function
+    if parameter is None or parameter.kind is not parameter.KEYWORD_ONLY:
+        return function
+    if parameter.default is not None:
+        return function
+    return functools.partial(function, template=template)
+
+
 def named_reward(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` such that its errors name it and the sample; ``__name__`` is kept.
 

@@ -39,6 +39,7 @@ from grpo_stream.grounding.reward_calls import (
     named_reward,
     split_call,
     with_parameters,
+    with_template,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "length_penalty",
     "load_reward",
     "named_reward",
+    "with_template",
 ]
 
 Rewards: TypeAlias = list[float | None]
@@ -189,15 +191,16 @@ def format_reward(
 ) -> Rewards:
     """1 if the completion has the form that was asked for, else 0.
 
-    In {0, 1}. Without a template any form will do that
-    :func:`~grpo_stream.grounding.answers.parse_answer` knows, with or without thoughts. With one
-    the text must be of its form and nothing else, see
-    :meth:`~grpo_stream.grounding.prompts.PromptTemplate.is_followed_by`. Source: the format reward
-    of DeepSeek-R1 (arXiv 2501.12948), for answers that are places.
+    In {0, 1}. The text must be of the template's form and nothing else, see
+    :meth:`~grpo_stream.grounding.prompts.PromptTemplate.is_followed_by`. Without a template any
+    form will do that :func:`~grpo_stream.grounding.answers.parse_answer` knows, with or without
+    thoughts. Source: the format reward of DeepSeek-R1 (arXiv 2501.12948), for answers that are
+    places.
 
     Args:
         completions: See the module.
-        template: A template, or its name or YAML file.
+        template: A template, or its name or YAML file; ``"any"`` for none. The trainer sets the
+            run's own where nothing is set (:func:`with_template`).
         log_metric: trl's logger, see the module.
 
     Raises:
@@ -207,7 +210,7 @@ def format_reward(
     answers = [parse_answer(text) for text in texts]
     if log_metric is not None and answers:
         log_failures(answers, log_metric)
-    if template is None:
+    if template is None or template == "any":
         return [float(isinstance(answer, Answer)) for answer in answers]
     asked = load_template(template) if isinstance(template, str) else template
     return [float(asked.is_followed_by(text)) for text in texts]

@@ -1,6 +1,11 @@
 """What a run's stream will do, in words: the lines that ``--dry-run`` and every run print."""
 
+from grpo_stream.boxes import Frame
 from grpo_stream.config import StreamConfig
+from grpo_stream.errors import GrpoStreamError
+from grpo_stream.grounding.frames import frame_size
+from grpo_stream.grounding.prompts import PromptTemplate, render
+from grpo_stream.images import ResizeRule
 from grpo_stream.stream.stream_plan import StreamPlan
 from grpo_stream.train.config import DataArguments
 from grpo_stream.train.data import OpenSources
@@ -72,6 +77,30 @@ def describe_cache(data: DataArguments) -> list[tuple[str, str]]:
         return []
     size = _megabytes(data.num_bytes("cache_bytes"))
     return [("shard cache", f"{data.cache_dir}, at most {size} a machine")]
+
+
+def describe_prompt(
+    data_sets: OpenSources, template: PromptTemplate, frame: Frame | None, rule: ResizeRule | None
+) -> tuple[str, str]:
+    """Label and value: what is put to the model for the first sample, which is read for it.
+
+    Args:
+        data_sets: What is read.
+        template: The words around an instruction.
+        frame: Frame that the model answers in; None where only the model knows.
+        rule: Sizes of its images; None where only the model knows.
+    """
+    label = "first prompt"
+    try:
+        sample = data_sets.sources[0].fetch(0, [0])[0].sample()
+    except GrpoStreamError as error:
+        return label, f"cannot be shown: {error}"
+    size, note = sample.size, " (with the image's size: the model's is not known yet)"
+    if frame is not None and (rule is not None or frame != "model"):
+        model_size = size if rule is None else rule.target(size)
+        size = frame_size(frame, model_size=model_size, original_size=sample.original_size)
+        note = ""
+    return label, f"of sample {sample.key}{note}\n{render(template, sample.prompt, size)}"
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -37,6 +37,7 @@ from grpo_stream.train.describe import (
     describe_data,
     describe_epoch,
     describe_memory,
+    describe_prompt,
 )
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.processor import load_processor, resize_rule
@@ -75,7 +76,8 @@ class RunPlan:
     def describe(self) -> str:
         """The plan as text."""
         width = max(len(label) for label, _ in self.lines)
-        lines = [f"  {label:<{width}}  {value}" for label, value in self.lines]
+        below = "\n" + " " * (width + 4)
+        lines = [f"  {label:<{width}}  {value}".replace("\n", below) for label, value in self.lines]
         return "\n".join(["The run:", *lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -111,14 +113,14 @@ def plan_run(settings: Settings) -> RunPlan:
         StoreError: they cannot be reached.
     """
     args, data, task = settings.args, settings.data, settings.task
-    rule = _check_model(settings)
+    model_type, rule = _check_model(settings)
     for name in task.reward_funcs:
         load_reward(name)
     weights = args.reward_weights
     if weights is not None and len(weights) != len(task.reward_funcs):
         expected = f"must be as many as reward_funcs={task.reward_funcs}: one weight each"
         raise ConfigError("reward_weights", weights, expected)
-    load_template(task.prompt_template)
+    template = load_template(task.prompt_template, model_type)
     check_supported(args)
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = check_batch_arithmetic(
@@ -160,6 +162,11 @@ def plan_run(settings: Settings) -> RunPlan:
         ("deepspeed", str(args.deepspeed or "none")),
         ("output", str(args.output_dir)),
     ]
+    if settings.run.dry_run:
+        frame = None
+        if model_type is not None or task.answer_frame is not None:
+            frame = answer_frame_for(model_type or "", task.answer_frame)
+        lines.append(describe_prompt(data_sets, template, frame, rule))
     return RunPlan(
         data_sets, eval_data_sets, num_ranks, num_lanes, plan.num_batches, max_steps, lines, notes
     )
@@ -224,10 +231,10 @@ def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:
         )
 
 
-def _check_model(settings: Settings) -> ResizeRule | None:
+def _check_model(settings: Settings) -> tuple[str | None, ResizeRule | None]:
     """Checks the policy as far as its folder tells; a hub id is left for the run to look up.
 
-    Returns the sizes that its images are resized to, where the folder tells.
+    Returns its ``model_type`` and the sizes that its images are resized to, where the folder tells.
     """
     model, task = settings.model, settings.task
     name = model.model_name_or_path
@@ -243,9 +250,9 @@ def _check_model(settings: Settings) -> ResizeRule | None:
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         expected = "is no folder; give one or a hub id, as in Qwen/Qwen2.5-VL-3B-Instruct"
         raise ConfigError("model_name_or_path", name, expected)
+    model_type = policy_config(name).model_type if is_folder else None
     if is_folder or task.answer_frame is not None:
-        model_type = policy_config(name).model_type if is_folder else ""
-        answer_frame_for(model_type, task.answer_frame)
+        answer_frame_for(model_type or "", task.answer_frame)
     rule = None
     if is_folder:
         data = settings.data
@@ -254,7 +261,7 @@ def _check_model(settings: Settings) -> ResizeRule | None:
     if task.shared_prefix not in SHARED_PREFIX:
         expected = f"must be one of {', '.join(SHARED_PREFIX)}"
         raise ConfigError("shared_prefix", task.shared_prefix, expected)
-    return rule
+    return model_type, rule
 
 
 def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:

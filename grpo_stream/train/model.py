@@ -78,14 +78,18 @@ def forward_keeping_logits(forward: Any, *args: Any, logits_to_keep: Any = 0, **
     return output
 
 
-def policy_config(model_id: str | Path) -> Any:
+def policy_config(model_id: str | Path, revision: str = "main") -> Any:
     """The configuration of an image-and-text model.
+
+    Args:
+        model_id: Folder or hub id.
+        revision: Branch, tag or commit of a hub id; a folder has none.
 
     Raises:
         ConfigError: there is none, or it names no image-and-text model that transformers knows.
     """
     try:
-        config = AutoConfig.from_pretrained(model_id)
+        config = AutoConfig.from_pretrained(model_id, revision=revision)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "model_name_or_path",

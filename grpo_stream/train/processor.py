@@ -53,7 +53,11 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
 
 
 def load_processor(
-    model_id: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+    model_id: str | Path,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    revision: str = "main",
 ) -> Any:
     """The processor of a model, padding on the left as generation needs it.
 
@@ -61,6 +65,7 @@ def load_processor(
         model_id: Folder or hub id.
         min_pixels: Smallest image area in pixels after resizing; None keeps the model's own.
         max_pixels: Largest image area in pixels after resizing; None keeps the model's own.
+        revision: Branch, tag or commit of a hub id; a folder has none.
 
     Returns:
         The model's ordinary processor where torchvision is installed; otherwise an
@@ -70,7 +75,7 @@ def load_processor(
         ConfigError: there is no such folder or hub id, or it holds no processor.
     """
     try:
-        processor = _loaded(model_id)
+        processor = _loaded(model_id, revision)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "model_name_or_path",
@@ -87,13 +92,13 @@ def load_processor(
     return processor
 
 
-def _loaded(model_id: str | Path) -> Any:
+def _loaded(model_id: str | Path, revision: str) -> Any:
     if importlib.util.find_spec("torchvision") is not None:
-        return AutoProcessor.from_pretrained(model_id, padding_side="left")
-    tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left")
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id)
+        return AutoProcessor.from_pretrained(model_id, padding_side="left", revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left", revision=revision)
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id, revision=revision)
     # The template may lie in chat_template.json, which only a processor reads.
-    settings, _ = ImageTextProcessor.get_processor_dict(model_id)
+    settings, _ = ImageTextProcessor.get_processor_dict(model_id, revision=revision)
     template = settings.get("chat_template") or tokenizer.chat_template
     return ImageTextProcessor(image_processor, tokenizer, chat_template=template)
 

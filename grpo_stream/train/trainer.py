@@ -16,8 +16,8 @@ from trl import GRPOConfig
 from grpo_stream.config import StreamConfig
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.frames import answer_frame_for
-from grpo_stream.grounding.prompts import load_template
-from grpo_stream.grounding.rewards import load_reward, named_reward
+from grpo_stream.grounding.prompts import PromptTemplate, load_template
+from grpo_stream.grounding.rewards import load_reward, named_reward, with_template
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.records import RecordSource
@@ -91,14 +91,15 @@ class PersonalizedGRPOTrainer(GroupTrainer):
     ) -> None:
         args = args or GRPOConfig("out")
         num_prompts = _check_args(args, shared_prefix)
-        rewards = _named_rewards(reward_funcs)
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
-        config = policy_config(model_id) if isinstance(model, str) else model.config
+        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        config = policy_config(model_id, revision) if isinstance(model, str) else model.config
         template = load_template(prompt_template, config.model_type)
+        rewards = _named_rewards(reward_funcs, template)
         frame = answer_frame_for(config.model_type, answer_frame)
-        processor = processing_class or load_processor(model_id)
+        processor = processing_class or load_processor(model_id, revision=revision)
         images = (image_processor or processor.image_processor, images_root)
         train_stream = _stream(train_dataset, args, num_prompts, *images)
         _check_stream(train_stream, args, num_prompts)
@@ -164,14 +165,15 @@ def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
 
 
 def _named_rewards(
-    reward_funcs: RewardFunction | str | Sequence[RewardFunction | str],
+    reward_funcs: RewardFunction | str | Sequence[RewardFunction | str], template: PromptTemplate
 ) -> list[RewardFunction]:
     given: list[RewardFunction | str] = (
         [reward_funcs]
         if isinstance(reward_funcs, str) or callable(reward_funcs)
         else list(reward_funcs)
     )
-    return [named_reward(load_reward(f) if isinstance(f, str) else f) for f in given]
+    functions = [load_reward(f) if isinstance(f, str) else f for f in given]
+    return [named_reward(with_template(function, template)) for function in functions]
 
 
 def _stream(

@@ -21,6 +21,7 @@ from grpo_stream.grounding.rewards import (
     length_penalty,
     load_reward,
     named_reward,
+    with_template,
 )
 
 CALL = '{"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [10, 20]}}'
@@ -247,6 +248,26 @@ class TestFormat:
     def test_of_a_template(self, template, text, value):
         assert format_reward([text], template=template) == [value]
         assert format_reward([text], template=TEMPLATES[template]) == [value]
+
+    @pytest.mark.parametrize(
+        ("name", "asks"),
+        [
+            ("format_reward", True),
+            ("format_reward(template='box')", False),
+            ("format_reward(template='any')", False),
+            ("accuracy_reward_coord(point_radius=0.05)", False),
+        ],
+    )
+    def test_of_the_runs_template_where_none_is_set(self, name, asks):
+        reward = load_reward(name)
+        assert (with_template(reward, TEMPLATES["point_thinking"]) is not reward) is asks
+
+    def test_of_the_runs_template(self):
+        texts = ["(1, 2)", "<think>left</think><answer>(1, 2)</answer>", "?"]
+        own = named_reward(with_template(load_reward("format_reward"), TEMPLATES["point_thinking"]))
+        assert own.__name__ == "format_reward"
+        assert own(completions=texts, key=["a", "b", "c"]) == [0, 1, 0]
+        assert load_reward("format_reward(template='any')")(texts) == [1, 1, 0]
 
     def test_of_no_such_template(self):
         with pytest.raises(ConfigError, match="pointy"):

@@ -3,8 +3,10 @@ import json
 import pytest
 
 from grpo_stream.errors import ConfigError, GrpoStreamError, ImageError, ManifestError
+from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.train.config import DataArguments
-from grpo_stream.train.data import open_source, stream_config
+from grpo_stream.train.data import open_source, open_sources, stream_config
+from grpo_stream.train.describe import describe_prompt
 from grpo_stream.train.launching import parse_settings, plan_run
 from grpo_stream.train.metrics import short_line
 from tests.launch.support import load_script
@@ -194,6 +196,38 @@ def test_the_folder_of_a_policy_is_looked_at(shapes, tiny_folder):
     plan_run(settings(shapes, *model))
     with pytest.raises(ConfigError, match="max_pixels=5"):
         plan_run(settings(shapes, *model, "--max_pixels", "5"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--answer_frame", "per_mille"], ["of sample 0", "user: <image>", "is 1000x1000 pixels."]),
+        (
+            ["--prompt_template", "box_thinking"],
+            ["model's is not known yet", "system: First think"],
+        ),
+        (["--answer_frame", "model"], ["model's is not known yet", "is 112x112 pixels."]),
+    ],
+)
+def test_a_dry_run_shows_the_first_prompt(shapes, flags, words):
+    text = plan_run(settings(shapes, *flags, "--dry_run", "true")).describe()
+    assert [word for word in words if word not in text] == []
+    assert "user:" not in plan_run(settings(shapes, *flags)).describe()
+
+
+def test_the_first_prompt_is_in_the_policys_words_and_sizes(shapes, tiny_folder):
+    words = ["--model_name_or_path", str(tiny_folder), "--dry_run", "true", "--max_pixels", "3136"]
+    text = plan_run(settings(shapes, *words)).describe()
+    assert "is 56x56 pixels." in text
+    assert "not known" not in text
+
+
+def test_a_first_sample_that_cannot_be_read_is_shown(shapes, tmp_path):
+    (tmp_path / "records.json").write_text(json.dumps(shapes.records))
+    data = DataArguments(json=str(tmp_path / "records.json"), images_root=str(tmp_path))
+    label, value = describe_prompt(open_sources(data), TEMPLATES["point"], "per_mille", None)
+    assert label == "first prompt"
+    assert value.startswith("cannot be shown: image_not_found")
 
 
 def test_how_a_policy_is_loaded(shapes):

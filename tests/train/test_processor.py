@@ -109,6 +109,25 @@ class TestLoad:
         rule = resize_rule(processor.image_processor)
         assert (rule.min_pixels, rule.max_pixels) == (784, 784 * 9)
 
+    def test_every_part_is_of_the_revision_that_is_asked_for(self, tiny_folder, monkeypatch):
+        asked = {}
+
+        def note(part, method):
+            original = getattr(part, method)
+
+            def noted(*args, **kwargs):
+                asked[part.__name__] = kwargs["revision"]
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(part, method, noted)
+
+        note(AutoTokenizer, "from_pretrained")
+        note(Qwen2VLImageProcessorPil, "from_pretrained")
+        note(ImageTextProcessor, "get_processor_dict")
+        load_processor(tiny_folder, revision="v2")
+        assert asked == dict.fromkeys(asked, "v2")
+        assert len(asked) == 3
+
     @pytest.mark.parametrize("name", ["no/such/folder", "tests"])
     def test_a_missing_processor_is_named(self, name):
         with pytest.raises(ConfigError, match=f"model_name_or_path='{name}'"):
