@@ -170,6 +170,29 @@ class TaskArguments:
 
 
 @dataclass
+class LogArguments:
+    """How a run is watched, besides trl's own ``logging_steps`` and ``report_to``."""
+
+    step_timeout_seconds: float = field(
+        default=1200.0,
+        metadata={
+            "help": "A rank that stays in one stage for longer says which, and ends the run; "
+            "0: never. Less than ddp_timeout, which ends it without a word."
+        },
+    )
+
+    def check(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            ConfigError: one is out of range.
+        """
+        if not self.step_timeout_seconds >= 0:
+            expected = "must be a number of seconds, for example 1200, or 0 for none"
+            raise ConfigError("step_timeout_seconds", self.step_timeout_seconds, expected)
+
+
+@dataclass
 class RunArguments:
     """How the script itself behaves."""
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
+from grpo_stream.train.backbone import backbone_of, prompt_positions
 from grpo_stream.train.collate import Batch
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
-from grpo_stream.train.prefix import pack_groups, prefix_positions, score_packed
-from grpo_stream.train.rollout import backbone_of, generate_groups, trim_completions
+from grpo_stream.train.prefix import pack_groups, score_packed
+from grpo_stream.train.rollout import generate_groups, trim_completions
 from grpo_stream.train.stream_trainer import StreamTrainer
 
 
@@ -45,13 +46,15 @@ class GroupTrainer(StreamTrainer):
 
     def _rollout(self, batch: Batch, num_generations: int) -> dict[str, Any]:
         """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``."""
-        groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
-        if self.shared_prefix:
-            backbone = backbone_of(self.accelerator.unwrap_model(self.model))
-            groups = replace(groups, positions=prefix_positions(backbone, groups))
+        self.phases.keys = batch["key"]
+        with self.phases("device_input"):
+            groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
+            if self.shared_prefix:
+                backbone = backbone_of(self.accelerator.unwrap_model(self.model))
+                groups = replace(groups, positions=prompt_positions(backbone, groups))
         rows = reward_rows(batch, num_generations)
         check_groups([row["key"] for row in rows], num_generations)
-        with self._scoring(groups):
+        with self.phases("rollout"), self._scoring(groups):
             scored: dict[str, Any] = self._generate_and_score_completions(rows)
         scored["groups"] = groups
         return scored
@@ -123,27 +126,28 @@ class GroupTrainer(StreamTrainer):
         for start in range(0, len(input_ids), step):
             rows = slice(start, min(start + step, len(input_ids)))
             part = groups.rows(rows.start, rows.stop)
-            if not self.shared_prefix:
-                scored = super()._get_per_token_logps_and_entropies(
-                    model,
-                    input_ids[rows],
-                    attention_mask[rows],
-                    logits_to_keep,
-                    compute_entropy=compute_entropy,
-                    num_images=[1] * part.num_rows,
-                    mm_token_type_ids=part.token_types(
-                        input_ids.size(1) - logits_to_keep, logits_to_keep
-                    ),
-                    **part.repeated_images(),
-                )[:2]
-            else:
-                scored = self._score_packed(
-                    model,
-                    part,
-                    input_ids[rows, -logits_to_keep:],
-                    attention_mask[rows, -logits_to_keep:],
-                    compute_entropy=compute_entropy,
-                )
+            with self.phases("update" if torch.is_grad_enabled() else "scoring"):
+                if not self.shared_prefix:
+                    scored = super()._get_per_token_logps_and_entropies(
+                        model,
+                        input_ids[rows],
+                        attention_mask[rows],
+                        logits_to_keep,
+                        compute_entropy=compute_entropy,
+                        num_images=[1] * part.num_rows,
+                        mm_token_type_ids=part.token_types(
+                            input_ids.size(1) - logits_to_keep, logits_to_keep
+                        ),
+                        **part.repeated_images(),
+                    )[:2]
+                else:
+                    scored = self._score_packed(
+                        model,
+                        part,
+                        input_ids[rows, -logits_to_keep:],
+                        attention_mask[rows, -logits_to_keep:],
+                        compute_entropy=compute_entropy,
+                    )
             log_probs.append(scored[0])
             entropies.append(scored[1])
         entropy = torch.cat(entropies) if compute_entropy else None
@@ -158,7 +162,7 @@ class GroupTrainer(StreamTrainer):
         *,
         compute_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        positions = prefix_positions(backbone_of(self.accelerator.unwrap_model(model)), groups)
+        positions = prompt_positions(backbone_of(self.accelerator.unwrap_model(model)), groups)
         packed = pack_groups(
             groups, completion_ids, completion_mask, positions, self._tokenizer.pad_token_id
         )

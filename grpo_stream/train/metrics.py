@@ -1,17 +1,21 @@
 """What a run says while it runs: a progress bar and one short line per logging step."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.train.phases import PAUSES, PHASES
 
 _SHOWN = {
     "reward": "reward",
     "frac_reward_zero_std": "zero-variance groups",
     "completions/mean_length": "answer tokens",
-    "stream/wait_seconds": "waited for data (s)",
+    "time/data_wait_share": "share waited for data",
     "step_time": "step (s)",
+    "speed/completion_tokens_per_second": "answer tokens/s",
     "eval_reward": "eval reward",
 }
 """Logged name -> what the line calls it. Everything goes to the log history and report_to."""
@@ -64,3 +68,42 @@ def short_line(global_step: int, logs: dict[str, Any]) -> str:
 
 def _is_number(logs: dict[str, Any], name: str) -> bool:
     return isinstance(logs.get(name), int | float)
+
+
+@dataclass
+class Work:
+    """What all ranks together have sampled so far."""
+
+    num_samples: int = 0
+    """Prompts."""
+    num_completion_tokens: int = 0
+
+
+def step_metrics(seconds: Mapping[str, float], work: Work, num_steps: int) -> dict[str, float]:
+    """Times and rates of the last global steps, by the names under which they are logged.
+
+    Args:
+        seconds: Of each phase (:mod:`grpo_stream.train.phases`) in those steps.
+        work: Of those steps, over all ranks.
+        num_steps: Global steps.
+
+    Returns:
+        ``time/PHASE`` and ``time/step``, seconds per global step; ``time/data_wait_share``, of the
+        step's time; ``speed/samples_per_second``, ``speed/completion_tokens_per_second``; and
+        ``speed/rollout_tokens_per_second``, tokens per second of rollout alone. A pause, an
+        evaluation or a checkpoint, is no part of a step; it is in seconds of its own.
+    """
+    total = sum(value for name, value in seconds.items() if name not in PAUSES)
+    metrics = {f"time/{name}": seconds.get(name, 0.0) / num_steps for name in PHASES}
+    metrics |= {f"time/{name}": seconds[name] for name in PAUSES if seconds.get(name)}
+    metrics["time/step"] = total / num_steps
+    metrics["time/data_wait_share"] = _rate(seconds.get("data_wait", 0.0), total)
+    metrics["speed/samples_per_second"] = _rate(work.num_samples, total)
+    tokens = work.num_completion_tokens
+    metrics["speed/completion_tokens_per_second"] = _rate(tokens, total)
+    metrics["speed/rollout_tokens_per_second"] = _rate(tokens, seconds.get("rollout", 0.0))
+    return metrics
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else 0.0

@@ -22,8 +22,9 @@ from grpo_stream.images import ResizeRule
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.records import RecordSource
 from grpo_stream.stream.world import World
+from grpo_stream.train.attention import use_shared_prefix_attention
 from grpo_stream.train.collate import Batch, PromptCollator
-from grpo_stream.train.config import SHARED_PREFIX, check_supported
+from grpo_stream.train.config import SHARED_PREFIX, LogArguments, check_supported
 from grpo_stream.train.data import num_eval_lanes
 from grpo_stream.train.group_trainer import GroupTrainer
 from grpo_stream.train.model import policy_config
@@ -63,6 +64,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             the reason where not; ``on`` refuses instead; ``off`` takes trl's own way.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is gone on
             with, over exactly what is left of its epoch, instead of being refused.
+        log: How the run is watched.
         **kwargs: Passed on to ``GRPOTrainer``.
 
     Raises:
@@ -87,9 +89,12 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         answer_frame: str | None = None,
         shared_prefix: str = "auto",
         allow_new_lanes: bool = False,
+        log: LogArguments | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or GRPOConfig("out")
+        log = log or LogArguments()
+        log.check()
         num_prompts = _check_args(args, shared_prefix)
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
@@ -128,6 +133,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             image_processor=image_processor,
             images_root=images_root,
         )
+        self._observe(log)
         self._read_streams(train_stream, eval_stream, allow_new_lanes=allow_new_lanes)
         self.shared_prefix = self._decide_shared_prefix(shared_prefix)
         self._suppress_vision_tokens()
@@ -137,6 +143,9 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         if wanted == "on" and obstacle:
             raise ConfigError("shared_prefix", wanted, f"cannot be: {obstacle}; use 'auto'")
         is_on = wanted != "off" and obstacle is None
+        if is_on:
+            for model in filter(None, (self.model, self.ref_model)):
+                use_shared_prefix_attention(self.accelerator.unwrap_model(model))
         if obstacle and wanted == "auto" and self.accelerator.is_main_process:
             logger.warning("shared_prefix is off: %s", obstacle)
         return is_on

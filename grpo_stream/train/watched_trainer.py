@@ -1,0 +1,124 @@
+"""``trl.GRPOTrainer`` under observation: phases of a step, a watchdog, rates in the log."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from grpo_stream.train.config import LogArguments
+from grpo_stream.train.metrics import Work, step_metrics
+from grpo_stream.train.phases import Phases
+from grpo_stream.train.watchdog import FOLDER_NAME, Watchdog
+
+
+class WatchedTrainer(GRPOTrainer):
+    """The part of the trainer that says where its time goes and where it stands.
+
+    Used through :class:`grpo_stream.train.trainer.PersonalizedGRPOTrainer`.
+    """
+
+    phases: Phases
+    """Stopwatch of this rank."""
+
+    def _observe(self, settings: LogArguments) -> None:
+        self.phases = Phases()
+        self.log_settings = settings
+        self._work = Work()
+        self._logged = (self.phases.totals(), replace(self._work), 0)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer._inner_training_loop`` (transformers 5.23): watched from here on."""
+        self.phases.restart()
+        with self._watched():
+            return super()._inner_training_loop(*args, **kwargs)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        limit = self.log_settings.step_timeout_seconds
+        if not limit:
+            yield
+            return
+        watchdog = Watchdog(
+            self.phases,
+            limit_seconds=limit,
+            folder=Path(self.args.output_dir) / FOLDER_NAME,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            global_step=lambda: self.state.global_step,
+            in_use=self._in_use,
+        )
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.stop()
+
+    def _in_use(self, stage: str) -> Sequence[str]:  # noqa: ARG002 - for those who know more
+        """What a stage works on, for people."""
+        return self.phases.keys
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Extends ``Trainer._run_epoch`` (transformers 5.23): the optimizer is timed.
+
+        DeepSpeed's engine takes its step at the end of ``backward``, in the midst of an update.
+        """
+        stepping = self.model_wrapped if self.is_deepspeed_enabled else self.optimizer
+        self.phases.time_calls(stepping, "step", "optimizer")
+        super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer.get_batch_samples`` (transformers 5.23): the wait for data."""
+        with self.phases("data_wait"):
+            return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Extends ``GRPOTrainer.training_step`` (trl 1.16): an update, unless one says else."""
+        with self.phases("update"):
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any) -> torch.Tensor:
+        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed."""
+        with self.phases("rewards"):
+            rewards: torch.Tensor = super()._calculate_rewards(inputs, *args)
+        return rewards
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """Extends ``GRPOTrainer._generate`` (trl 1.16): counts the work of all ranks."""
+        generated = super()._generate(prompts)
+        if self.model.training:
+            num_completions = len(prompts) * self.accelerator.num_processes
+            mean_length = self._metrics["train"]["completions/mean_length"][-1]
+            self._work.num_samples += num_completions // self.num_generations
+            self._work.num_completion_tokens += round(mean_length * num_completions)
+        return generated
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Extends ``Trainer.evaluate`` (transformers 5.23): timed."""
+        with self.phases("evaluate"):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Extends ``GRPOTrainer._save_checkpoint`` (trl 1.16): timed."""
+        with self.phases("checkpoint"):
+            super()._save_checkpoint(model, trial)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Extends ``GRPOTrainer.log`` (trl 1.16): times and rates of the global steps logged."""
+        if "loss" in logs:
+            seconds, work, step = self._logged
+            now = self.phases.totals(), replace(self._work), self.state.global_step
+            if step < now[2]:
+                passed = {name: value - seconds.get(name, 0.0) for name, value in now[0].items()}
+                done = Work(
+                    now[1].num_samples - work.num_samples,
+                    now[1].num_completion_tokens - work.num_completion_tokens,
+                )
+                logs |= step_metrics(passed, done, now[2] - step)
+            self._logged = now
+        super().log(logs, start_time)
