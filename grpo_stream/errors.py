@@ -68,6 +68,10 @@ class CursorError(GrpoStreamError):
     """A saved position that does not belong to this data set or these settings."""
 
 
+class CheckpointError(GrpoStreamError):
+    """A checkpoint that is not whole, or that could not be written."""
+
+
 class BadSamplesError(GrpoStreamError):
     """More samples failed than the stated tolerance."""
 

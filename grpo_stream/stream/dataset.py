@@ -65,12 +65,15 @@ class StreamCounters:
 
     num_samples: int = 0
     """Samples delivered: each was fetched, decoded and resized once."""
-    num_bad_by_cause: Counter[str] = field(default_factory=Counter)
-    """Samples that could not be used, by cause."""
-    quarantine: list[str] = field(default_factory=list)
-    """Where the bad samples lie, in the order they were met; they are not read again."""
+    quarantine: dict[str, str] = field(default_factory=dict)
+    """Where the bad samples lie, and the cause; as they were met. They are not read again."""
     num_read_again: int = 0
     """Samples whose bytes were wrong at first and right at the second reading."""
+
+    @property
+    def num_bad_by_cause(self) -> Counter[str]:
+        """Samples that could not be used, by cause."""
+        return Counter(self.quarantine.copy().values())
 
 
 class PromptStream:
@@ -276,9 +279,8 @@ class PromptStream:
         counters = self.counters
         with self._lock:
             self._bad.add(place)
-            counters.num_bad_by_cause[getattr(error, "cause", "unknown")] += 1
-            counters.quarantine.append(where)
-            total = counters.num_bad_by_cause.total()
+            counters.quarantine[where] = getattr(error, "cause", "unknown")
+            total = len(counters.quarantine)
         if total > self.config.max_bad_samples:
             raise BadSamplesError(
                 f"{total} samples could not be read on rank {self.world.rank}, the tolerance is "

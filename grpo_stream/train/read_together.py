@@ -5,8 +5,10 @@ would show that instead of the cause.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -30,17 +32,24 @@ class _Report(NamedTuple):
     """What one rank tells the others when something is wrong anywhere."""
 
     error: GrpoStreamError | None
-    num_bad_by_cause: dict[str, int]
-    quarantine: list[str]
+    quarantine: dict[str, str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class BadSamples:
-    """The bad samples of all ranks, as of the last generation batch."""
+    """The bad samples of the whole run and of all ranks, as of the last generation batch."""
 
-    num_by_cause: Counter[str] = field(default_factory=Counter)
-    quarantine: list[str] = field(default_factory=list)
-    """Where they lie, rank after rank."""
+    quarantine: dict[str, str] = field(default_factory=dict)
+    """Where they lie, and the cause: those known before this start, then rank after rank."""
+
+    @property
+    def num_by_cause(self) -> Counter[str]:
+        """How many, by cause."""
+        return Counter(self.quarantine.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"num_bad_by_cause": self.num_by_cause, "samples": self.quarantine}
 
 
 class ReadTogether(Generic[T]):
@@ -56,7 +65,13 @@ class ReadTogether(Generic[T]):
     def __init__(self, loader: PromptLoader[T]) -> None:
         self.loader = loader
         self.bad_samples = BadSamples()
+        self._before: dict[str, str] = {}
         self._num_bad_known = 0
+
+    def go_on(self, quarantine: dict[str, str]) -> None:
+        """Counts bad samples that were met before this start; met again, they count once."""
+        self._before = quarantine
+        self.bad_samples = BadSamples(quarantine)
 
     def get(self, epoch: int, batch_index: int) -> T:
         """See :meth:`PromptLoader.get`; raises on every rank what one rank raises.
@@ -74,22 +89,17 @@ class ReadTogether(Generic[T]):
         return batch
 
     def _compare(self, error: Exception | None) -> None:
-        counters = self.loader.stream.counters
         # Copied at once: other threads go on counting.
-        num_bad_by_cause = dict(counters.num_bad_by_cause)
-        num_bad = sum(num_bad_by_cause.values())
-        num_failed, num_bad = self._sum([int(error is not None), num_bad])
+        own = _Report(_told(error), self.loader.stream.counters.quarantine.copy())
+        num_failed, num_bad = self._sum([int(error is not None), len(own.quarantine)])
         if not num_failed and num_bad == self._num_bad_known:
             return
         self._num_bad_known = num_bad
-        own = _Report(_told(error), num_bad_by_cause, list(counters.quarantine))
         reports = [own] if self._is_alone else gather_object([own])
-        self.bad_samples = BadSamples(
-            sum((Counter(report.num_bad_by_cause) for report in reports), Counter()),
-            [where for report in reports for where in report.quarantine],
-        )
-        if not self._is_alone:
-            raise_together(reports, self.loader.stream.config.max_bad_samples, error)
+        self.bad_samples = _all_of(reports, self._before)
+        if not (self._is_alone and error is not None):
+            tolerance = self.loader.stream.config.max_bad_samples
+            raise_together(reports, tolerance, error, before=self._before)
 
     @property
     def _is_alone(self) -> bool:
@@ -104,24 +114,29 @@ class ReadTogether(Generic[T]):
 
 
 def raise_together(
-    reports: list[_Report], max_bad_samples: int, own_error: Exception | None = None
+    reports: list[_Report],
+    max_bad_samples: int,
+    own_error: Exception | None = None,
+    *,
+    before: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Raises what all ranks must stop for; nothing where they may go on.
 
     Args:
         reports: One per rank; the same list on every rank.
-        max_bad_samples: Tolerance over all ranks.
+        max_bad_samples: Tolerance over all ranks, and over all starts of the run.
         own_error: What this rank's stream raised, to be shown as the cause.
+        before: Bad samples, and the causes, that were known when the run was started.
     """
     failed = [rank for rank, report in enumerate(reports) if report.error is not None]
     if failed:
         error = reports[failed[0]].error
         assert error is not None  # noqa: S101 - it is one of those that failed
         raise _with_rank(error, failed) from own_error
-    num_by_cause = sum((Counter(report.num_bad_by_cause) for report in reports), Counter())
+    num_by_cause = _all_of(reports, before).num_by_cause
     if num_by_cause.total() > max_bad_samples:
         last = [
-            f"rank {rank}: {report.quarantine[-1]}"
+            f"rank {rank}: {list(report.quarantine)[-1]}"
             for rank, report in enumerate(reports)
             if report.quarantine
         ]
@@ -130,6 +145,13 @@ def raise_together(
             f"the tolerance is max_bad_samples={max_bad_samples}; by cause: {dict(num_by_cause)}; "
             f"the last of each rank: {'; '.join(last[:_MAX_NAMED])}"
         )
+
+
+def _all_of(reports: list[_Report], before: Mapping[str, str]) -> BadSamples:
+    quarantine = dict(before)
+    for report in reports:
+        quarantine |= report.quarantine
+    return BadSamples(quarantine)
 
 
 _MAX_NAMED = 8

@@ -35,8 +35,8 @@ def main(shards, out, max_bad_samples):
                 num_read += 1
         except GrpoStreamError as error:
             seen["error"] = f"{type(error).__name__}: {error}"
-    seen |= {"num_read": num_read, "quarantine": reader.bad_samples.quarantine}
-    seen["own"] = stream.counters.quarantine
+    seen |= {"num_read": num_read, "quarantine": list(reader.bad_samples.quarantine)}
+    seen["own"] = list(stream.counters.quarantine)
     Path(out).write_text(json.dumps(seen))
     PartialState().destroy_process_group()
 

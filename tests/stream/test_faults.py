@@ -282,7 +282,7 @@ class TestDamage:
         with open_loader(URL, num_processes=processes, num_lanes=5) as loader:
             first, second = list(loader), list(loader)
             assert loader.stream.counters.num_bad_by_cause == {"checksum": 1}
-            assert loader.stream.counters.quarantine == [f"{URL}: {SHARD} sample 1"]
+            assert list(loader.stream.counters.quarantine) == [f"{URL}: {SHARD} sample 1"]
         for epoch, read in enumerate((first, second)):
             whole = reference(folder, epoch, num_lanes=5)
             kept = [(a, b) for a, b in zip(flat(whole), flat(read), strict=True) if a != key]

@@ -155,7 +155,7 @@ def test_a_bad_record_is_replaced_in_the_stream(root):
     keys = [stream.read_batch(0, batch)[0].key for batch in range(5)]
     assert len(set(keys)) == 4
     assert stream.counters.num_bad_by_cause == {"image_not_found": 1}
-    assert stream.counters.quarantine == ["record 2"]
+    assert list(stream.counters.quarantine) == ["record 2"]
 
 
 def test_the_digest_is_the_same_in_every_process(root):

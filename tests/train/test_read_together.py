@@ -23,10 +23,11 @@ class Ranks:
     def __init__(self, monkeypatch, counts):
         self.counters = [StreamCounters() for _ in counts]
         self.num_exchanges = 0
-        for counters, by_cause in zip(self.counters, counts, strict=True):
+        for rank, by_cause in enumerate(counts):
             for cause, number in by_cause.items():
-                counters.num_bad_by_cause[cause] += number
-                counters.quarantine += [f"{cause} {n}" for n in range(number)]
+                self.counters[rank].quarantine |= {
+                    f"{cause} {rank}.{n}": cause for n in range(number)
+                }
         self.errors: list[Exception | None] = [None] * len(counts)
         monkeypatch.setattr(ReadTogether, "_sum", lambda _, __: self.sums())
         monkeypatch.setattr(read_together, "gather_object", lambda _: self.reports())
@@ -39,9 +40,7 @@ class Ranks:
         self.num_exchanges += 1
         pairs = zip(self.errors, self.counters, strict=True)
         reports = [
-            read_together._Report(
-                read_together._told(error), dict(counters.num_bad_by_cause), counters.quarantine
-            )
+            read_together._Report(read_together._told(error), counters.quarantine)
             for error, counters in pairs
         ]
         return pickle.loads(pickle.dumps(reports))  # noqa: S301 - sent as the ranks do
@@ -93,7 +92,7 @@ def test_the_tolerance_is_over_all_ranks(monkeypatch):
     ranks = Ranks(monkeypatch, [{"checksum": 2}, {}, {"checksum": 1, "image_truncated": 1}])
     for rank in range(3):
         assert ranks.reader(rank, max_bad_samples=4).get(3, 1) == (3, 1)
-        words = r"4 samples .* on 3 ranks.*max_bad_samples=3.*'checksum': 3.*rank 0: checksum 1"
+        words = r"4 samples .* on 3 ranks.*max_bad_samples=3.*'checksum': 3.*rank 0: checksum 0.1"
         with pytest.raises(BadSamplesError, match=words):
             ranks.reader(rank, max_bad_samples=3).get(3, 1)
 
@@ -103,13 +102,27 @@ def test_texts_are_exchanged_only_when_something_is_new(monkeypatch):
     reader = ranks.reader(0)
     reader.get(0, 0)
     assert ranks.num_exchanges == 0
-    ranks.counters[1].num_bad_by_cause["checksum"] += 1
-    ranks.counters[1].quarantine.append("shard sample 3")
+    ranks.counters[1].quarantine["shard sample 3"] = "checksum"
     for batch_index in range(1, 4):
         reader.get(0, batch_index)
     assert ranks.num_exchanges == 1
     assert reader.bad_samples.num_by_cause == {"checksum": 1}
-    assert reader.bad_samples.quarantine == ["shard sample 3"]
+    assert reader.bad_samples.quarantine == {"shard sample 3": "checksum"}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_bad_samples_of_earlier_starts_count_once(monkeypatch, num_ranks):
+    ranks = Ranks(monkeypatch, [{"checksum": 1}] * num_ranks)
+    known = {"checksum 0.0": "checksum", "shard sample 3": "image_truncated"}
+    reader = ranks.reader(0, max_bad_samples=num_ranks + 1)
+    reader.go_on(known)
+    assert reader.bad_samples.quarantine == known
+    reader.get(0, 0)
+    assert reader.bad_samples.num_by_cause == {"checksum": num_ranks, "image_truncated": 1}
+    reader = ranks.reader(0, max_bad_samples=num_ranks)
+    reader.go_on(known)
+    with pytest.raises(BadSamplesError, match=f"{num_ranks + 1} samples could not be read"):
+        reader.get(0, 0)
 
 
 def test_a_rank_alone_raises_its_own_error(monkeypatch):
@@ -125,4 +138,4 @@ def test_a_rank_alone_raises_its_own_error(monkeypatch):
 
 
 def test_nothing_wrong_is_no_error():
-    raise_together([read_together._Report(None, {"checksum": 2}, ["a", "b"])] * 2, 4)
+    raise_together([read_together._Report(None, {"a": "checksum", "b": "checksum"})] * 2, 2)

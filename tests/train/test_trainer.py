@@ -235,7 +235,8 @@ class TestTraining:
         args = make_args(max_steps=1, save_strategy="steps", save_steps=1)
         make_trainer(args, train_dataset=records, images_root=shapes.images).train()
         found = json.loads((tmp_path / "out" / "checkpoint-1" / QUARANTINE_NAME).read_text())
-        assert found == {"num_bad_by_cause": {"image_not_found": 1}, "samples": ["record 1"]}
+        samples = {"record 1": "image_not_found"}
+        assert found == {"num_bad_by_cause": {"image_not_found": 1}, "samples": samples}
 
     def test_reads_ahead_across_epochs_but_not_past_the_end(self, make_trainer, make_args):
         trainer = make_trainer(make_args(max_steps=4))

@@ -1,0 +1,164 @@
+"""Whole checkpoints: what makes one, and which one a run goes on from.
+
+A checkpoint is a folder of many files, written by all ranks. Killed while it is written, it looks
+like one and is none. So ``complete.json`` is written last, when everything else is on the disk; it
+lists the files and their sizes. No ``complete.json``, or a file that is not as it says: no
+checkpoint.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from grpo_stream.errors import CheckpointError
+
+MARKER_NAME = "complete.json"
+"""File of a checkpoint that is written last."""
+_VERSION = 1
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What ``complete.json`` holds."""
+
+    num_ranks: int
+    """World size that wrote the checkpoint."""
+    zero_stage: int | None
+    """Of DeepSpeed; None without it."""
+    is_resumable: bool
+    """False with ``save_only_model``: there is no optimizer to go on with."""
+    files: dict[str, int]
+    """Path in the checkpoint -> bytes."""
+
+
+def begin(folder: Path) -> None:
+    """Makes ``folder`` empty for a checkpoint; what an interrupted writing left there goes."""
+    if folder.exists():
+        (folder / MARKER_NAME).unlink(missing_ok=True)  # first: the rest goes file by file
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def sync(folder: Path) -> None:
+    """Waits until every file of ``folder`` that this node has written is on the disk."""
+    for path in [*_files(folder), *_folders(folder)]:
+        _sync(path)
+
+
+def seal(
+    folder: Path, *, num_ranks: int, zero_stage: int | None, is_resumable: bool = True
+) -> None:
+    """Declares a checkpoint whole; every rank has written and synced its files."""
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_files(folder))}
+    marker = Marker(num_ranks, zero_stage, is_resumable, files)
+    part = folder / f"{MARKER_NAME}.part"
+    part.write_text(json.dumps({"version": _VERSION} | asdict(marker), indent=1))
+    _sync(part)
+    part.replace(folder / MARKER_NAME)
+    for path in (folder, folder.parent):
+        _sync(path)
+
+
+def read_marker(folder: Path) -> Marker:
+    """The marker of a whole checkpoint.
+
+    Raises:
+        CheckpointError: it is not whole: what is wrong.
+    """
+    path = folder / MARKER_NAME
+    try:
+        content: Any = json.loads(path.read_text())
+        version = content.pop("version")
+        marker = Marker(**content)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is no whole checkpoint: it has no {MARKER_NAME}, so its writing was "
+            "interrupted; go on from an older one"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); go on from an older one") from error
+    if version != _VERSION:
+        raise CheckpointError(f"{path} has version {version}, this program reads {_VERSION}")
+    for name, num_bytes in marker.files.items():
+        found = _size(folder / name)
+        if found != num_bytes:
+            what = "is missing" if found is None else f"has {found} bytes in place of {num_bytes}"
+            raise CheckpointError(
+                f"{folder} is no whole checkpoint: {name} {what}; go on from an older one"
+            )
+    return marker
+
+
+def find_checkpoints(output_dir: Path) -> tuple[list[Path], list[str]]:
+    """The checkpoints of a run that can be resumed from, newest first, and why others cannot."""
+    paths = output_dir.iterdir() if output_dir.is_dir() else ()
+    steps = sorted((int(m[1]) for path in paths if (m := _NAME.fullmatch(path.name))), reverse=True)
+    judged = [(path, _fault_of(path)) for path in (output_dir / f"checkpoint-{n}" for n in steps)]
+    found = [path for path, fault in judged if fault is None]
+    return found, [fault for _, fault in judged if fault is not None]
+
+
+def last_checkpoint(output_dir: Path, *, looks: bool) -> Path | None:
+    """The newest checkpoint that is whole wherever a rank looked: the same on every rank.
+
+    Every rank must call this. Ranks of one node, and those of all nodes where ``output_dir`` is
+    shared, see the same files: it is enough that one of them looks.
+
+    Args:
+        output_dir: Of the run.
+        looks: Whether this rank looks into it, and names what it passes over.
+    """
+    found: Sequence[Path] = ()
+    if looks:
+        found, faults = find_checkpoints(output_dir)
+        for fault in faults:
+            logger.warning("passed over: %s", fault)
+    seen: list[list[str] | None] = gather_object([[p.name for p in found] if looks else None])
+    names = next(one for one in seen if one is not None)
+    for name in names:
+        if all(name in one for one in seen if one is not None):
+            return output_dir / name
+    return None
+
+
+def _fault_of(folder: Path) -> str | None:
+    try:
+        marker = read_marker(folder)
+    except CheckpointError as error:
+        return str(error)
+    return None if marker.is_resumable else f"{folder} holds the model only (save_only_model)"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from (path for path in folder.rglob("*") if path.is_dir())
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
