@@ -1,6 +1,7 @@
 """``trl.GRPOTrainer`` on a prompt stream: its batches, its position, what a checkpoint adds."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError, CursorError
 from grpo_stream.stream.dataset import PromptStream
@@ -24,6 +25,7 @@ from grpo_stream.train.position import (
     check_whole_epochs,
 )
 from grpo_stream.train.read_together import ReadTogether
+from grpo_stream.train.watched_trainer import WatchedTrainer
 
 CURSOR_NAME = "cursor.json"
 """File of a checkpoint that holds the stream's position."""
@@ -31,7 +33,7 @@ QUARANTINE_NAME = "quarantine.json"
 """File of a checkpoint that lists the bad samples that the run has met, if any."""
 
 
-class StreamTrainer(GRPOTrainer):
+class StreamTrainer(WatchedTrainer):
     """The part of the trainer that feeds it and knows where it stands.
 
     Used through :class:`grpo_stream.train.trainer.PersonalizedGRPOTrainer`.
@@ -77,6 +79,16 @@ class StreamTrainer(GRPOTrainer):
         if self.eval_loader is None:
             raise ConfigError("eval_dataset", eval_dataset, "none was given to the trainer")
         return DataLoader(self._eval_micro_steps, batch_size=1, collate_fn=first_of)
+
+    def _in_use(self, stage: str) -> Sequence[str]:
+        """Extends ``WatchedTrainer._in_use``: where the samples lie that are waited for."""
+        if stage != "data_wait":
+            return super()._in_use(stage)
+        stream, steps = self.train_stream, self._micro_steps
+        batch_index = self._step // steps.num_repeats
+        columns = stream.plan.places(steps.epoch, range(batch_index, batch_index + 1), stream.slots)
+        rows = zip(*(column.flatten().tolist() for column in columns), strict=True)
+        return [stream.sources[source].describe(shard, sample) for source, shard, sample in rows]
 
     def num_examples(self, dataloader: DataLoader[Batch]) -> int:
         """Overrides ``Trainer.num_examples`` (transformers 5.23): prompts of an epoch."""
