@@ -1,4 +1,4 @@
-"""Ends a run that has stalled, and says which rank, stage and prompts it stalled with.
+"""Ends a run that has stalled, and says with which rank, stage and samples.
 
 A rank that hangs makes all others wait in their next collective, without a word, until its
 time-out, or for ever. Here every rank watches itself: one that stays in one stage for too long
@@ -50,15 +50,15 @@ class StallReport:
     place: str
     """Innermost line of the main thread that is no library's."""
     in_use: list[str]
-    """Keys of the prompts in use; for a wait for data where the awaited samples lie."""
+    """Keys of the samples in use; for a wait for data where the awaited ones lie."""
     stacks: str
     """Of all threads."""
 
     def line(self) -> str:
         """One line for people."""
-        doing = f"waits in {self.collective} for other ranks" if self.collective else "is"
+        waits = f"waits for other ranks in {self.collective}, " if self.collective else ""
         return (
-            f"rank {self.rank} ({self.host}, process {self.pid}) {doing} at {self.place}; stage "
+            f"rank {self.rank} ({self.host}, process {self.pid}), {waits}at {self.place}; stage "
             f"{self.stage} for {self.seconds:.0f} s, global step {self.global_step}; "
             f"{_listed(self.in_use)}"
         )
@@ -201,12 +201,12 @@ def summary(reports: Sequence[StallReport], world_size: int) -> str:
     lines = [f"the run has stalled on {len(reports)} of {world_size} ranks and ends"]
     if silent:
         lines.append(f"no report from {_ranks(silent)}: look there first")
-    lines.append(f"behind is {behind.line()}")
+    lines.append(f"behind: {behind.line()}")
     where: dict[tuple[str, str | None], list[int]] = {}
     for report in rest:
         where.setdefault((report.stage, report.collective), []).append(report.rank)
     for (stage, collective), ranks in where.items():
-        doing = f"waits in {collective}" if collective else "is in no collective"
+        doing = f"in {collective}" if collective else "in no collective"
         lines.append(f"{_ranks(ranks)}: {doing}, stage {stage}")
     return "\n  ".join(lines)
 
@@ -227,8 +227,8 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     if not names:
-        return "no prompts in use"
-    return f"prompts {', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''}"
+        return "no samples in use"
+    return f"samples {', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''}"
 
 
 def _say(text: str) -> None:
