@@ -40,6 +40,9 @@ class PromptGroups:
     """Completions per prompt."""
     positions: list[torch.Tensor] | None = None
     """Per prompt int64, shape (3, prompt length): of M-RoPE, where they have been computed."""
+    image_features: tuple[torch.Tensor, ...] | None = None
+    """Per prompt, shape (image tokens, hidden size): of a vision tower that is not trained, where
+    they have been computed."""
 
     @classmethod
     def from_batch(cls, batch: Batch, num_generations: int, device: torch.device) -> "PromptGroups":
@@ -76,6 +79,7 @@ class PromptGroups:
             image_grid_thw=self.image_grid_thw[prompts],
             sizes=[min(stop, ends[i]) - max(start, starts[i]) for i in kept],
             positions=None if self.positions is None else self.positions[prompts],
+            image_features=None if self.image_features is None else self.image_features[prompts],
         )
 
     def repeated_images(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from grpo_stream.boxes import Size
 from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.attention import use_shared_prefix_attention
 from grpo_stream.train.collate import PromptCollator
 from grpo_stream.train.groups import PromptGroups
 from grpo_stream.train.model import load_policy
@@ -59,6 +60,7 @@ def load_model(folder):
     """The tiny policy in float32 with trl's fused head, as the trainer prepares it."""
     model = load_policy(folder, dtype=torch.float32, attn_implementation="sdpa")
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    use_shared_prefix_attention(model)
     return model.eval()
 
 

@@ -2,11 +2,12 @@ import copy
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_mask
 
+from grpo_stream.train.backbone import prompt_positions
 from grpo_stream.train.groups import PromptGroups
 from grpo_stream.train.prefix import (
     pack_groups,
-    prefix_positions,
     score_packed,
     shared_prefix_obstacle,
 )
@@ -53,9 +54,9 @@ def score_one_by_one(model, groups, ids, mask):
     return log_probs, entropies
 
 
-def score_together(model, groups, ids, mask, *, compute_entropy=True):
-    positions = prefix_positions(model.model, groups)
-    packed = pack_groups(groups, ids, mask, positions, pad_token_id=0)
+def score_together(model, groups, ids, mask, *, compute_entropy=True, attention="two_part"):
+    positions = prompt_positions(model.model, groups)
+    packed = pack_groups(groups, ids, mask, positions, pad_token_id=0, attention=attention)
     return score_packed(model, packed, groups, mask, compute_entropy=compute_entropy)
 
 
@@ -86,13 +87,14 @@ def test_equals_every_completion_alone(model, processor, sizes, num_generations,
     ids, mask = make_completions(groups, lengths)
     expected = score_one_by_one(model, groups, ids, mask)
     expected_gradients = gradients(model, expected[0])
-    log_probs, entropies = score_together(model, groups, ids, mask)
-    torch.testing.assert_close(log_probs, expected[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(entropies, expected[1], rtol=0, atol=1e-5)
-    found = gradients(model, log_probs)
-    for name, gradient in expected_gradients.items():
-        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-3)
-        assert error < 1e-5, name
+    for attention in ("two_part", "dense"):
+        log_probs, entropies = score_together(model, groups, ids, mask, attention=attention)
+        torch.testing.assert_close(log_probs, expected[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(entropies, expected[1], rtol=0, atol=1e-5)
+        found = gradients(model, log_probs)
+        for name, gradient in expected_gradients.items():
+            error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-3)
+            assert error < 1e-5, (attention, name)
 
 
 def test_a_group_that_is_cut_in_two(model, processor):
@@ -144,7 +146,7 @@ def test_entropies_on_demand(model, processor):
 
 def test_positions_are_the_models(model, processor):
     groups = make_groups(processor, MIXED, 1)
-    positions = prefix_positions(model.model, groups)
+    positions = prompt_positions(model.model, groups)
     for own, ids, (width, height) in zip(positions, groups.prompt_ids, MIXED, strict=True):
         assert own.shape == (3, len(ids))
         is_image = own[1] != own[0]
@@ -167,26 +169,46 @@ class TestLayout:
     IDS = torch.tensor([[31, 32, 0], [41, 0, 0], [51, 52, 53]])
     MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]])
 
-    @pytest.fixture
-    def packed(self):
-        positions = [torch.tensor([[0, 1, 5]] * 3), torch.tensor([[0, 3]] * 3)]
-        return pack_groups(self.GROUPS, self.IDS, self.MASK, positions, pad_token_id=9)
+    POSITIONS = [torch.tensor([[0, 1, 5]] * 3), torch.tensor([[0, 3]] * 3)]  # noqa: RUF012
 
-    def test_tokens(self, packed):
-        assert packed.input_ids.tolist() == [[11, 12, 13, 31, 13], [21, 22, 51, 52, 9]]
+    def pack(self, attention):
+        return pack_groups(self.GROUPS, self.IDS, self.MASK, self.POSITIONS, 9, attention)
 
-    def test_labels(self, packed):
+    def test_one_row(self):
+        packed = self.pack("two_part")
         none = -100
-        expected = [[none, none, 31, 32, 41], [none, 51, 52, 53, none]]
-        assert packed.shift_labels.tolist() == expected
+        assert packed.input_ids.tolist() == [[11, 12, 13, 31, 13, 21, 22, 51, 52]]
+        assert packed.shift_labels.tolist() == [[none, none, 31, 32, 41, none, 51, 52, 53]]
+        for axis in packed.position_ids:  # they restart behind the prefix
+            assert axis.tolist() == [[0, 1, 5, 6, 5, 0, 3, 4, 5]]
+        assert packed.attention_mask is None
 
-    def test_positions_restart_behind_the_prefix(self, packed):
+    def test_parts(self):
+        first, second = self.pack("two_part").shared_prefix.spans
+        assert (first.start, first.prefix_length) == (0, 2)
+        assert first.own[:, 0].tolist() == [2, 4]
+        assert first.own.flatten()[first.kept].tolist() == [2, 3, 4]
+        assert first.mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+        assert (second.start, second.prefix_length) == (5, 1)
+        assert second.own.tolist() == [[6, 7, 8]]
+        assert second.kept.tolist() == [0, 1, 2]
+
+    def test_a_row_for_each_group(self):
+        packed = self.pack("dense")
+        none = -100
+        assert packed.input_ids.tolist() == [[11, 12, 13, 31, 13], [21, 22, 51, 52, 9]]
+        assert packed.shift_labels.tolist() == [
+            [none, none, 31, 32, 41],
+            [none, 51, 52, 53, none],
+        ]
         for axis in packed.position_ids:
             assert axis.tolist() == [[0, 1, 5, 6, 5], [0, 3, 4, 5, 0]]
+        assert packed.shared_prefix is None
 
-    def test_mask(self, packed):
-        assert packed.attention_mask.shape == (2, 1, 5, 5)
-        assert packed.attention_mask[0, 0].int().tolist() == [
+    def test_mask(self):
+        mask = self.pack("dense").attention_mask
+        assert mask.shape == (2, 1, 5, 5)
+        assert mask[0, 0].int().tolist() == [
             [1, 0, 0, 0, 0],
             [1, 1, 0, 0, 0],
             [1, 1, 1, 0, 0],
@@ -194,13 +216,23 @@ class TestLayout:
             [1, 1, 0, 0, 1],
         ]
         # Nobody but padding sees padding, and it sees something: no row of the softmax is empty.
-        assert packed.attention_mask[1, 0].int().tolist() == [
+        assert mask[1, 0].int().tolist() == [
             [1, 0, 0, 0, 0],
             [1, 1, 0, 0, 0],
             [1, 1, 1, 0, 0],
             [1, 1, 1, 1, 0],
-            [1, 0, 0, 0, 1],
+            [0, 0, 0, 0, 1],
         ]
+
+    def test_block_mask(self):
+        block_mask = self.pack("flex").attention_mask
+        assert block_mask.shape == (1, 1, 9, 9)
+        found = create_mask(block_mask.mask_mod, 1, None, 9, 9, device="cpu")[0, 0]
+        rows = self.pack("dense").attention_mask[:, 0]
+        assert torch.equal(found[:5, :5], rows[0])
+        assert torch.equal(found[5:, 5:], rows[1, :4, :4])
+        assert not found[:5, 5:].any()
+        assert not found[5:, :5].any()
 
 
 class TestObstacle:
@@ -217,7 +249,7 @@ class TestObstacle:
         ("changes", "words"),
         [
             ({"model_type": "qwen3_vl"}, "model_type 'qwen3_vl' is not one of qwen2_5_vl"),
-            ({"_attn_implementation": "flash_attention_2"}, "takes no 4-D mask; use 'sdpa'"),
+            ({"_attn_implementation": "flash_attention_2"}, "knows no shared prefix; use 'sdpa'"),
         ],
     )
     def test_is_named(self, model, changes, words):

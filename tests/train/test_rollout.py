@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from grpo_stream.train.backbone import backbone_of
 from grpo_stream.train.rollout import (
-    backbone_of,
     generate_groups,
     suppressed_token_ids,
     trim_completions,

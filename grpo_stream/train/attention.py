@@ -1,0 +1,235 @@
+"""Attention that knows where a group's shared prefix ends.
+
+Registered with transformers (5.23) under :data:`SHARED_PREFIX`, so that the ordinary ``model(...)``
+call reaches it. What it has to know travels with the call, as the keyword ``shared_prefix``:
+transformers hands unknown keywords down to the attention of every layer, and gradient checkpointing
+keeps them for the recomputation. Without that keyword it is plain ``sdpa``.
+
+Shapes: B rows, H heads of queries, K heads of keys and values (a divisor of H), L tokens of a row,
+D width of a head; P tokens of a prefix, G completions of C tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+SHARED_PREFIX = "shared_prefix"
+"""Name of the attention, for ``attn_implementation``."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSpan:
+    """One group's place in a packed row: its prefix, and behind it its completions."""
+
+    start: int
+    """Where the prefix begins in the row."""
+    prefix_length: int
+    """P, tokens of the prefix; may be 0."""
+    own: torch.Tensor
+    """int64, shape (G, C): places in the row of each completion's tokens. A shorter completion
+    is filled up with any place of the row."""
+    kept: torch.Tensor
+    """int64, shape (tokens of all completions,): places in a flattened (G, C) that are no filling,
+    in the order of the row."""
+    mask: torch.Tensor
+    """bool, shape (C, P + C): what the tokens of a completion see of the prefix and of their own
+    completion. The same for all, since filling lies at the end."""
+
+
+@dataclass(frozen=True, eq=False)
+class TwoPart:
+    """Attention of a packed row in two kinds of parts, none with a product that is masked away.
+
+    A prefix attends to itself, causally. The completions of a group, as a batch of G, attend to
+    the prefix and to themselves. Products between completions, and those of the prefix with
+    completions, are never computed, and no mask of L x L entries exists.
+    """
+
+    spans: list[GroupSpan]
+    """Of all groups of the row; together they cover it."""
+
+    def attend(
+        self,
+        _layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        """Attention of one row: (1, H, L, D), (1, K, L, D) twice -> (1, H, L, D)."""
+        parts = []
+        for span in self.spans:
+            prefix = slice(span.start, span.start + span.prefix_length)
+            if span.prefix_length:
+                parts.append(
+                    scaled_dot_product_attention(
+                        query[:, :, prefix],
+                        key[:, :, prefix],
+                        value[:, :, prefix],
+                        dropout_p=dropout,
+                        is_causal=True,
+                        scale=scaling,
+                        enable_gqa=True,
+                    )
+                )
+            if len(span.kept):
+                parts.append(_attend_from_completions(span, query, key, value, scaling, dropout))
+        return torch.cat(parts, dim=2)
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixCache:
+    """Keys and values of B prefixes, which the completions of each share while they are sampled.
+
+    The model's own cache then holds the completions alone: P + G * C positions per group in all.
+    """
+
+    keys: list[torch.Tensor]
+    """Per layer, shape (B, K, P, D), padded on the left."""
+    values: list[torch.Tensor]
+    """Per layer, the same shape."""
+    is_padding: torch.Tensor
+    """bool, shape (B, P)."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        _dropout: float,
+    ) -> torch.Tensor:
+        """Attention of one new token of each completion, to the prefix and its own completion.
+
+        Args:
+            layer: Index of the layer.
+            query: Shape (B * G, H, 1, D).
+            key: Of the completions so far, shape (B * G, K, C, D).
+            value: The same shape.
+            scaling: Of the products.
+
+        Returns:
+            Shape (B * G, H, 1, D).
+        """
+        prefix_key, prefix_value = self.keys[layer], self.values[layer]
+        num_prefixes, num_kv_heads, prefix_length, width = prefix_key.shape
+        # (B, G, K, H / K, D) -> (B, K, G * H / K, D): all queries of a group read its prefix once.
+        by_prefix = query.reshape(
+            num_prefixes, -1, num_kv_heads, query.size(1) // num_kv_heads, width
+        )
+        group_shape = by_prefix.transpose(1, 2).shape
+        by_prefix = by_prefix.transpose(1, 2).reshape(num_prefixes, num_kv_heads, -1, width)
+        to_prefix = by_prefix @ prefix_key.transpose(2, 3) * scaling
+        to_prefix = to_prefix.masked_fill(self.is_padding[:, None, None], -torch.inf)
+        by_completion = query.reshape(len(query), num_kv_heads, -1, width)
+        to_own = by_completion @ key.transpose(2, 3) * scaling
+
+        def grouped(states: torch.Tensor) -> torch.Tensor:  # of completions -> of prefixes
+            split = states.unflatten(0, (num_prefixes, -1)).transpose(1, 2)
+            return split.reshape(num_prefixes, num_kv_heads, -1, states.size(-1))
+
+        def parted(states: torch.Tensor) -> torch.Tensor:  # the way back
+            split = states.reshape(*group_shape[:-1], states.size(-1)).transpose(1, 2)
+            return split.reshape(len(query), num_kv_heads, -1, states.size(-1))
+
+        products = torch.cat([to_prefix, grouped(to_own)], dim=-1)
+        weights = products.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        from_prefix = weights[..., :prefix_length] @ prefix_value
+        from_own = parted(weights[..., prefix_length:]) @ value
+        output: torch.Tensor = (parted(from_prefix) + from_own).reshape(query.shape)
+        return output
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    shared_prefix: TwoPart | PrefixCache | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention with the signature of transformers' ``AttentionInterface``.
+
+    Args:
+        module: The layer's attention.
+        query: Shape (B, H, L, D).
+        key: Shape (B, K, L, D).
+        value: The same shape.
+        attention_mask: A dense mask or a flex ``BlockMask``, used when nothing is shared.
+        scaling: Of the products.
+        dropout: Of the weights.
+        shared_prefix: How the tokens of this call share a prefix.
+        **kwargs: Passed on to transformers' own attention.
+
+    Returns:
+        Shape (B, L, H, D), and no weights.
+    """
+    if shared_prefix is not None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        output = shared_prefix.attend(layer, query, key, value, scaling, dropout)
+        return output.transpose(1, 2).contiguous(), None
+    kwargs |= {"scaling": scaling, "dropout": dropout}
+    plain = (
+        flex_attention_forward if isinstance(attention_mask, BlockMask) else sdpa_attention_forward
+    )
+    return plain(module, query, key, value, attention_mask, **kwargs)[0], None
+
+
+def use_shared_prefix_attention(model: Any) -> None:
+    """Makes the text model attend through :func:`shared_prefix_attention`; the tower is left alone.
+
+    Args:
+        model: An image-and-text model whose text model attends by ``sdpa``; transformers' own, or
+            one with LoRA around it.
+    """
+    AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+    AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base.set_attn_implementation({"text_config": SHARED_PREFIX})
+
+
+def _attend_from_completions(
+    span: GroupSpan,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """Completions of one group: (1, H, L, D), ... -> (1, H, tokens of its completions, D)."""
+    num_completions, length = span.own.shape
+    num_heads, num_kv_heads = query.size(1), key.size(1)
+    prefix = slice(span.start, span.start + span.prefix_length)
+
+    def own(states: torch.Tensor) -> torch.Tensor:  # (1, heads, L, D) -> (G, heads, C, D)
+        return states[0][:, span.own].transpose(0, 1)
+
+    def seen(states: torch.Tensor) -> torch.Tensor:  # -> (G, K, P + C, D)
+        shared = states[:, :, prefix].expand(num_completions, -1, -1, -1)
+        return torch.cat([shared, own(states)], dim=2)
+
+    # Query heads that share a head of keys stand one below the other: keys are not repeated.
+    repeats = num_heads // num_kv_heads
+    output = scaled_dot_product_attention(
+        own(query).reshape(num_completions, num_kv_heads, repeats * length, -1),
+        seen(key),
+        seen(value),
+        attn_mask=span.mask.repeat(repeats, 1),
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    by_head = output.reshape(num_completions, num_heads, length, -1).transpose(0, 1)
+    return by_head.reshape(1, num_heads, num_completions * length, -1)[:, :, span.kept]

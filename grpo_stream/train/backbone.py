@@ -1,0 +1,70 @@
+"""The model below the language-model head: what model families differ in is asked here alone."""
+
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from grpo_stream.train.groups import PromptGroups
+
+
+def backbone_of(model: Any) -> Any:
+    """The module below the language-model head, through LoRA where there is some."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return base.model
+
+
+def prompt_positions(backbone: Any, groups: PromptGroups) -> list[torch.Tensor]:
+    """M-RoPE positions of each prompt.
+
+    Args:
+        backbone: The module with ``get_rope_index`` (``Qwen2_5_VLModel``, transformers 5.23).
+        groups: The prompts; ``groups.positions`` are given back where they are there.
+
+    Returns:
+        Per prompt int64, shape (3, prompt length).
+    """
+    if groups.positions is not None:
+        return groups.positions
+    return [
+        backbone.get_rope_index(ids[None], types[None], image_grid_thw=grid[None])[0][:, 0]
+        for ids, types, grid in zip(
+            groups.prompt_ids, groups.mm_token_type_ids, groups.image_grid_thw, strict=True
+        )
+    ]
+
+
+def freeze_vision_tower(model: Any) -> None:
+    """Takes the vision tower out of training, with what LoRA may have put into it."""
+    backbone_of(model).visual.requires_grad_(requires_grad=False)
+
+
+def has_frozen_vision_tower(model: Any) -> bool:
+    """Whether training leaves the vision tower as it is."""
+    return not any(p.requires_grad for p in backbone_of(model).visual.parameters())
+
+
+def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
+    """The vision tower's features, for a tower that does not change while they are in use.
+
+    Args:
+        model: The policy, unwrapped.
+        groups: The prompts, with their pixels.
+
+    Returns:
+        Per prompt, shape (image tokens, hidden size of the text model), without gradient.
+    """
+    with torch.no_grad():
+        encoded = backbone_of(model).get_image_features(
+            groups.pixel_values, groups.image_grid_thw, return_dict=True
+        )
+    features: tuple[torch.Tensor, ...] = tuple(encoded.pooler_output)
+    return features
+
+
+def image_kwargs(groups: PromptGroups) -> dict[str, Any]:
+    """What ``model(...)`` takes for the images: their features where known, or their pixels."""
+    if groups.image_features is None:
+        return {"pixel_values": groups.pixel_values, "image_grid_thw": groups.image_grid_thw}
+    encoded = BaseModelOutputWithPooling(pooler_output=tuple(groups.image_features))
+    return {"mm_encoder_outputs": {"image": encoded}}
