@@ -1,0 +1,112 @@
+"""The work on one prompt is 1 per phase, whatever G, steps_per_generation and num_iterations."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+from trl import GRPOTrainer
+
+from grpo_stream.train.processor import load_processor
+from tests.multiprocess.test_zero3 import free_port
+from tests.train import work_probe
+from tests.train.support import write_shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+PER_RANK = work_probe.NUM_BATCHES * work_probe.STEPS_PER_GENERATION
+"""Prompts that a rank sees."""
+
+ONCE = {
+    "fetched": 1,
+    "decoded": 1,
+    "resized": 1,
+    "tower rows, rollout": 1,
+    "tower rows, old": 1,
+    "tower rows, update": work_probe.NUM_ITERATIONS,
+}
+"""Phase -> times per prompt."""
+
+
+def test_one_rank(tiny_folder, tmp_path):
+    shards = write_shapes(tmp_path, PER_RANK).shards
+    counts = work_probe.run(tiny_folder, shards, tmp_path / "out")
+    assert counts == {name: [times] * PER_RANK for name, times in ONCE.items()}
+
+
+def test_of_trl_itself(tiny_folder, tmp_path):
+    """The other column of the table in docs/training.md."""
+    shapes = write_shapes(tmp_path, PER_RANK)
+    work = work_probe.Work()
+    fetched: Counter[int] = Counter()
+    processed: Counter[int] = Counter()
+    processor = load_processor(tiny_folder, max_pixels=work_probe.MAX_PIXELS)
+
+    def fetch(rows):
+        fetched.update(rows["number"])
+        images = [Image.open(shapes.images / f"{number:06d}.png") for number in rows["number"]]
+        return {"prompt": rows["prompt"], "image": images}
+
+    rows = [
+        {"number": number, "prompt": [{"role": "user", "content": record["prompt"]}]}
+        for number, record in enumerate(shapes.records)
+    ]
+    args = work_probe.settings(tmp_path / "out", dataloader_num_workers=0)
+    data = Dataset.from_list(rows).with_transform(fetch)
+    preprocess = processor.image_processor.preprocess
+
+    def counted(images, **kwargs):
+        processed.update(hash(image.tobytes()) for group in images for image in group)
+        return preprocess(images, **kwargs)
+
+    processor.image_processor.preprocess = counted
+    trainer = GRPOTrainer(
+        str(tiny_folder), work_probe.spread, args, data, processing_class=processor
+    )
+    work.watch(trainer)
+    trainer.train()
+    group = work_probe.NUM_GENERATIONS
+    times = {name: sorted(rows.values()) for name, rows in work.tower_rows.items()}
+    assert sorted(fetched.values()) == [group * 4 * 2] * PER_RANK
+    assert sorted(processed.values()) == [group * 2] * PER_RANK
+    assert times == {
+        "rollout": [group] * PER_RANK,
+        "old": [group] * PER_RANK,
+        "update": [group * work_probe.NUM_ITERATIONS] * PER_RANK,
+    }
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_under_zero_3(tiny_folder, tmp_path):
+    shards = write_shapes(tmp_path, 2 * PER_RANK).shards
+    words = [sys.executable, "-m", "tests.train.work_probe", tiny_folder, shards, tmp_path]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    ranks = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        ranks.append(
+            subprocess.Popen(
+                list(map(str, words)),
+                cwd=ROOT,
+                env={**os.environ, **own, **address, **place},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        for process in ranks:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    for rank in range(2):
+        counts = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert counts == {name: [times] * PER_RANK for name, times in ONCE.items()}

@@ -1,0 +1,169 @@
+"""A short training run that counts the work on every prompt; alone, or as one rank of several."""
+
+import json
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from trl import GRPOConfig
+
+from grpo_stream.config import StreamConfig
+from grpo_stream.images import decode, resize
+from grpo_stream.shards.index import ShardIndex
+from grpo_stream.shards.store import LocalStore
+from grpo_stream.stream import sources
+from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.world import World
+from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+
+NUM_GENERATIONS, STEPS_PER_GENERATION, NUM_ITERATIONS = 8, 4, 2
+NUM_BATCHES = 2  # generation batches of the run; a rank has 4 prompts in each
+MAX_PIXELS = 56 * 56  # of images of 112 x 112: all are resized
+
+
+class Work:
+    """What was done, by the bytes it was done to."""
+
+    def __init__(self):
+        self.ranges: list[tuple[str, int, int]] = []
+        self.decoded: Counter[int] = Counter()
+        self.resized: Counter[int] = Counter()
+        self.tower_rows: dict[str, Counter[int]] = {
+            phase: Counter() for phase in ("rollout", "old", "update")
+        }
+        self._is_sampling = False
+
+    def store(self, folder):
+        work = self
+
+        class CountingStore(LocalStore):
+            def read_range(self, name, offset, num_bytes):
+                work.ranges.append((name, offset, num_bytes))
+                return super().read_range(name, offset, num_bytes)
+
+        return CountingStore(folder)
+
+    @contextmanager
+    def counted(self):
+        """Counts decodes and resizes of the stream."""
+
+        def counting(counter, function):
+            def counted(data, *args):
+                counter[hash(bytes(data))] += 1
+                return function(data, *args)
+
+            return counted
+
+        with (
+            mock.patch.object(sources, "decode", counting(self.decoded, decode)),
+            mock.patch.object(sources, "resize", counting(self.resized, resize)),
+        ):
+            yield
+
+    def watch(self, trainer):
+        generate = trainer._generate_single_turn
+
+        def sampled(*args, **kwargs):
+            self._is_sampling = True
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._is_sampling = False
+
+        def looked(module, args, kwargs):
+            pixels, grid = [*args, *kwargs.values()][:2]
+            phase = "update" if torch.is_grad_enabled() else "old"
+            images = pixels.split(grid.prod(-1).tolist())
+            rows = [hash(image.float().numpy().tobytes()) for image in images]
+            self.tower_rows["rollout" if self._is_sampling else phase].update(rows)
+
+        trainer._generate_single_turn = sampled
+        tower = trainer.accelerator.unwrap_model(trainer.model).model.visual
+        tower.register_forward_pre_hook(looked, with_kwargs=True)
+
+    def counts(self, source):
+        """How often each thing was done to each sample; one entry a sample that was touched."""
+        fetched: Counter[str] = Counter()
+        for shard in source.manifest.shards:
+            index = ShardIndex.load(source._store, shard)
+            for number in range(shard.num_samples):
+                entry = index[number]
+                end = entry.offset + entry.num_bytes
+                times = sum(
+                    name == shard.name and start <= entry.offset and end <= start + size
+                    for name, start, size in self.ranges
+                )
+                if times:
+                    fetched[f"{shard.name} {number}"] = times
+        done: dict[str, Counter[Any]]
+        done = {"fetched": fetched, "decoded": self.decoded, "resized": self.resized}
+        done |= {f"tower rows, {phase}": rows for phase, rows in self.tower_rows.items()}
+        return {name: sorted(times.values()) for name, times in done.items()}
+
+
+def spread(completions, **_):
+    return [float(number % 4) for number in range(len(completions))]
+
+
+def run(policy, shards, out, world=None, **changes):
+    """Trains; what was done to each sample that this rank touched."""
+    work, world = Work(), world or World()
+    processor = load_processor(policy, max_pixels=MAX_PIXELS)
+    num_lanes = world.world_size * STEPS_PER_GENERATION
+    config = StreamConfig(
+        num_lanes=num_lanes, num_threads=2, resize=resize_rule(processor.image_processor)
+    )
+    source = ShardSource(work.store(shards))
+    with work.counted():
+        trainer = PersonalizedGRPOTrainer(
+            str(policy),
+            spread,
+            settings(out, **changes),
+            PromptStream(source, config, world),
+            processing_class=processor,
+            shared_prefix="on",
+        )
+        work.watch(trainer)
+        trainer.train()
+        trainer.close()
+    return work.counts(source)
+
+
+def settings(out, **changes):
+    same = {
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": NUM_GENERATIONS,
+        "num_generations": NUM_GENERATIONS,
+        "steps_per_generation": STEPS_PER_GENERATION,
+        "num_iterations": NUM_ITERATIONS,
+        "gradient_accumulation_steps": STEPS_PER_GENERATION,
+        "max_steps": NUM_BATCHES * NUM_ITERATIONS,
+        "max_completion_length": 2,
+    }
+    return GRPOConfig(str(out), **same | changes)
+
+
+def main(policy, shards, out):
+    """One rank under DeepSpeed ZeRO-3; writes its counts."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)  # before the model is loaded
+    world = World.from_env()
+    counts = run(policy, shards, out, world, deepspeed="ds_configs/zero3_cpu.json")
+    Path(out, f"rank-{world.rank}.json").write_text(json.dumps(counts))
+    torch.distributed.destroy_process_group()  # a rank that just leaves keeps the others waiting
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
