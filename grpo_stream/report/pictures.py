@@ -42,6 +42,13 @@ class Mark:
     role: Role
     label: str = ""
     """A letter or number that stands beside the mark."""
+    own_colour: Colour | None = None
+    """RGB in the place of its role's."""
+
+    @property
+    def colour(self) -> Colour:
+        """RGB that it is drawn in."""
+        return self.own_colour or COLOURS[self.role]
 
 
 def draw_marks(
@@ -71,13 +78,13 @@ def draw_marks(
         if isinstance(shape, Point):
             if not math.isfinite(shape.x + shape.y):
                 continue
-            pen.cross_hair(shape, COLOURS[mark.role])
+            pen.cross_hair(shape, mark.colour)
         elif shape.is_valid:
-            pen.outline(shape, COLOURS[mark.role], is_thin=mark.role == "zoom")
+            pen.outline(shape, mark.colour, is_thin=mark.role == "zoom")
         else:
             continue
         if mark.label:
-            pen.label(shape, mark.label, COLOURS[mark.role])
+            pen.label(shape, mark.label, mark.colour)
     return canvas.reduce(_SMOOTHING)
 
 

@@ -180,6 +180,20 @@ class LogArguments:
             "0: never. Less than ddp_timeout, which ends it without a word."
         },
     )
+    rollout_sheet_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Global steps between pictures of what the policy answers, in "
+            "output_dir/rollouts; 0: none."
+        },
+    )
+    rollout_sheet_groups: int = field(
+        default=4, metadata={"help": "Groups on such a picture, at most."}
+    )
+    difficulty_log: bool = field(
+        default=False,
+        metadata={"help": "Append each group's mean reward to output_dir/difficulty.jsonl."},
+    )
 
     def check(self) -> None:
         """Checks the settings.
@@ -187,6 +201,11 @@ class LogArguments:
         Raises:
             ConfigError: one is out of range.
         """
+        for name, least in (("rollout_sheet_steps", 0), ("rollout_sheet_groups", 1)):
+            if getattr(self, name) < least:
+                default = type(self).__dataclass_fields__[name].default
+                expected = f"must be at least {least}, for example {default}"
+                raise ConfigError(name, getattr(self, name), expected)
         if not self.step_timeout_seconds >= 0:
             expected = "must be a number of seconds, for example 1200, or 0 for none"
             raise ConfigError("step_timeout_seconds", self.step_timeout_seconds, expected)

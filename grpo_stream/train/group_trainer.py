@@ -46,7 +46,7 @@ class GroupTrainer(StreamTrainer):
 
     def _rollout(self, batch: Batch, num_generations: int) -> dict[str, Any]:
         """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``."""
-        self.phases.keys = batch["key"]
+        self._begin_rollout(batch)
         with self.phases("device_input"):
             groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
             if self.shared_prefix:

@@ -9,10 +9,20 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from grpo_stream.train.collate import Batch
 from grpo_stream.train.config import LogArguments
+from grpo_stream.train.difficulty import DifficultyLog
 from grpo_stream.train.metrics import Work, step_metrics
 from grpo_stream.train.phases import Phases
-from grpo_stream.train.watchdog import FOLDER_NAME, Watchdog
+from grpo_stream.train.rollout_sheets import FOLDER_NAME as SHEETS_NAME
+from grpo_stream.train.rollout_sheets import (
+    Rollout,
+    RolloutSheets,
+    show_in_trackers,
+    weighted_rewards,
+)
+from grpo_stream.train.watchdog import FOLDER_NAME as STALLS_NAME
+from grpo_stream.train.watchdog import Watchdog
 
 
 class WatchedTrainer(GRPOTrainer):
@@ -29,6 +39,17 @@ class WatchedTrainer(GRPOTrainer):
         self.log_settings = settings
         self._work = Work()
         self._logged = (self.phases.totals(), replace(self._work), 0)
+        folder = Path(self.args.output_dir)
+        is_shown = self.args.process_index == 0
+        self._sheets = RolloutSheets(
+            folder / SHEETS_NAME,
+            every_steps=settings.rollout_sheet_steps if is_shown else 0,
+            num_groups=settings.rollout_sheet_groups,
+            show=show_in_trackers(self.callback_handler, self.args.report_to),
+        )
+        self._difficulty: DifficultyLog | None = None
+        if settings.difficulty_log:
+            self._difficulty = DifficultyLog(folder, is_writing=is_shown)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Extends ``Trainer._inner_training_loop`` (transformers 5.23): watched from here on."""
@@ -45,7 +66,7 @@ class WatchedTrainer(GRPOTrainer):
         watchdog = Watchdog(
             self.phases,
             limit_seconds=limit,
-            folder=Path(self.args.output_dir) / FOLDER_NAME,
+            folder=Path(self.args.output_dir) / STALLS_NAME,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             global_step=lambda: self.state.global_step,
@@ -56,6 +77,7 @@ class WatchedTrainer(GRPOTrainer):
             yield
         finally:
             watchdog.stop()
+            self._sheets.wait()
 
     def _in_use(self, stage: str) -> Sequence[str]:  # noqa: ARG002 - for those who know more
         """What a stage works on, for people."""
@@ -81,11 +103,32 @@ class WatchedTrainer(GRPOTrainer):
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
 
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any) -> torch.Tensor:
-        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed."""
+    def _begin_rollout(self, batch: Batch) -> None:
+        """Notes the prompts that are worked on from now on."""
+        self.phases.keys = batch["key"]
+        self._batch = batch
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], *args: Any
+    ) -> torch.Tensor:
+        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed, and shown."""
         with self.phases("rewards"):
-            rewards: torch.Tensor = super()._calculate_rewards(inputs, *args)
+            rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, *args)
+        if self.model.training:
+            self._show(completions, rewards.cpu())
         return rewards
+
+    def _show(self, completions: list[Any], rewards: torch.Tensor) -> None:
+        """Offers this rank's rollout to be drawn; ``rewards`` are those of all ranks."""
+        parts, weights = rewards.numpy(), self.reward_weights.cpu().numpy()
+        start = self.accelerator.process_index * len(completions)
+        own = parts[start : start + len(completions)]
+        names = self.reward_func_names
+        step, size = self.state.global_step, self.num_generations
+        self._rollout_shown = Rollout(self._batch, completions, own, names, weights, size)
+        self._sheets.offer(self._rollout_shown, step)
+        if self._difficulty is not None:
+            self._difficulty.add(step, self._batch["key"], weighted_rewards(parts, weights, size))
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Extends ``GRPOTrainer._generate`` (trl 1.16): counts the work of all ranks."""
