@@ -96,6 +96,7 @@ def train(
         answer_frame=task.answer_frame,
         shared_prefix=task.shared_prefix,
         allow_new_lanes=data.allow_new_lanes,
+        log=settings.log,
         peft_config=get_peft_config(settings.model),
     )
     if args.process_index == 0:

@@ -21,6 +21,7 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.config import (
     SHARED_PREFIX,
     DataArguments,
+    LogArguments,
     RunArguments,
     TaskArguments,
     check_supported,
@@ -53,6 +54,7 @@ class Settings:
     data: DataArguments
     task: TaskArguments
     run: RunArguments
+    log: LogArguments
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:
     """
     # The launcher of DeepSpeed adds --local_rank; the environment says the same.
     argv = [word for word in argv if not word.startswith("--local_rank")]
-    types = (GRPOConfig, ModelConfig, DataArguments, TaskArguments, RunArguments)
+    types = (GRPOConfig, ModelConfig, DataArguments, TaskArguments, RunArguments, LogArguments)
     parser = TrlParser(types)
     if use_cpu:
         parser.set_defaults(use_cpu=True, bf16=False)
@@ -122,6 +124,7 @@ def plan_run(settings: Settings) -> RunPlan:
         raise ConfigError("reward_weights", weights, expected)
     template = load_template(task.prompt_template, model_type)
     check_supported(args)
+    settings.log.check()
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = check_batch_arithmetic(
         world_size=num_ranks,
