@@ -1,0 +1,136 @@
+"""Estimates a rank's GPU memory under ZeRO-3 for Qwen2.5-VL models and numbers of GPUs.
+
+    python launch/estimate.py
+    python launch/estimate.py --models 72B --gpus 64 128 --offload optimizer --image-tokens 2691
+    python launch/estimate.py --models out/my_model --gpus 8 --json
+
+Formulas and what they leave out: grpo_stream/train/memory_estimate.py. Gigabytes are 10^9 bytes.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+
+from grpo_stream.errors import GrpoStreamError
+from grpo_stream.train.memory_estimate import Batch, MemoryEstimate, Zero, estimate
+from grpo_stream.train.shapes import SHAPES, ModelShape, find_shape
+
+_COLUMNS = ("states", "update", "rollout", "layerwise", "host", "DeepSpeed", "fits")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table; returns the process's exit code (0 done, 2 settings that cannot work)."""
+    args = parse(argv)
+    try:
+        rows = [row(args, model, gpus) for model in args.models for gpus in args.gpus]
+    except GrpoStreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    batch = batch_of(args)
+    print(
+        f"GB of each GPU; groups of {batch.packed_tokens:,} tokens, {batch.image_tokens:,} of them "
+        f"visual, {batch.groups_per_micro_step} a micro-step; {batch.prompts_per_rollout} prompts "
+        f"a rollout; offload: {args.offload}; gradient checkpointing: "
+        f"{'off' if args.no_gradient_checkpointing else 'on'}"
+    )
+    print(f"{'model':<8}{'GPUs':>6}" + "".join(f"{name:>11}" for name in _COLUMNS))
+    for one in rows:
+        cells = [one[name] for name in _COLUMNS]
+        texts = [f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        print(f"{one['model']:<8}{one['gpus']:>6}" + "".join(f"{text:>11}" for text in texts))
+    print(_LEGEND.format(args.gpu_gb))
+    return 0
+
+
+_LEGEND = """\
+states     weights, gradients, optimizer: there all the time
+update     peak of a micro-step; rollout: of sampling, with the whole model gathered on each GPU;
+layerwise  of sampling with --ds3_gather_for_generation false: layer by layer, slower
+host       gigabytes of a node's memory for each GPU; DeepSpeed: its own estimate of the states
+fits       which of them leave 2 GB of {:g} for CUDA and NCCL: both, layerwise, no"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, default = parser.add_argument, Batch()
+    add("--models", nargs="+", default=list(SHAPES), help="names, hub ids or folders (all)")
+    add("--gpus", nargs="+", type=int, default=[8, 16, 32, 64, 128], help="(8 16 32 64 128)")
+    add("--gpus-per-node", type=int, default=8, help="(%(default)s)")
+    add("--gpu-gb", type=float, default=80.0, help="memory of a GPU (%(default)s)")
+    add("--offload", choices=("none", "optimizer", "all"), default="none", help="(%(default)s)")
+    add("--no-gradient-checkpointing", action="store_true")
+    add("--with-reference", action="store_true", help="a reference model (beta above 0)")
+    for name, value in vars(default).items():
+        add(f"--{name.replace('_', '-')}", type=int, default=value, help="(%(default)s)")
+    add("--json", action="store_true", help="all terms, in bytes")
+    return parser.parse_args(argv)
+
+
+def batch_of(args: argparse.Namespace) -> Batch:
+    """The batch that the flags describe."""
+    return Batch(**{name: getattr(args, name) for name in vars(Batch())})
+
+
+def row(args: argparse.Namespace, model: str, gpus: int) -> dict[str, str | int | float]:
+    """One line of the table, and all terms in bytes."""
+    shape = find_shape(model)
+    zero = {
+        "num_ranks": gpus,
+        "offload_optimizer": args.offload != "none",
+        "offload_param": args.offload == "all",
+        "gradient_checkpointing": not args.no_gradient_checkpointing,
+        "with_reference": args.with_reference,
+    }
+    found = estimate(shape, Zero(**zero), batch_of(args))
+    layerwise = estimate(shape, Zero(**zero, gather_for_generation=False), batch_of(args))
+    room = (args.gpu_gb - 2) * 1e9
+    fits = "both" if found.peak <= room else "layerwise" if layerwise.peak <= room else "no"
+    return {
+        "model": model,
+        "gpus": gpus,
+        **found.to_dict(),
+        "weights_of_model": shape.num_weights,
+        **_gigabytes(found, layerwise),
+        "DeepSpeed": deepspeed_states(shape, gpus, args.gpus_per_node, args.offload) / 1e9,
+        "fits": fits,
+    }
+
+
+def deepspeed_states(shape: ModelShape, gpus: int, gpus_per_node: int, offload: str) -> int:
+    """Bytes of a GPU for the states, by DeepSpeed's estimate_zero3_model_states_mem_needs."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        from deepspeed.runtime.zero.stage3 import (  # noqa: PLC0415 - seconds, not for --help
+            estimate_zero3_model_states_mem_needs,
+        )
+    _, on_gpu, _ = estimate_zero3_model_states_mem_needs(
+        shape.num_weights,
+        shape.embedding_weights,
+        num_gpus_per_node=min(gpus, gpus_per_node),
+        num_nodes=-(-gpus // gpus_per_node),
+        cpu_offload=offload != "none",
+        cpu_offload_params=offload == "all",
+    )
+    return int(on_gpu)
+
+
+def _gigabytes(found: MemoryEstimate, layerwise: MemoryEstimate) -> dict[str, float]:
+    return {
+        "states": found.states / 1e9,
+        "update": found.update_peak / 1e9,
+        "rollout": found.rollout_peak / 1e9,
+        "layerwise": layerwise.rollout_peak / 1e9,
+        "host": found.host / 1e9,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+from grpo_stream.train.shapes import SHAPES
+from tests.launch.support import load_script
+
+estimate = load_script("estimate")
+
+
+def rows(capsys, *argv):
+    assert estimate.main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_row_for_each_model_and_number_of_gpus(capsys):
+    found = rows(capsys, "--models", "3B", "72B", "--gpus", "8", "64")
+    assert [(row["model"], row["gpus"]) for row in found] == [
+        ("3B", 8),
+        ("3B", 64),
+        ("72B", 8),
+        ("72B", 64),
+    ]
+    assert [row["fits"] for row in found] == ["both", "both", "no", "layerwise"]
+
+
+@pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
+def test_deepspeeds_estimate_is_its_own(capsys, offload):
+    (row,) = rows(capsys, "--models", "7B", "--gpus", "16", "--offload", offload)
+    shape = SHAPES["7B"]
+    _, on_gpu, _ = estimate_zero3_model_states_mem_needs(
+        shape.num_weights, shape.embedding_weights, 8, 2, offload != "none", offload == "all"
+    )
+    assert row["DeepSpeed"] == pytest.approx(on_gpu / 1e9)
+    assert (row["states"] == 0) == (offload == "all")
+
+
+def test_the_table(capsys):
+    assert estimate.main(["--models", "7B", "--gpus", "8", "--no-gradient-checkpointing"]) == 0
+    title, heads, line, *legend = capsys.readouterr().out.splitlines()
+    assert "gradient checkpointing: off" in title
+    assert heads.split()[0] == "model"
+    assert line.split()[:3] == ["7B", "8", "16.6"]
+    assert {text.split()[0] for text in legend} >= {"states", "update", "layerwise", "fits"}
+
+
+def test_an_unknown_model(capsys):
+    assert estimate.main(["--models", "8B"]) == 2
+    assert "must be one of 3B" in capsys.readouterr().err
