@@ -1,86 +1,62 @@
-r"""Evaluates a policy on a held-out set: greedy answers, point-in-box accuracy.
+r"""Evaluates a policy on a held-out set: greedy answers, figures with intervals, a report.
 
-    python launch/evaluate.py --model_name_or_path out/checkpoint-500 --shards shards/test \
-        --out evaluation.json
+    python launch/evaluate.py --model out/checkpoint-500 --shards s3://bucket/test/ --report report/
+    python launch/evaluate.py --model out/checkpoint-500 --json screenspot_web.json \
+        --images-root images/ --format screenspot --report report/ --num-processes 8
 
-Reads shards, or --json with --images_root. Parser, frames and resize are those of training.
+Runs on one process, or on as many as a launcher (deepspeed, torchrun, accelerate) or
+--num-processes starts, each with a whole copy of the policy. Writes results.json, answers.jsonl and
+index.html into the folder of --report. Parser, frames, resize and prompts are those of training.
 """
 
-import json
+import os
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 from trl import TrlParser
 
-from grpo_stream.errors import ConfigError, GrpoStreamError
-from grpo_stream.grounding.frames import answer_frame_for
-from grpo_stream.grounding.prompts import load_template
-from grpo_stream.report.stats import wilson_interval
-from grpo_stream.train.collate import PromptCollator
-from grpo_stream.train.config import DataArguments
-from grpo_stream.train.data import open_source
-from grpo_stream.train.evaluate import evaluate
-from grpo_stream.train.model import load_policy
-from grpo_stream.train.processor import load_processor
+from grpo_stream.errors import GrpoStreamError
+from grpo_stream.report.figures_text import comparison_table, figure_table
+from grpo_stream.stream.world import World
+from grpo_stream.train.evaluation import plan_evaluation
+from grpo_stream.train.evaluation_args import EvaluateArguments
+from grpo_stream.train.evaluation_run import run_evaluation
 
 
-@dataclass
-class EvaluateArguments:
-    """What the script reads and writes."""
-
-    model_name_or_path: str
-    out: str
-    prompt_template: str = "point"
-    answer_frame: str | None = None
-    batch_size: int = 100
-    max_completion_length: int = 64
-    device: str = "auto"
-
-
-def main(argv: list[str]) -> int:
-    """Runs the script; returns the process's exit code."""
-    parser = TrlParser((EvaluateArguments, DataArguments))
+def main(argv: Sequence[str]) -> int:
+    """Runs the script; returns the process's exit code (0 done, 2 settings that cannot work)."""
+    # The launcher of DeepSpeed adds --local_rank; the environment says the same.
+    argv = [word for word in argv if not word.startswith("--local_rank")]
+    (args,) = TrlParser((EvaluateArguments,)).parse_args_and_config(argv)
     try:
-        run(*parser.parse_args_and_config(argv))
+        world = World.from_env()
+        plan = plan_evaluation(args, world)
+        if args.num_processes > 1:
+            start_ranks(argv, args.num_processes)
+        done = run_evaluation(plan)
     except GrpoStreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if done is not None:
+        results, page = done
+        print(f"\n{figure_table(results)}\n")
+        for comparison in results["comparisons"]:
+            print(f"compared with {comparison['model']}:\n{comparison_table(comparison)}\n")
+        print(f"report: {page}")
     return 0
 
 
-def run(args: EvaluateArguments, data: DataArguments) -> None:
-    """Answers every sample and writes one JSON file."""
-    import torch  # noqa: PLC0415 - only for the device
-
-    if args.batch_size < 1:
-        raise ConfigError("batch_size", args.batch_size, "must be at least 1, for example 100")
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = open_source(data)
-    processor = load_processor(
-        args.model_name_or_path, min_pixels=data.min_pixels, max_pixels=data.max_pixels
-    )
-    model = load_policy(args.model_name_or_path, dtype="auto").to(device)
-    model_type = model.config.model_type
-    frame = answer_frame_for(model_type, args.answer_frame)
-    evaluation = evaluate(
-        model,
-        PromptCollator(processor, load_template(args.prompt_template, model_type), frame),
-        source,
-        batch_size=args.batch_size,
-        max_completion_length=args.max_completion_length,
-    )
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n")
-    total = len(evaluation.predictions)
-    low, high = wilson_interval(evaluation.num_correct, total)
-    print(
-        f"accuracy {evaluation.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}) on {total} samples, "
-        f"{sum(evaluation.failures.values())} answers could not be read; details in {path}"
-    )
+def start_ranks(argv: Sequence[str], num_processes: int) -> None:
+    """Becomes torch's launcher of so many ranks on this machine; does not return."""
+    flags = {"--num_processes", "--num-processes"}
+    kept = [
+        word
+        for word, before in zip(argv, ["", *argv], strict=False)
+        if word.partition("=")[0] not in flags and before not in flags
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    words = [sys.executable, *launcher, os.path.abspath(__file__), *kept]  # noqa: PTH100
+    os.execv(sys.executable, words)  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import yaml
 
+from grpo_stream.grounding.saved_runs import read_run
 from grpo_stream.images import ResizeRule
 from grpo_stream.report.html import write_report
 from grpo_stream.report.training import TrainingRun, training_report
@@ -157,7 +158,7 @@ def phases(out: Path, seed: int, reward: str, num_ranks: int) -> Iterator[Phase]
     )
     num_cores = os.cpu_count() or 1
     yield Phase("cold start", [cold_start], started / "model.safetensors", num_cores)
-    yield _evaluation("evaluation before", started, shards / "test", out / "before.json")
+    yield _evaluation("evaluation before", started, shards / "test", out / "before")
     num_completions = 2 * yaml.safe_load(CONFIG.read_text())["per_device_train_batch_size"]
     deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "-q", "--num_gpus", str(num_ranks)]
     grpo = command(
@@ -170,7 +171,7 @@ def phases(out: Path, seed: int, reward: str, num_ranks: int) -> Iterator[Phase]
         reward_funcs=reward,
     )
     yield Phase("grpo", [grpo], trained / "model.safetensors", max(1, num_cores // num_ranks))
-    yield _evaluation("evaluation after", trained, shards / "test", out / "after.json")
+    yield _evaluation("evaluation after", trained, shards / "test", out / "after")
 
 
 def command(words: list[str], **flags: object) -> list[str]:
@@ -179,16 +180,17 @@ def command(words: list[str], **flags: object) -> list[str]:
     return [*words, *(word for pair in values for word in pair)]
 
 
-def _evaluation(name: str, model: Path, shards: Path, result: Path) -> Phase:
+def _evaluation(name: str, model: Path, shards: Path, report: Path) -> Phase:
     evaluate = command(
-        [sys.executable, "launch/evaluate.py"],
-        model_name_or_path=model,
+        [sys.executable, "launch/evaluate.py", "--overwrite"],
+        model=model,
         prompt_template="plain",
         shards=shards,
+        batch_size=100,
         max_completion_length=8,
-        out=result,
+        report=report,
     )
-    return Phase(name, [evaluate], result, os.cpu_count() or 1)
+    return Phase(name, [evaluate], report / "results.json", os.cpu_count() or 1)
 
 
 def run(words: list[str], num_threads: int) -> bool:
@@ -226,8 +228,7 @@ def run(words: list[str], num_threads: int) -> bool:
 
 def report(out: Path, seed: int, reward: str, seconds: dict[str, float]) -> None:
     """Writes report and metrics, and prints the summary."""
-    before = json.loads((out / "before.json").read_text())
-    after = json.loads((out / "after.json").read_text())
+    before, after = read_run(out / "before"), read_run(out / "after")
     state = json.loads((out / "grpo/trainer_state.json").read_text())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
@@ -241,8 +242,9 @@ def report(out: Path, seed: int, reward: str, seconds: dict[str, float]) -> None
             "the answer by a short supervised cold start, then trained with GRPO under DeepSpeed "
             "ZeRO-3 to point at the shape in the image. Accuracy is that of greedy answers on "
             "held-out images.",
-            before=before,
-            after=after,
+            before=before.results,
+            after=after.results,
+            answers=[answer.to_dict() for answer in after.answers],
             log_history=state["log_history"],
             samples=samples,
             settings=settings,
@@ -252,10 +254,13 @@ def report(out: Path, seed: int, reward: str, seconds: dict[str, float]) -> None
         )
     )
     path = write_report(page, out / "report")
+    accuracy_before, accuracy_after = (
+        run.results["figures"]["point_accuracy"]["value"] for run in (before, after)
+    )
     metrics = {
-        "accuracy_before": before["accuracy"],
-        "accuracy_after": after["accuracy"],
-        "num_held_out": after["num_samples"],
+        "accuracy_before": accuracy_before,
+        "accuracy_after": accuracy_after,
+        "num_held_out": len(after.answers),
         "seconds": {name: round(s, 1) for name, s in seconds.items()},
         "seconds_total": round(sum(seconds.values()), 1),
         "seed": seed,
@@ -263,10 +268,10 @@ def report(out: Path, seed: int, reward: str, seconds: dict[str, float]) -> None
         "versions": versions,
     }
     (path.parent / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    gain = after["accuracy"] - before["accuracy"]
+    gain = accuracy_after - accuracy_before
     print(
-        f"\nheld-out accuracy {before['accuracy']:.3f} -> {after['accuracy']:.3f} ({gain:+.3f}) "
-        f"on {after['num_samples']} images\n"
+        f"\nheld-out accuracy {accuracy_before:.3f} -> {accuracy_after:.3f} ({gain:+.3f}) "
+        f"on {len(after.answers)} images\n"
         f"wall time {sum(seconds.values()):.0f} s, of it GRPO {seconds['grpo']:.0f} s\n"
         f"report: {path}"
     )

@@ -4,16 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import NewType
 
-Svg = NewType("Svg", str)
-"""SVG markup whose texts are escaped: what this module's functions return."""
+from grpo_stream.report.svg import GRID, HEIGHT, INK, PALE, PALETTE, WIDTH, Svg, line, svg, text
 
-# The page's own colours, light or dark; those behind the comma where a chart stands alone.
-PALETTE = ("var(--line-1,#1d5fd1)", "var(--line-2,#c2571a)")
-_INK, _PALE, _GRID = "var(--ink,#1f2328)", "var(--pale,#667079)", "var(--rule,#e4e6e8)"
-_FONT = "font-family='system-ui,-apple-system,Segoe UI,Roboto,sans-serif'"
-_WIDTH, _HEIGHT = 520, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 46, 48
 
 
@@ -64,7 +57,7 @@ def line_chart(
     curves = [_finite_points(one) for one in series]
     every = [point for curve in curves for point in curve]
     if not every:
-        return _svg(title, f"{title}: no data", _text(_WIDTH / 2, _HEIGHT / 2, "no data", "middle"))
+        return svg(title, f"{title}: no data", text(WIDTH / 2, HEIGHT / 2, "no data", "middle"))
     x_ticks = ticks(min(x for x, _ in every), max(x for x, _ in every), 6)
     wanted = [*(y for _, y in every), *(y_range or ())]
     y_ticks = ticks(min(wanted), max(wanted), 6)
@@ -86,7 +79,7 @@ def line_chart(
             body.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour}'/>")
         said.append(f"{one.name} from {_number(mean[0][1])} to {_number(mean[-1][1])}")
     body.append(_legend([one.name for one in series]) if len(series) > 1 else "")
-    return _svg(title, f"{y_label} over {x_label}: {'; '.join(said)}", "".join(body))
+    return svg(title, f"{y_label} over {x_label}: {'; '.join(said)}", "".join(body))
 
 
 def bar_chart(title: str, bars: Sequence[Bar], *, note: str = "") -> Svg:
@@ -102,15 +95,15 @@ def bar_chart(title: str, bars: Sequence[Bar], *, note: str = "") -> Svg:
     """
     if not bars:
         raise ValueError("no bars: must be at least 1")
-    left, right, step = 104, _WIDTH - 84, min(72, 180 // len(bars))
+    left, right, step = 104, WIDTH - 84, min(72, 180 // len(bars))
     top, thick = _TOP + 4, 0.55 * step
     bottom = top + step * len(bars)
     span = right - left
     body, said = [], []
     for share in (0, 0.25, 0.5, 0.75, 1):
         x = left + span * share
-        body.append(_line(x, top - 4, x, bottom, _GRID))
-        body.append(_text(x, bottom + 18, f"{share:.0%}", "middle", size=12))
+        body.append(line(x, top - 4, x, bottom, GRID))
+        body.append(text(x, bottom + 18, f"{share:.0%}", "middle", size=12))
     for index, bar in enumerate(bars):
         y = top + index * step + (step - thick) / 2
         middle = y + thick / 2
@@ -120,14 +113,14 @@ def bar_chart(title: str, bars: Sequence[Bar], *, note: str = "") -> Svg:
             f"height='{thick:.1f}' rx='3' fill='{PALETTE[0]}' fill-opacity='{opacity}'/>"
         )
         low, high = left + span * bar.low, left + span * bar.high
-        body.append(_line(low, middle, high, middle, _INK, width=1.6))
-        body += [_line(x, middle - 6, x, middle + 6, _INK, width=1.6) for x in (low, high)]
-        body.append(_text(left - 12, middle + 5, bar.label, "end", size=14, colour=_INK))
+        body.append(line(low, middle, high, middle, INK, width=1.6))
+        body += [line(x, middle - 6, x, middle + 6, INK, width=1.6) for x in (low, high)]
+        body.append(text(left - 12, middle + 5, bar.label, "end", size=14, colour=INK))
         value = f"{bar.value:.1%}"
-        body.append(_text(right + 12, middle + 6, value, "start", size=18, colour=_INK, bold=True))
+        body.append(text(right + 12, middle + 6, value, "start", size=18, colour=INK, bold=True))
         said.append(f"{bar.label} {value} ({bar.low:.1%} to {bar.high:.1%})")
-    body.append(_text(left, bottom + 40, note, "start", size=12))
-    return _svg(title, "; ".join(said), "".join(body), height=bottom + (54 if note else 32))
+    body.append(text(left, bottom + 40, note, "start", size=12))
+    return svg(title, "; ".join(said), "".join(body), height=bottom + (54 if note else 32))
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -157,8 +150,8 @@ class _Axes:
         x_share = (x - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         y_share = (y - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
         return (
-            _LEFT + x_share * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - y_share * (_HEIGHT - _TOP - _BOTTOM),
+            _LEFT + x_share * (WIDTH - _LEFT - _RIGHT),
+            HEIGHT - _BOTTOM - y_share * (HEIGHT - _TOP - _BOTTOM),
         )
 
     def path(self, points: Sequence[tuple[float, float]], colour: str, style: str) -> str:
@@ -175,20 +168,20 @@ class _Axes:
         parts = []
         for value in y_ticks:
             _, y = self.at(self.x_range[0], value)
-            parts.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, _GRID))
-            parts.append(_text(_LEFT - 9, y + 4, _number(value), "end", size=12))
-        base = _HEIGHT - _BOTTOM
+            parts.append(line(_LEFT, y, WIDTH - _RIGHT, y, GRID))
+            parts.append(text(_LEFT - 9, y + 4, _number(value), "end", size=12))
+        base = HEIGHT - _BOTTOM
         for value in x_ticks:
             if self.x_range[0] <= value <= self.x_range[1]:
                 x, _ = self.at(value, self.y_range[0])
-                parts.append(_line(x, base, x, base + 5, _PALE))
-                parts.append(_text(x, base + 19, _number(value), "middle", size=12))
-        parts.append(_line(_LEFT, base, _WIDTH - _RIGHT, base, _PALE))
-        middle = (_LEFT + _WIDTH - _RIGHT) / 2
-        parts.append(_text(middle, _HEIGHT - 8, x_label, "middle", size=12))
+                parts.append(line(x, base, x, base + 5, PALE))
+                parts.append(text(x, base + 19, _number(value), "middle", size=12))
+        parts.append(line(_LEFT, base, WIDTH - _RIGHT, base, PALE))
+        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        parts.append(text(middle, HEIGHT - 8, x_label, "middle", size=12))
         y = (_TOP + base) / 2
         parts.append(
-            _text(14, y, y_label, "middle", size=12, more=f"transform='rotate(-90 14 {y:.1f})'")
+            text(14, y, y_label, "middle", size=12, more=f"transform='rotate(-90 14 {y:.1f})'")
         )
         return "".join(parts)
 
@@ -214,45 +207,11 @@ def _legend(names: Sequence[str]) -> str:
         f"<tspan dx='6'>{escape(name)}</tspan>"
         for name, colour in zip(names, PALETTE, strict=False)
     )
-    x = _WIDTH - _RIGHT
-    return f"<text x='{x}' y='25' text-anchor='end' font-size='12' fill='{_PALE}'>{spans}</text>"
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, *, width: float = 1) -> str:
-    return (
-        f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' "
-        f"stroke='{colour}' stroke-width='{width}'/>"
-    )
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    anchor: str,
-    *,
-    size: int = 13,
-    colour: str = _PALE,
-    bold: bool = False,
-    more: str = "",
-) -> str:
-    weight = " font-weight='600'" if bold else ""
-    return (
-        f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' font-size='{size}' "
-        f"fill='{colour}'{weight} {more}>{escape(text)}</text>"
-    )
+    x = WIDTH - _RIGHT
+    return f"<text x='{x}' y='25' text-anchor='end' font-size='12' fill='{PALE}'>{spans}</text>"
 
 
 def _number(value: float) -> str:
     if value and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.1e}"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def _svg(title: str, description: str, body: str, height: float = _HEIGHT) -> Svg:
-    heading = _text(8, 24, title, "start", size=15, colour=_INK, bold=True)
-    return Svg(
-        f"<svg viewBox='0 0 {_WIDTH} {height:.0f}' role='img' {_FONT} "
-        "xmlns='http://www.w3.org/2000/svg'>"
-        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{heading}{body}</svg>"
-    )

@@ -39,6 +39,10 @@ class GallerySample:
     warnings: Sequence[str] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields, JSON values, folded away."""
+    answers: Sequence[Mark] = ()
+    """What a policy answered in the first image, in its pixels."""
+    verdict: tuple[str, str] | None = None
+    """Of the answer: its class (``right`` or ``wrong``) and the words."""
 
 
 def gallery_page(
@@ -58,7 +62,7 @@ def gallery_page(
         "<span class='hand'>click a picture to enlarge it</span></p>"
     )
     body = f"<section>{legend}<div class='cards'>{''.join(cards)}</div></section>"
-    return page_html(title, header_html(title, lead, facts) + body, _STYLE)
+    return page_html(title, header_html(title, lead, facts) + body, CARD_STYLE)
 
 
 def card_html(sample: GallerySample) -> str:
@@ -82,7 +86,8 @@ def card_html(sample: GallerySample) -> str:
         # A ticked box makes the picture fill the window: no script is needed.
         f"<label class='stage'><input type='checkbox' aria-label='enlarge'>{pictures}</label>"
         f"<div class='zooms'>{_zooms(sample)}</div>"
-        f"<div class='words'><p class='prompt' dir='auto'>{escape(sample.prompt)}</p>{notes}"
+        f"<div class='words'>{_verdict(sample)}"
+        f"<p class='prompt' dir='auto'>{escape(sample.prompt)}</p>{notes}"
         f"<p class='key'>{escape(sample.title)}</p><dl>{facts}</dl>{extra}</div></article>\n"
     )
 
@@ -103,7 +108,7 @@ def marks_on(sample: GallerySample, number: int) -> list[Mark]:
     for place, (lies_in, shape) in enumerate(sample.shapes):
         if lies_in == number:
             marks.append(Mark(shape, "truth", str(place + 1) if len(sample.shapes) > 1 else ""))
-    return marks
+    return marks if number else [*marks, *sample.answers]
 
 
 def zooms_of(sample: GallerySample, within: Size) -> list[tuple[int, Image.Image]]:
@@ -113,8 +118,16 @@ def zooms_of(sample: GallerySample, within: Size) -> list[tuple[int, Image.Image
         image = sample.images[lies_in]
         region = zoom_region(shape, Size(*image.size))
         if region is not None:
-            zooms.append((place, draw_zoom(image, shape, "truth", region, within)))
+            answers = () if lies_in else sample.answers
+            zooms.append((place, draw_zoom(image, shape, "truth", region, within, answers)))
     return zooms
+
+
+def _verdict(sample: GallerySample) -> str:
+    if sample.verdict is None:
+        return ""
+    name, words = sample.verdict
+    return f"<p class='verdict {escape(name, quote=True)}'>{escape(words)}</p>"
 
 
 def _picture(sample: GallerySample, number: int) -> str:
@@ -143,7 +156,7 @@ def _img(drawn: Image.Image, alt: str, more: str = "") -> str:
     )
 
 
-_STYLE = """
+CARD_STYLE = """
 main { max-width: 1720px; }
 .legend .zoom::before { border: 2px solid var(--zoom); border-radius: 1px; }
 .legend .hand::before { display: none; }
@@ -187,6 +200,9 @@ main { max-width: 1720px; }
   max-height: 16em; overflow-y: auto; }
 .words .hint { padding: 3px 8px; border-radius: 5px; color: var(--hint);
   background: var(--hint-ground); }
+.words .verdict { font-weight: 600; }
+.verdict.right { color: var(--right); }
+.verdict.wrong { color: var(--wrong); }
 .words .key, .words pre { font: .78rem/1.4 ui-monospace, Menlo, Consolas, monospace; }
 .words .key { color: var(--pale); }
 .words dl { margin: 0; }

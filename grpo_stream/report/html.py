@@ -12,8 +12,8 @@ from statistics import median
 
 from PIL import Image
 
-from grpo_stream.report.charts import Svg
 from grpo_stream.report.style import STYLE
+from grpo_stream.report.svg import Svg
 
 PAGE_NAME = "index.html"
 
@@ -87,7 +87,7 @@ def render(report: Report) -> str:
         header_html(report.title, report.lead, report.facts),
         _charts(report.charts),
         _pictures(report.pictures, report.picture_title),
-        _tables(report.tables),
+        tables_html(report.tables),
         _notes(report.notes),
     ]
     return page_html(report.title, "".join(parts))
@@ -167,7 +167,8 @@ def _picture(card: PictureCard) -> str:
     )
 
 
-def _tables(tables: Sequence[Table]) -> str:
+def tables_html(tables: Sequence[Table]) -> str:
+    """Tables side by side where there is room."""
     if not tables:
         return ""
     return f"<section class='tables'>{''.join(map(_table, tables))}</section>\n"

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.images import Pixels
-from grpo_stream.report.charts import Bar, Series, Svg, bar_chart, line_chart
+from grpo_stream.report.charts import Bar, Series, bar_chart, line_chart
 from grpo_stream.report.html import PictureCard, Report, Table
 from grpo_stream.report.pictures import Mark, draw_marks, encode_picture
-from grpo_stream.report.stats import wilson_interval
+from grpo_stream.report.svg import Svg
 
 _SMOOTH_POINTS = 5
 _CURVES = (
@@ -52,9 +52,11 @@ class TrainingRun:
     lead: str
     """What was trained on what, in a sentence or two."""
     before: Mapping[str, Any]
-    """An evaluation (``train.evaluate.Evaluation.to_dict``) before GRPO."""
+    """What an evaluation's ``results.json`` holds, before GRPO."""
     after: Mapping[str, Any]
-    """The same set after GRPO."""
+    """The same of the same set after GRPO."""
+    answers: Sequence[Mapping[str, Any]]
+    """The lines of ``answers.jsonl`` after GRPO."""
     log_history: Sequence[Mapping[str, Any]]
     """transformers' ``trainer_state.json``: one mapping per logging step."""
     samples: Sequence[ShownSample]
@@ -68,9 +70,11 @@ class TrainingRun:
 
 def training_report(run: TrainingRun) -> Report:
     """Lays a run out as a page."""
-    before, after = float(run.before["accuracy"]), float(run.after["accuracy"])
-    num_samples = int(run.after["num_samples"])
-    failures = sum(run.after["parse_failures"].values())
+    before, after = (
+        float(results["figures"]["point_accuracy"]["value"]) for results in (run.before, run.after)
+    )
+    num_samples = int(run.after["figures"]["num_samples"])
+    failures = sum(run.after["failures"].values())
     return Report(
         title=run.title,
         lead=run.lead,
@@ -85,7 +89,7 @@ def training_report(run: TrainingRun) -> Report:
             ("wall time", f"{sum(run.seconds.values()):.0f} s"),
         ],
         charts=_charts(run),
-        pictures=[_picture(sample, run.after) for sample in run.samples],
+        pictures=[_picture(sample, run.answers) for sample in run.samples],
         picture_title="Held-out images: the true box and the point that the policy answers",
         tables=[
             Table("Seconds by phase", [(name, f"{s:.1f}") for name, s in run.seconds.items()]),
@@ -101,7 +105,7 @@ def _charts(run: TrainingRun) -> list[Svg]:
         bar_chart(
             "Held-out accuracy (greedy, point in box)",
             [_bar("before GRPO", run.before), _bar("after GRPO", run.after)],
-            note="bars: 95 % Wilson interval",
+            note="bars: 95 % bootstrap interval",
         )
     ]
     for title, y_label, name in _CURVES:
@@ -120,9 +124,11 @@ def _charts(run: TrainingRun) -> list[Svg]:
     return charts
 
 
-def _bar(label: str, evaluation: Mapping[str, Any]) -> Bar:
-    low, high = wilson_interval(evaluation["num_correct"], evaluation["num_samples"])
-    return Bar(label, evaluation["accuracy"], low, high)
+def _bar(label: str, results: Mapping[str, Any]) -> Bar:
+    accuracy = results["figures"]["point_accuracy"]
+    value, low, high = (accuracy[end] for end in ("value", "low", "high"))
+    # A set of one image has no interval.
+    return Bar(label, value, 0.0 if low is None else low, 1.0 if high is None else high)
 
 
 def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> Series:
@@ -130,13 +136,13 @@ def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> Series:
     return Series(name, [x for x, _ in points], [y for _, y in points])
 
 
-def _picture(sample: ShownSample, evaluation: Mapping[str, Any]) -> PictureCard:
-    (prediction,) = [p for p in evaluation["predictions"] if p["key"] == sample.key]
+def _picture(sample: ShownSample, answers: Sequence[Mapping[str, Any]]) -> PictureCard:
+    (prediction,) = [answer for answer in answers if answer["key"] == sample.key]
     height, width = sample.pixels.shape[:2]
     original, shown = Size(*sample.scales), Size(width, height)
     x1, y1, x2, y2 = sample.solution
     marks = [Mark(Box(x1, y1, x2, y2).scaled(original, shown, "model"), "truth")]
-    is_correct = bool(prediction["is_correct"])
+    is_correct = bool(prediction["is_hit"])
     if prediction["point"] is not None:
         point = Point(*prediction["point"]).scaled(original, shown, "model")
         marks.append(Mark(point, "right" if is_correct else "wrong"))

@@ -1,5 +1,8 @@
 """A closer look at a small place: which part of the image to enlarge, and the enlarged part."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from PIL import Image
 
 from grpo_stream.boxes import Box, Point, Size
@@ -32,7 +35,12 @@ def zoom_region(shape: Box | Point, size: Size) -> Box | None:
 
 
 def draw_zoom(
-    image: Image.Image, shape: Box | Point, role: Role, region: Box, within: Size
+    image: Image.Image,
+    shape: Box | Point,
+    role: Role,
+    region: Box,
+    within: Size,
+    more: Sequence[Mark] = (),
 ) -> Image.Image:
     """The ``region`` of ``image`` as large as fits ``within``, with ``shape`` drawn on it.
 
@@ -42,12 +50,21 @@ def draw_zoom(
         role: Decides the colour.
         region: From :func:`zoom_region`.
         within: Largest width and height of the result in pixels.
+        more: Further marks in pixels of the whole image; those outside of ``region`` are left out.
     """
     left, top = round(region.x1), round(region.y1)
     part = image.crop((left, top, round(region.x2), round(region.y2)))
     scale = min(within.width / part.width, within.height / part.height)
     size = Size(max(1, round(part.width * scale)), max(1, round(part.height * scale)))
-    return draw_marks(part, [Mark(_moved(shape, -left, -top), role)], size)
+    marks = [Mark(shape, role), *(mark for mark in more if _meets(mark.shape, region))]
+    return draw_marks(part, [replace(m, shape=_moved(m.shape, -left, -top)) for m in marks], size)
+
+
+def _meets(shape: Box | Point, region: Box) -> bool:
+    if isinstance(shape, Point):
+        return region.x1 <= shape.x < region.x2 and region.y1 <= shape.y < region.y2
+    is_beside = shape.x2 <= region.x1 or shape.x1 >= region.x2
+    return not (is_beside or shape.y2 <= region.y1 or shape.y1 >= region.y2)
 
 
 def _span(centre: float, length: float, limit: int) -> tuple[int, int]:

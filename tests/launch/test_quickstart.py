@@ -7,6 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from grpo_stream.boxes import Size
+from grpo_stream.grounding.figures import evaluation_figures
+from grpo_stream.grounding.saved_runs import write_run
+from grpo_stream.grounding.scores import score_answer
 from tests.launch.support import ROOT, load_script
 
 quickstart = load_script("quickstart")
@@ -130,19 +134,21 @@ def finished(tmp_path):
     (tmp_path / "shards").rename(tmp_path / "moved")
     (tmp_path / "shards").mkdir()
     (tmp_path / "moved").rename(tmp_path / "shards/test")
-    predictions = [
-        {"key": f"{n:06d}", "text": "(8, 8)", "point": [8, 8], "is_correct": n % 2 == 0}
-        for n in range(len(shapes.records))
-    ]
-    for name, num_correct in (("before", 4), ("after", 9)):
-        evaluation = {
-            "accuracy": num_correct / 14,
-            "num_correct": num_correct,
-            "num_samples": 14,
-            "parse_failures": {},
-            "predictions": predictions,
-        }
-        (tmp_path / f"{name}.json").write_text(json.dumps(evaluation))
+    for name, num_hits in (("before", 4), ("after", 9)):
+        answers = [
+            score_answer(
+                "(8, 8)",
+                [0, 0, 16, 16] if n < num_hits else [16, 16, 32, 32],
+                key=f"{n:06d}",
+                prompt=record["prompt"],
+                scales=Size(112, 112),
+                model_size=Size(112, 112),
+                answer_frame="model",
+                image=str(n),
+            )
+            for n, record in enumerate(shapes.records)
+        ]
+        write_run(tmp_path / name, evaluation_figures(answers, asks_boxes=False), answers, "")
     log = [{"step": n, "reward": n / 10, "frac_reward_zero_std": 0.1} for n in range(1, 6)]
     (tmp_path / "grpo").mkdir()
     (tmp_path / "grpo/trainer_state.json").write_text(json.dumps({"log_history": log}))

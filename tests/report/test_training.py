@@ -21,18 +21,16 @@ class Shown:
     scales: Size
 
 
-def evaluation(num_correct, predictions):
+def results(accuracy):
+    figure = {"value": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
     return {
-        "accuracy": num_correct / 4,
-        "num_samples": 4,
-        "num_correct": num_correct,
-        "parse_failures": {"empty": 1},
-        "predictions": predictions,
+        "figures": {"num_samples": 4, "point_accuracy": figure},
+        "failures": {"empty": 1},
     }
 
 
 def run(point, *, is_correct):
-    prediction = {"key": "k", "point": point, "is_correct": is_correct, "text": "(1,2)"}
+    answer = {"key": "k", "point": point, "is_hit": is_correct, "text": "(1,2)"}
     # The image was made half as large for the model.
     sample = Shown(
         "k", np.full((150, 300, 3), 128, np.uint8), "Click", (100, 60, 200, 120), Size(600, 300)
@@ -40,8 +38,9 @@ def run(point, *, is_correct):
     return TrainingRun(
         title="Title",
         lead="Lead",
-        before=evaluation(1, []),
-        after=evaluation(3, [prediction]),
+        before=results(0.25),
+        after=results(0.75),
+        answers=[answer],
         log_history=[{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.4, "entropy": None}],
         samples=[sample],
         settings={"beta": 0.0},

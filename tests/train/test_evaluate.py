@@ -1,16 +1,16 @@
-import json
-
 import pytest
 import torch
 
 from grpo_stream.boxes import Size
-from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.errors import BadSamplesError, ConfigError, GrpoStreamError
 from grpo_stream.grounding.rewards import accuracy_reward_coord
 from grpo_stream.stream.dataset import read_in_order
+from grpo_stream.stream.in_order import OrderedReader
 from grpo_stream.stream.records import RecordSource
 from grpo_stream.stream.sources import ShardSource
-from grpo_stream.train.evaluate import evaluate, score
+from grpo_stream.train.evaluate import answer_share, evaluate, score
 from grpo_stream.train.groups import PromptGroups
+from tests.shards.support import write_set
 from tests.train.support import CPU, make_collator, make_stream_sample
 
 # The truth is [10, 20, 30, 40] in the original, which is twice as large as the model's image.
@@ -28,13 +28,13 @@ ANSWERS = [
 class TestScore:
     @pytest.mark.parametrize(("text", "point", "is_correct"), ANSWERS)
     def test_one_answer(self, text, point, is_correct):
-        (prediction,) = score([make_stream_sample()], [text], "model")
-        assert prediction.point == point
-        assert prediction.is_correct is is_correct
-        assert (prediction.failure is None) == (point is not None)
-        assert (prediction.text, prediction.key) == (text, "000000")
-        assert prediction.solution == (10, 20, 30, 40)
-        assert prediction.scales == Size(112, 112)
+        (answer,) = score([make_stream_sample()], [text], "model")
+        assert answer.point == point
+        assert answer.is_hit is is_correct
+        assert (answer.failure is None) == (point is not None)
+        assert (answer.text, answer.key) == (text, "000000")
+        assert answer.solution == (10, 20, 30, 40)
+        assert answer.scales == Size(112, 112)
 
     @pytest.mark.parametrize("frame", ["model", "original", "per_mille"])
     def test_agrees_with_the_reward(self, frame):
@@ -47,12 +47,26 @@ class TestScore:
             model_size=[sample.model_size for sample in samples],
             answer_frame=frame,
         )
-        assert [float(p.is_correct) for p in score(samples, texts, frame)] == rewards
+        assert [float(bool(a.is_hit)) for a in score(samples, texts, frame)] == rewards
         assert 0 < sum(filter(None, rewards)) < len(texts)
+
+    def test_samples_of_equal_pixels_are_of_one_image(self):
+        samples = [make_stream_sample(number) for number in (0, 1, 0)]
+        samples += [make_stream_sample(0, (28, 112)), make_stream_sample(0, (112, 28))]
+        first, other, same, *shapes = score(samples, ["(1, 2)"] * 5, "model")
+        assert first.image == same.image
+        assert len({answer.image for answer in (first, other, *shapes)}) == 4
+
+    def test_the_fields_that_are_asked_for_are_kept(self):
+        sample = make_stream_sample(extra={"source": "web", "id": 7, "element": {"role": "link"}})
+        (answer,) = score([sample], ["(1, 2)"], "model", fields=("source", "element.role", "none"))
+        assert answer.fields == {"source": "web", "element.role": "link"}
 
     def test_points_have_no_accuracy(self):
         with pytest.raises(ConfigError, match="accuracy needs boxes"):
             score([make_stream_sample(solution=(10, 20))], ["(10, 15)"], "model")
+        (answer,) = score([make_stream_sample(solution=(20, 31))], ["(10, 15)"], "model", 0.05)
+        assert answer.is_hit
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +78,11 @@ class TestEvaluate:
     def test_every_sample_once_in_the_order_of_the_set(self, model, processor, source, shapes):
         collator = make_collator(processor)
         result = evaluate(model, collator, source, batch_size=5, max_completion_length=6)
-        assert [p.key for p in result.predictions] == [f"{n:06d}" for n in range(13)]
-        assert [p.prompt for p in result.predictions] == [r["prompt"] for r in shapes.records]
+        assert result.ordinals == list(range(13))
+        assert [p.key for p in result.answers] == [f"{n:06d}" for n in range(13)]
+        assert [p.prompt for p in result.answers] == [r["prompt"] for r in shapes.records]
         again = evaluate(model, collator, source, batch_size=13, max_completion_length=6)
-        assert again.predictions == result.predictions
+        assert again.answers == result.answers
 
     def test_answers_are_the_models(self, model, processor, source):
         collator = make_collator(processor)
@@ -84,14 +99,14 @@ class TestEvaluate:
                 max_new_tokens=5,
             )[0, len(groups.prompt_ids[0]) :]
         text = processor.tokenizer.decode(ids, skip_special_tokens=True)
-        assert result.predictions[0].text == text
+        assert result.answers[0].text == text
 
     def test_a_models_own_repetition_penalty_is_not_taken(self, model, processor, source):
         collator = make_collator(processor)
         expected = evaluate(model, collator, source, batch_size=13, max_completion_length=6)
         model.generation_config.repetition_penalty = 50.0
         found = evaluate(model, collator, source, batch_size=13, max_completion_length=6)
-        assert found.predictions == expected.predictions
+        assert found.answers == expected.answers
 
     def test_numbers(self, model, processor, source, monkeypatch):
         texts = ["(1000, 1000)"] * 3 + ["no"]
@@ -107,13 +122,9 @@ class TestEvaluate:
         result = evaluate(
             model, make_collator(processor), source, batch_size=4, max_completion_length=2
         )
-        assert result.num_correct == 1
         assert result.accuracy == 1 / 13
-        assert result.failures.total() == 3
-        plain = json.loads(json.dumps(result.to_dict()))
-        assert plain["num_samples"] == len(plain["predictions"]) == 13
-        assert sum(plain["parse_failures"].values()) == 3
-        assert plain["predictions"][0]["is_correct"] is True
+        assert result.failures == {"no_numbers": 3}
+        assert [answer.is_hit for answer in result.answers] == [True] + 12 * [False]
 
     def test_raw_records(self, model, processor, source, shapes):
         records = RecordSource(shapes.records, shapes.images)
@@ -121,17 +132,26 @@ class TestEvaluate:
             evaluate(model, make_collator(processor), s, batch_size=13, max_completion_length=4)
             for s in (records, source)
         )
-        assert [p.text for p in from_records.predictions] == [
-            p.text for p in from_shards.predictions
-        ]
+        assert [p.text for p in from_records.answers] == [p.text for p in from_shards.answers]
 
     def test_a_sample_that_cannot_be_read_is_no_miss(self, model, processor, shapes):
-        records = [*shapes.records[:2], shapes.records[2] | {"image": "missing.png"}]
+        missing = shapes.records[2] | {"image": "missing.png"}
+        records = RecordSource([*shapes.records[:2], missing, missing], shapes.images)
         with pytest.raises(GrpoStreamError, match="image_not_found"):
             evaluate(
-                model,
-                make_collator(processor),
-                RecordSource(records, shapes.images),
-                batch_size=2,
-                max_completion_length=2,
+                model, make_collator(processor), records, batch_size=3, max_completion_length=2
             )
+        collator = make_collator(processor)
+        reader = OrderedReader(records, collator.rule, 3)
+        share = answer_share(model, collator, reader, max_completion_length=2, max_bad_samples=2)
+        assert share.ordinals == [0, 1]
+        assert len(share.answers) == 2
+        assert [where.partition(":")[0] for where in share.bad_samples] == ["record 2", "record 3"]
+        with pytest.raises(BadSamplesError, match=r"2 samples.*max_bad_samples=1"):
+            answer_share(model, collator, reader, max_completion_length=2, max_bad_samples=1)
+
+    def test_an_empty_set_is_refused(self, model, processor, tmp_path):
+        write_set(tmp_path, [])
+        empty = ShardSource(str(tmp_path))
+        with pytest.raises(ConfigError, match="at least one sample"):
+            evaluate(model, make_collator(processor), empty, batch_size=3, max_completion_length=2)

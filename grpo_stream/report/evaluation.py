@@ -1,0 +1,316 @@
+"""The page of an evaluation: figures with their intervals, where answers fall, and pictures."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.report.charts import Series, line_chart
+from grpo_stream.report.figures_text import (
+    TITLES,
+    compared_figures,
+    difference_text,
+    figure_rows,
+    figure_text,
+    shown_figures,
+)
+from grpo_stream.report.gallery import CARD_STYLE, GallerySample, card_html
+from grpo_stream.report.html import Table, header_html, page_html, tables_html
+from grpo_stream.report.pictures import Mark, Role
+from grpo_stream.report.scatter import target_plot
+from grpo_stream.report.svg import Svg
+
+Answer = Mapping[str, Any]
+"""One line of ``answers.jsonl``."""
+
+_NOTES = (
+    "Point accuracy: the answered point, or the centre of the answered box, is in the true box.",
+    "An answer that gives no place is a miss.",
+    "Mean IoU and Acc@0.5: over all samples with a true box; an answer without a valid box has 0.",
+    "Mean IoU and Acc@0.5 are left out where boxes were neither asked for nor answered.",
+    "Mean distance: from the answered point to the true centre, as a share of the diagonal.",
+    "Mean distance is over the answers that give a place.",
+    "Intervals: 95 %, bootstrap over images, each drawn with all of its samples.",
+    "Where all samples of a row are alike: Wilson's interval for so many images.",
+)
+
+
+def evaluation_page(
+    results: Mapping[str, Any],
+    answers: Sequence[Answer],
+    galleries: Iterable[tuple[str, str, Sequence[str]]],
+) -> str:
+    """The page's HTML.
+
+    Args:
+        results: What ``results.json`` holds.
+        answers: What ``answers.jsonl`` holds.
+        galleries: Title, a word on it, and cards from :func:`answer_card`.
+    """
+    title = f"Evaluation of {results['model']}"
+    whole = results["figures"]
+    counts = f"{whole['num_samples']:,} samples on {whole['num_images']:,} images"
+    lead = f"{counts} of {', '.join(results['data']['names'])}. Greedy answers, each sample once."
+    names = [name for name in shown_figures(results) if name != "point_accuracy"]
+    facts = [
+        (TITLES["point_accuracy"], figure_text("point_accuracy", whole["point_accuracy"])),
+        *((TITLES[name], figure_text(name, whole[name])) for name in names),
+    ]
+    body = (
+        header_html(title, lead, facts)
+        + _bad_samples(results["bad_samples"])
+        + _figures_html(results)
+        + "".join(map(_comparison_html, results["comparisons"]))
+        + _charts_html(_charts(results, answers))
+        + "".join(_gallery_html(*gallery) for gallery in galleries)
+        + tables_html(_tables(results))
+        + _notes_html(_NOTES)
+    )
+    return page_html(title, body, CARD_STYLE + _STYLE)
+
+
+def answer_card(answer: Answer, image: Image.Image) -> str:
+    """A sample with its true place and what was answered.
+
+    Args:
+        answer: The sample's line of ``answers.jsonl``.
+        image: The sample's image at any size, RGB.
+    """
+    original, shown = Size(*answer["scales"]), Size(*image.size)
+
+    def on_image(shape: Box | Point) -> Box | Point:
+        return shape.scaled(original, shown, "original")
+
+    role: Role = "right" if answer["is_hit"] else "wrong"
+    marks = []
+    if answer["box"] is not None:
+        marks.append(Mark(on_image(Box(*answer["box"])), role))
+    if answer["point"] is not None:
+        marks.append(Mark(on_image(Point(*answer["point"])), role))
+    solution = answer["solution"]
+    truth = Point(*solution) if len(solution) == 2 else Box(*solution)
+    facts = [("answer", answer["text"] or "(nothing)"), ("size", answer["size"])]
+    if answer["iou"] is not None and answer["box"] is not None:
+        facts.append(("IoU", f"{answer['iou']:.3f}"))
+    facts += [(name.rpartition(".")[2], str(value)) for name, value in answer["fields"].items()]
+    return card_html(
+        GallerySample(
+            title=answer["key"],
+            prompt=answer["prompt"],
+            images=[image],
+            shapes=[(0, on_image(truth))],
+            facts=facts,
+            answers=marks,
+            verdict=(role, _verdict(answer)),
+        )
+    )
+
+
+def _verdict(answer: Answer) -> str:
+    if answer["failure"] is not None:
+        return f"unreadable: {answer['failure'].replace('_', ' ')}"
+    where = f"{answer['distance']:.1%} of the diagonal from the centre"
+    if answer["is_hit"] is None:
+        return f"answered, {where}"
+    beyond = ", outside of the image" if answer["is_outside"] else ""
+    return f"{'hit' if answer['is_hit'] else 'miss'}, {where}{beyond}"
+
+
+def _figures_html(results: Mapping[str, Any]) -> str:
+    """All figures in one table; point accuracy as a bar with its interval."""
+    names = [name for name in shown_figures(results) if name != "point_accuracy"]
+    head = "".join(
+        f"<th scope='col'>{escape(word)}</th>"
+        for word in (
+            "",
+            "samples",
+            "images",
+            TITLES["point_accuracy"],
+            "",
+            *(TITLES[n] for n in names),
+        )
+    )
+    rows = []
+    for label, figures in figure_rows(results):
+        if label is None:
+            rows.append(
+                f"<tr class='field'><th scope='rowgroup'>{escape(figures['name'])}</th></tr>"
+            )
+            continue
+        cells = [f"{figures['num_samples']:,}", f"{figures['num_images']:,}"]
+        accuracy = figures["point_accuracy"]
+        shares = [figure_text(name, figures[name]) for name in names]
+        rows.append(
+            f"<tr><th scope='row'>{escape(label)}</th>"
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + f"<td class='bar'>{_bar(accuracy)}</td>"
+            + f"<td class='said'>{escape(figure_text('point_accuracy', accuracy))}</td>"
+            + "".join(f"<td>{escape(cell)}</td>" for cell in shares)
+            + "</tr>"
+        )
+    return (
+        "<section class='figures'><h2>Figures</h2><div class='scroll'><table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>\n"
+    )
+
+
+def _bar(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    value, low, high = (figure[end] for end in ("value", "low", "high"))
+    whisker = ""
+    if low is not None and high is not None:
+        whisker = f"<u style='left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%'></u>"
+    return f"<span><i style='width:{100 * value:.2f}%'></i>{whisker}</span>"
+
+
+def _comparison_html(comparison: Mapping[str, Any]) -> str:
+    rows = []
+    for name, here, there, difference in compared_figures(comparison):
+        low, high = difference["low"], difference["high"]
+        is_clear = low is not None and (low > 0 or high < 0)
+        cells = [
+            figure_text(name, here, with_interval=False),
+            figure_text(name, there, with_interval=False),
+            difference_text(name, difference),
+            "clear" if is_clear else "within chance",
+        ]
+        rows.append([TITLES[name], *cells])
+    other = comparison["model"]
+    moved = (
+        f"{comparison['num_gained']:,} samples are hits here and misses there, "
+        f"{comparison['num_lost']:,} the reverse."
+    )
+    header = ("", "here", "there", "here - there, paired by sample", "")
+    table = tables_html([Table(f"Compared with {other}", rows, header)])
+    return f"{table}<p class='under'>{escape(moved)}</p>"
+
+
+def _charts(results: Mapping[str, Any], answers: Sequence[Answer]) -> list[Svg]:
+    charts = []
+    offsets = [offset for offset in map(_offset, answers) if offset is not None]
+    if offsets:
+        charts.append(target_plot("Where the answers fall, seen from the true box", offsets))
+    # An answer without a place is at no distance.
+    distances = [math.inf if a["distance"] is None else a["distance"] for a in answers]
+    reaches = np.linspace(0, 0.5, 101)
+    within = np.searchsorted(np.sort(distances), reaches, side="right") / len(distances)
+    title = "Answers by distance from the true centre"
+    charts.append(_share_chart(title, reaches, within, "at most, as a share of the diagonal"))
+    if results["figures"]["acc_50"] is not None:
+        ious = [answer["iou"] for answer in answers if answer["iou"] is not None]
+        levels = np.linspace(0, 1, 101)
+        above = 1 - np.searchsorted(np.sort(ious), levels, side="left") / len(ious)
+        title = "Answers by overlap with the true box"
+        charts.append(_share_chart(title, levels, above, "IoU of at least"))
+    return charts
+
+
+def _share_chart(
+    title: str, xs: NDArray[np.float64], shares: NDArray[np.float64], x_label: str
+) -> Svg:
+    series = Series("share", xs.tolist(), shares.tolist())
+    y_label = "share of samples"
+    return line_chart(title, [series], x_label=x_label, y_label=y_label, y_range=(0, 1))
+
+
+def _offset(answer: Answer) -> tuple[float, float, bool] | None:
+    if answer["point"] is None or len(answer["solution"]) != 4 or answer["is_hit"] is None:
+        return None
+    x1, y1, x2, y2 = answer["solution"]
+    x, y = answer["point"]
+    return (
+        (2 * x - x1 - x2) / (x2 - x1),
+        (2 * y - y1 - y2) / (y2 - y1),
+        bool(answer["is_hit"]),
+    )
+
+
+def _charts_html(charts: Sequence[Svg]) -> str:
+    figures = "".join(f"<figure>{chart}</figure>" for chart in charts)
+    return f"<section class='charts'>{figures}</section>\n"
+
+
+def _gallery_html(title: str, note: str, cards: Sequence[str]) -> str:
+    if not cards:
+        return ""
+    legend = (
+        "<p class='legend'><span class='truth'>true place</span>"
+        "<span class='right'>answer, a hit</span><span class='wrong'>answer, a miss</span>"
+        "<span class='zoom'>shown larger beside it</span>"
+        "<span class='hand'>click a picture to enlarge it</span></p>"
+    )
+    return (
+        f"<section><h2>{escape(title)}</h2><p class='under'>{escape(note)}</p>{legend}"
+        f"<div class='cards'>{''.join(cards)}</div></section>\n"
+    )
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    tables: list[Table] = []
+    total = results["figures"]["num_samples"]
+    if results["failures"]:
+        reasons = [
+            (reason.replace("_", " "), f"{count:,}", f"{count / total:.1%}")
+            for reason, count in results["failures"].items()
+        ]
+        tables.append(Table("Unreadable answers by reason", reasons))
+    for title in ("task", "settings", "versions", "data", "timing"):
+        rows = [(name.replace("_", " "), _plain(v)) for name, v in results[title].items()]
+        tables.append(Table(title.capitalize(), rows))
+    return tables
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)
+
+
+def _bad_samples(bad: Sequence[str]) -> str:
+    if not bad:
+        return ""
+    shown = "".join(f"<li>{escape(where)}</li>" for where in bad[:20])
+    more = f"{len(bad)} samples could not be read and are left out of all figures:"
+    return f"<section class='bad'><p>{escape(more)}</p><ul>{shown}</ul></section>"
+
+
+def _notes_html(notes: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<section class='notes'><h2>What the figures are</h2><ul>{items}</ul></section>\n"
+
+
+_STYLE = """
+main { max-width: 1320px; }
+.figures .scroll { background: var(--paper); border: 1px solid var(--rule); border-radius: 10px;
+  padding: 8px 20px 14px; }
+.figures td, .figures thead th { text-align: right; min-width: 0; white-space: nowrap;
+  padding: 5px 0 5px 18px; }
+.figures th[scope=row] { padding-left: 14px; color: var(--ink); white-space: nowrap; }
+.figures tbody tr:first-child th, .figures tbody tr:first-child td { font-weight: 650; }
+.figures tbody tr:first-child th { padding-left: 0; }
+.figures .field th { padding: 16px 0 5px; font-weight: 600; color: var(--pale); }
+.figures .field { border-top: 0; }
+.figures .field + tr { border-top: 1px solid var(--rule); }
+.figures .bar { width: 26%; min-width: 180px; }
+.figures thead th:nth-child(4) { text-align: left; }
+.bar span { position: relative; display: block; height: 14px; border-radius: 3px;
+  background: var(--stage); }
+.bar i { position: absolute; inset: 0 auto 0 0; border-radius: 3px; background: var(--line-1);
+  opacity: .75; }
+.bar u { position: absolute; top: 50%; height: 8px; margin-top: -4px;
+  border: solid var(--ink); border-width: 0 1.5px; }
+.bar u::before { content: ""; position: absolute; left: 0; right: 0; top: 50%; height: 1.5px;
+  margin-top: -.75px; background: var(--ink); }
+.under { margin: -4px 0 10px; color: var(--pale); font-size: .92rem; }
+.tables + .under { margin: 8px 2px 0; }
+.bad { padding: 2px 18px; border-radius: 10px; color: var(--hint); background: var(--hint-ground); }
+.words dd { overflow-wrap: anywhere; }
+"""
