@@ -95,13 +95,15 @@ def train(
         prompt_template=task.prompt_template,
         answer_frame=task.answer_frame,
         shared_prefix=task.shared_prefix,
+        shared_prefix_attention=task.shared_prefix_attention,
+        freeze_vision_tower=task.freeze_vision_tower,
         allow_new_lanes=data.allow_new_lanes,
         log=settings.log,
         peft_config=get_peft_config(settings.model),
     )
     if args.process_index == 0:
-        ways = {True: "on, each prompt is computed once per group", False: "off"}
-        print(f"shared_prefix: {ways[trainer.shared_prefix]}", flush=True)
+        attention = f"on, each prompt is computed once per group, {trainer.packed_attention}"
+        print(f"shared_prefix: {attention if trainer.shared_prefix else 'off'}", flush=True)
         print(f"begins {f'from {checkpoint}' if checkpoint else 'anew'}", flush=True)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

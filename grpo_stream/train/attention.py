@@ -134,7 +134,7 @@ class PrefixCache:
         to_own = by_completion @ key.transpose(2, 3) * scaling
 
         def grouped(states: torch.Tensor) -> torch.Tensor:  # of completions -> of prefixes
-            split = states.unflatten(0, (num_prefixes, -1)).transpose(1, 2)
+            split = states.reshape(num_prefixes, -1, *states.shape[1:]).transpose(1, 2)
             return split.reshape(num_prefixes, num_kv_heads, -1, states.size(-1))
 
         def parted(states: torch.Tensor) -> torch.Tensor:  # the way back

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.train.groups import PromptGroups
 
 
@@ -35,8 +36,16 @@ def prompt_positions(backbone: Any, groups: PromptGroups) -> list[torch.Tensor]:
 
 
 def freeze_vision_tower(model: Any) -> None:
-    """Takes the vision tower out of training, with what LoRA may have put into it."""
-    backbone_of(model).visual.requires_grad_(requires_grad=False)
+    """Takes the vision tower out of training.
+
+    Raises:
+        ConfigError: LoRA has weights in it, which would stay as they are.
+    """
+    tower = backbone_of(model).visual
+    if any(".lora_" in name for name, _ in tower.named_parameters()):
+        expected = "LoRA has weights in the vision tower; leave it out of lora_target_modules"
+        raise ConfigError("freeze_vision_tower", True, expected)
+    tower.requires_grad_(requires_grad=False)
 
 
 def has_frozen_vision_tower(model: Any) -> bool:

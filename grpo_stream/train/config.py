@@ -15,6 +15,8 @@ from tools.shard_builder.set_flags import parse_num_bytes
 
 SHARED_PREFIX = ("auto", "on", "off")
 """Values of ``shared_prefix``."""
+PACKED_ATTENTION = ("two_part", "dense", "flex")
+"""Values of ``shared_prefix_attention`` besides ``auto``."""
 
 _SIZES = ("fetch_ahead_bytes", "max_sample_bytes", "cache_bytes")
 
@@ -167,6 +169,20 @@ class TaskArguments:
         default="auto",
         metadata={"help": "auto, on or off: compute a group's prompt once."},
     )
+    shared_prefix_attention: str = field(
+        default="auto",
+        metadata={
+            "help": "How completions attend to the prompt they share: two_part, dense, flex "
+            "(CUDA), or auto, which is two_part."
+        },
+    )
+    freeze_vision_tower: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave the vision tower as it is; its features are then computed once per "
+            "prompt, for all passes of the step."
+        },
+    )
 
 
 @dataclass
@@ -223,6 +239,26 @@ class RunArguments:
         default=None,
         metadata={"help": "With dry_run: the world size to check for; None: this launch's."},
     )
+
+
+def packed_attention(wanted: str, device_type: str) -> str:
+    """How packed groups attend, one of :data:`PACKED_ATTENTION`.
+
+    Args:
+        wanted: ``shared_prefix_attention``.
+        device_type: ``cpu``, ``cuda``, ...
+
+    Raises:
+        ConfigError: there is no such attention, or not on that device.
+    """
+    if wanted not in ("auto", *PACKED_ATTENTION):
+        expected = f"must be one of auto, {', '.join(PACKED_ATTENTION)}"
+        raise ConfigError("shared_prefix_attention", wanted, expected)
+    if wanted == "flex" and device_type == "cpu":
+        expected = "has no backward pass on the CPU (torch 2.13); use two_part"
+        raise ConfigError("shared_prefix_attention", wanted, expected)
+    # Measured on the CPU, two_part is the fastest at every length (docs/shared_prefix.md).
+    return "two_part" if wanted == "auto" else wanted
 
 
 def check_supported(args: GRPOConfig) -> None:

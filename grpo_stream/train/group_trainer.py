@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
-from grpo_stream.train.backbone import backbone_of, prompt_positions
+from grpo_stream.train.backbone import (
+    backbone_of,
+    encode_images,
+    has_frozen_vision_tower,
+    prompt_positions,
+)
+from grpo_stream.train.checkpoint_trainer import CheckpointTrainer
 from grpo_stream.train.collate import Batch
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
 from grpo_stream.train.prefix import pack_groups, score_packed
@@ -24,6 +30,10 @@ class GroupTrainer(StreamTrainer):
 
     shared_prefix: bool
     """Whether a group's prompt is computed once."""
+    packed_attention: str
+    """How a packed group attends: ``two_part``, ``dense`` or ``flex``."""
+    _has_same_vision_tower: bool
+    """Whether the reference model came from the policy's own files."""
     _groups: PromptGroups | None = None
 
     def _prepare_inputs(self, generation_batch: Batch) -> dict[str, Any]:
@@ -50,14 +60,25 @@ class GroupTrainer(StreamTrainer):
         with self.phases("device_input"):
             groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
             if self.shared_prefix:
-                backbone = backbone_of(self.accelerator.unwrap_model(self.model))
-                groups = replace(groups, positions=prompt_positions(backbone, groups))
-        rows = reward_rows(batch, num_generations)
-        check_groups([row["key"] for row in rows], num_generations)
-        with self.phases("rollout"), self._scoring(groups):
-            scored: dict[str, Any] = self._generate_and_score_completions(rows)
-        scored["groups"] = groups
-        return scored
+                groups = self._prepare_prompts(groups)
+        if scored is None:
+            rows = reward_rows(batch, num_generations)
+            check_groups([row["key"] for row in rows], num_generations)
+            with self.phases("rollout"), self._scoring(groups):
+                scored = self._generate_and_score_completions(rows)
+        return {**scored, "groups": groups}
+
+    def _prepare_prompts(self, groups: PromptGroups) -> PromptGroups:
+        """Adds what all passes of a generation batch share: positions, features of a frozen tower.
+
+        Under ZeRO-3 the tower's weights are gathered; every rank comes here equally often.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        groups = replace(groups, positions=prompt_positions(backbone_of(model), groups))
+        if has_frozen_vision_tower(model):
+            with self.accelerator.autocast():
+                groups = replace(groups, image_features=encode_images(model, groups))
+        return groups
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Replaces ``GRPOTrainer._tokenize_prompts`` (trl 1.16): the collator has encoded them."""
@@ -162,9 +183,15 @@ class GroupTrainer(StreamTrainer):
         *,
         compute_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        positions = prompt_positions(backbone_of(self.accelerator.unwrap_model(model)), groups)
+        if model is self.ref_model and not self._has_same_vision_tower:
+            groups = replace(groups, image_features=None)
         packed = pack_groups(
-            groups, completion_ids, completion_mask, positions, self._tokenizer.pad_token_id
+            groups,
+            completion_ids,
+            completion_mask,
+            prompt_positions(backbone_of(self.accelerator.unwrap_model(model)), groups),
+            self._tokenizer.pad_token_id,
+            self.packed_attention,
         )
         with self.accelerator.autocast():
             return score_packed(

@@ -25,6 +25,7 @@ from grpo_stream.train.config import (
     RunArguments,
     TaskArguments,
     check_supported,
+    packed_attention,
 )
 from grpo_stream.train.data import (
     OpenSources,
@@ -41,6 +42,7 @@ from grpo_stream.train.describe import (
     describe_prompt,
 )
 from grpo_stream.train.model import policy_config
+from grpo_stream.train.prefix import shared_prefix_obstacle
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
 
@@ -162,6 +164,7 @@ def plan_run(settings: Settings) -> RunPlan:
         ("rewards", ", ".join(task.reward_funcs)),
         ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
         ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"),
+        ("shared prefix", _describe_shared_prefix(settings)),
         ("deepspeed", str(args.deepspeed or "none")),
         ("output", str(args.output_dir)),
     ]
@@ -264,7 +267,25 @@ def _check_model(settings: Settings) -> tuple[str | None, ResizeRule | None]:
     if task.shared_prefix not in SHARED_PREFIX:
         expected = f"must be one of {', '.join(SHARED_PREFIX)}"
         raise ConfigError("shared_prefix", task.shared_prefix, expected)
+    packed_attention(task.shared_prefix_attention, settings.args.device.type)
     return model_type, rule
+
+
+def _describe_shared_prefix(settings: Settings) -> str:
+    """How groups will be computed, as far as settings and the policy's folder tell."""
+    task, model = settings.task, settings.model
+    if task.shared_prefix == "off":
+        return "off"
+    if Path(model.model_name_or_path).is_dir():
+        config = policy_config(model.model_name_or_path)
+        obstacle = shared_prefix_obstacle(config, model.attn_implementation or "sdpa")
+        if obstacle and task.shared_prefix == "on":
+            raise ConfigError("shared_prefix", "on", f"cannot be: {obstacle}; use 'auto'")
+        if obstacle:
+            return f"off: {obstacle}"
+    attention = packed_attention(task.shared_prefix_attention, settings.args.device.type)
+    tower = ", features of the frozen vision tower once per prompt"
+    return f"{task.shared_prefix}, attention {attention}{tower if task.freeze_vision_tower else ''}"
 
 
 def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:

@@ -34,16 +34,17 @@ _MODEL_TYPES = ("qwen2_5_vl",)  # those that a test holds to the plain forward
 _ATTENTION = ("sdpa", SHARED_PREFIX)
 
 
-def shared_prefix_obstacle(config: Any) -> str | None:
+def shared_prefix_obstacle(config: Any, attention: str | None = None) -> str | None:
     """Why a model cannot compute a group's prompt once; None where it can.
 
     Args:
         config: The model's configuration (transformers 5.23).
+        attention: The ``attn_implementation`` that it will be loaded with; None where it is loaded.
     """
     if config.model_type not in _MODEL_TYPES:
         return f"model_type {config.model_type!r} is not one of {', '.join(_MODEL_TYPES)}"
     text = config.get_text_config()
-    attention = text._attn_implementation  # noqa: SLF001 - transformers has no public name
+    attention = attention or text._attn_implementation  # noqa: SLF001 - there is no public name
     if attention not in _ATTENTION:
         return f"attn_implementation {attention!r} knows no shared prefix; use {_ATTENTION[0]!r}"
     if getattr(text, "use_sliding_window", False):

@@ -23,8 +23,9 @@ from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.records import RecordSource
 from grpo_stream.stream.world import World
 from grpo_stream.train.attention import use_shared_prefix_attention
+from grpo_stream.train.backbone import freeze_vision_tower as freeze_tower
 from grpo_stream.train.collate import Batch, PromptCollator
-from grpo_stream.train.config import SHARED_PREFIX, LogArguments, check_supported
+from grpo_stream.train.config import SHARED_PREFIX, LogArguments, check_supported, packed_attention
 from grpo_stream.train.data import num_eval_lanes
 from grpo_stream.train.group_trainer import GroupTrainer
 from grpo_stream.train.model import policy_config
@@ -62,6 +63,10 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         answer_frame: Frame the model answers in; None takes the model family's.
         shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
             the reason where not; ``on`` refuses instead; ``off`` takes trl's own way.
+        shared_prefix_attention: How packed groups attend, see
+            :func:`grpo_stream.train.config.packed_attention`.
+        freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
+            are computed once per prompt then; that holds for any tower without trained weights.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is gone on
             with, over exactly what is left of its epoch, instead of being refused.
         log: How the run is watched.
@@ -88,6 +93,8 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         prompt_template: str = "point",
         answer_frame: str | None = None,
         shared_prefix: str = "auto",
+        shared_prefix_attention: str = "auto",
+        freeze_vision_tower: bool = False,
         allow_new_lanes: bool = False,
         log: LogArguments | None = None,
         **kwargs: Any,
@@ -96,6 +103,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         log = log or LogArguments()
         log.check()
         num_prompts = _check_args(args, shared_prefix)
+        self.packed_attention = packed_attention(shared_prefix_attention, args.device.type)
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
@@ -135,6 +143,9 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         )
         self._observe(log)
         self._read_streams(train_stream, eval_stream, allow_new_lanes=allow_new_lanes)
+        if freeze_vision_tower:
+            freeze_tower(self.model)
+        self._has_same_vision_tower = isinstance(model, str)
         self.shared_prefix = self._decide_shared_prefix(shared_prefix)
         self._suppress_vision_tokens()
 

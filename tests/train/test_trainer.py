@@ -163,8 +163,11 @@ class TestTraining:
             assert moved > 0, name
             assert (weight - expected[name]).norm() < 1e-3 * moved + 1e-6, name
 
+    # 112x112 are 64 patches. Per generation batch of 2 prompts: once for sampling, once for the old
+    # log-probabilities, and a forward for each of 4 micro-steps, 1 prompt each; frozen: once.
+    @pytest.mark.parametrize(("frozen", "passes"), [(False, 2 + 2 + 4), (True, 2)])
     def test_each_record_is_worked_on_once(
-        self, make_trainer, make_args, processor, tmp_path, monkeypatch
+        self, make_trainer, make_args, processor, tmp_path, monkeypatch, frozen, passes
     ):
         write_shapes(tmp_path, 5)  # one is the reserve
         decoded: Counter[bytes] = Counter()
@@ -179,7 +182,9 @@ class TestTraining:
             num_train_epochs=1,
             beta=0.0,
         )
-        trainer = make_trainer(args, num_lanes=2, folder=tmp_path / "shards")
+        trainer = make_trainer(
+            args, num_lanes=2, folder=tmp_path / "shards", freeze_vision_tower=frozen
+        )
         images: list[int] = []
         positions: list[int] = []
 
@@ -205,11 +210,8 @@ class TestTraining:
         assert len(decoded) == 4
         assert set(decoded.values()) == {1}
         assert images == [2, 2]
-        # Per generation batch: the positions of each prompt, and those of the prefill of both.
-        assert positions == [1, 1, 2] * 2
-        # 112x112 are 64 patches. Per generation batch of 2 prompts: once for sampling, once for
-        # the old log-probabilities, and a forward for each of 4 micro-steps, 1 prompt each.
-        assert sum(patches) == 2 * 64 * (2 + 2 + 4)
+        assert positions == [1, 1] * 2
+        assert sum(patches) == 2 * 64 * passes
 
     def test_a_bad_sample_does_not_stop_it(self, make_trainer, make_args, shapes):
         records = [*shapes.records[:4]]
