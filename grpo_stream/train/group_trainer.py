@@ -61,12 +61,12 @@ class GroupTrainer(StreamTrainer):
             groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
             if self.shared_prefix:
                 groups = self._prepare_prompts(groups)
-        if scored is None:
-            rows = reward_rows(batch, num_generations)
-            check_groups([row["key"] for row in rows], num_generations)
-            with self.phases("rollout"), self._scoring(groups):
-                scored = self._generate_and_score_completions(rows)
-        return {**scored, "groups": groups}
+        rows = reward_rows(batch, num_generations)
+        check_groups([row["key"] for row in rows], num_generations)
+        with self.phases("rollout"), self._scoring(groups):
+            scored: dict[str, Any] = self._generate_and_score_completions(rows)
+        scored["groups"] = groups
+        return scored
 
     def _prepare_prompts(self, groups: PromptGroups) -> PromptGroups:
         """Adds what all passes of a generation batch share: positions, features of a frozen tower.
