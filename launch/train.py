@@ -5,16 +5,17 @@
 
 Settings come from the YAML file and from flags, and flags win: trl's GRPOConfig and ModelConfig,
 and the classes of grpo_stream.train.config. Without a GPU the run takes the CPU and gloo. The
-same command goes on from the last checkpoint with --resume_from_checkpoint true.
+same command goes on from the last checkpoint with --resume_from_checkpoint true. SIGTERM, SIGUSR1
+or a file "stop" in the output folder end the run after the global step, with a checkpoint.
 """
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+import traceback
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config
 
@@ -28,16 +29,24 @@ from grpo_stream.train.launching import (
     Settings,
     parse_settings,
     plan_run,
-    start_process_group,
     use_cpu_only,
 )
+from grpo_stream.train.lifeline import end_with_launcher
 from grpo_stream.train.metrics import ShortProgressCallback
+from grpo_stream.train.process_group import BoundWaiting, is_lost_rank, start_process_group
 from grpo_stream.train.processor import load_processor
+from grpo_stream.train.stopping import EXIT_STOPPED, StopOnDemand
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 
 def main(argv: list[str]) -> int:
-    """Runs the script; returns the process's exit code (0 done, 2 settings that cannot work)."""
+    """Runs the script; returns the process's exit code.
+
+    0 done, 1 another rank was lost, 2 settings or data that cannot work, 75 stopped on demand.
+    """
+    end_with_launcher()
+    stop = StopOnDemand()
+    stop.listen()
     use_cpu = use_cpu_only()
     try:
         # Settings are parsed with the ranks joined: GRPOConfig counts them.
@@ -50,17 +59,33 @@ def main(argv: list[str]) -> int:
             if settings.args.process_index == 0:
                 print("dry run: the settings fit together; no weights were loaded")
             return 0
-        train(settings, plan)
+        train(settings, plan, stop)
     except GrpoStreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except Exception as error:
+        if not is_lost_rank(error):
+            raise
+        traceback.print_exc()
+        print(LOST_RANK, file=sys.stderr)
+        return 1
+    return EXIT_STOPPED if stop.has_stopped else 0
+
+
+LOST_RANK = (
+    "error: another rank has gone, or did not answer within ddp_timeout; its own log says why. "
+    "The same command with --resume_from_checkpoint true goes on from the last checkpoint."
+)
 
 
 def train(
-    settings: Settings, plan: RunPlan, callbacks: Sequence[TrainerCallback] = ()
+    settings: Settings, plan: RunPlan, stop: StopOnDemand | None = None
 ) -> PersonalizedGRPOTrainer:
-    """Builds stream and trainer, and trains; returns the trainer."""
+    """Builds stream and trainer, and trains; returns the trainer.
+
+    A run that was stopped before its end leaves a checkpoint, and no model in ``output_dir``.
+    """
+    stop = stop or StopOnDemand()
     args, data, task = settings.args, settings.data, settings.task
     checkpoint = resume_from(args.resume_from_checkpoint, args.output_dir)
     model_id = settings.model.model_name_or_path
@@ -107,11 +132,15 @@ def train(
         print(f"begins {f'from {checkpoint}' if checkpoint else 'anew'}", flush=True)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    for callback in (ShortProgressCallback(), *callbacks):
+    for callback in (ShortProgressCallback(), BoundWaiting(), stop):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
+    if stop.has_stopped:
+        # The first rank to end has the launcher end the others: none may still be writing.
+        trainer.accelerator.wait_for_everyone()
+    else:
+        trainer.save_model(args.output_dir)
+        trainer.save_state()
     trainer.close()
     return trainer
 

@@ -1,6 +1,8 @@
 """Who this process is. The one place that reads the launcher's environment."""
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from grpo_stream.errors import ConfigError
@@ -43,3 +45,62 @@ class World:
             )
         per_rank = num_lanes // self.world_size
         return range(self.rank * per_rank, (self.rank + 1) * per_rank)
+
+
+def torch_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torch wants to find in the environment, for ranks that srun or mpirun started.
+
+    ``deepspeed --launcher slurm`` and ``--launcher openmpi`` start their ranks so. Variables that
+    are there already are left alone.
+
+    Returns:
+        ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``, those that
+        are missing; nothing where another launcher has set ``RANK``, or there is none.
+
+    Raises:
+        ConfigError: the ranks are on several nodes, and nothing tells on which of them rank 0 is.
+    """
+    if "RANK" in environment:
+        return {}
+    for rank, world_size, local_rank in _NAMES:
+        if rank in environment and world_size in environment:
+            found = {
+                "RANK": environment[rank],
+                "WORLD_SIZE": environment[world_size],
+                "LOCAL_RANK": environment.get(local_rank, "0"),
+                "MASTER_ADDR": _address_of_rank_0(environment),
+                "MASTER_PORT": _port(environment.get("SLURM_JOB_ID", "0")),
+            }
+            return {name: value for name, value in found.items() if name not in environment}
+    return {}
+
+
+def first_host(node_list: str) -> str:
+    """The first name of Slurm's short form: of ``gpu[07-12,20],login1`` it is ``gpu07``."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", node_list)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else "")
+
+
+_NAMES = (
+    # srun's own: the script of sbatch itself has SLURM_PROCID too, but is no task of a step.
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+"""Rank, world size and local rank, as srun and Open MPI call them."""
+
+
+def _address_of_rank_0(environment: Mapping[str, str]) -> str:
+    if "MASTER_ADDR" in environment:
+        return environment["MASTER_ADDR"]
+    if node_list := environment.get("SLURM_STEP_NODELIST"):
+        return first_host(node_list)
+    sizes = (environment.get(f"OMPI_COMM_WORLD_{name}SIZE") for name in ("", "LOCAL_"))
+    if len(set(sizes)) == 1:
+        return "127.0.0.1"
+    expected = "must be set to the host of rank 0: a line MASTER_ADDR=HOST in .deepspeed_env"
+    raise ConfigError("MASTER_ADDR", None, f"{expected}, or mpirun -x MASTER_ADDR=HOST")
+
+
+def _port(job_id: str) -> str:
+    """One below those that systems give out, another one for another job of Slurm."""
+    return str(20_000 + int(job_id) % 10_000)

@@ -1,9 +1,7 @@
 """What every launch script does before training: environment, settings, checks, one summary."""
 
-import contextlib
 import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -184,31 +182,6 @@ def use_cpu_only() -> bool:
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return True
-
-
-def start_process_group(*, use_cpu: bool) -> None:
-    """Joins the other ranks; one process alone becomes a world of one.
-
-    On the CPU this must come before a model is loaded: ``zero.Init`` otherwise takes the world
-    size for 1 and every rank would hold all weights.
-    """
-    for name, value in _ALONE.items():
-        os.environ.setdefault(name, value)
-    if use_cpu:
-        import deepspeed  # noqa: PLC0415 - slow to import, and not needed here on a GPU
-
-        with contextlib.redirect_stdout(sys.stderr):
-            deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-
-
-_ALONE = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "0",  # any free one: a dry run beside a training run must not take its port
-}
-"""torch's variables for a process that no launcher started."""
 
 
 def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:

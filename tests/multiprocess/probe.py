@@ -11,6 +11,7 @@ from pathlib import Path
 
 from grpo_stream.grounding.rewards import accuracy_reward_coord
 from grpo_stream.train import launching
+from grpo_stream.train.process_group import start_process_group
 from tests.launch.support import load_script
 
 KEYS: list[list[str]] = []
@@ -29,7 +30,7 @@ def spying_reward(**columns):
 def main():
     launch = load_script("train")
     use_cpu = launching.use_cpu_only()
-    launching.start_process_group(use_cpu=use_cpu)
+    start_process_group(use_cpu=use_cpu)
     settings = launching.parse_settings(sys.argv[1:], use_cpu=use_cpu)
     trainer = launch.train(settings, launching.plan_run(settings))
     engine = trainer.model_wrapped

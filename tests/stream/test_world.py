@@ -1,7 +1,7 @@
 import pytest
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.stream.world import World
+from grpo_stream.stream.world import World, first_host, torch_variables
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,69 @@ def test_slots_are_contiguous_and_cover_every_lane(world_size):
 def test_world_size_must_divide_the_lanes():
     with pytest.raises(ConfigError, match=r"world_size=5.*\[1, 2, 3, 4, 6, 12\]"):
         World(0, 5).slots(12)
+
+
+SRUN = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_PROCID": "9",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+OF_SRUN = {
+    "RANK": "9",
+    "WORLD_SIZE": "16",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "gpu07",
+    "MASTER_PORT": "23456",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, {}),
+        ({"RANK": "0", **SRUN}, {}),  # torchrun in a step of srun
+        (SRUN, OF_SRUN),
+        ({**SRUN, "MASTER_ADDR": "gpu07-ib"}, {k: OF_SRUN[k] for k in OF_SRUN if "ADDR" not in k}),
+        # The script that sbatch runs: a process alone, whatever the job's tasks.
+        ({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, {}),
+        (
+            MPIRUN,
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": "20000",
+            },
+        ),
+    ],
+)
+def test_torch_variables(environment, expected):
+    assert torch_variables(environment) == expected
+
+
+def test_mpirun_on_several_nodes_does_not_tell_where_rank_0_is():
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR.*mpirun -x"):
+        torch_variables({**MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [
+        ("node-1", "node-1"),
+        ("gpu[07-12,20],login1", "gpu07"),
+        ("a,b[1-2]", "a"),
+        ("r[1-2]n[01-16]", "r1n01"),
+        ("gpu[3,5-9].site", "gpu3.site"),
+    ],
+)
+def test_first_host(node_list, host):
+    assert first_host(node_list) == host

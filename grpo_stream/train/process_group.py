@@ -1,0 +1,75 @@
+"""Joining the other ranks, and not waiting for them for ever."""
+
+import contextlib
+import os
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from grpo_stream.stream.world import torch_variables
+
+_ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",  # any free one: a dry run beside a training run must not take its port
+}
+"""torch's variables for a process that no launcher started."""
+
+_LOST = ("gloo", "NCCL", "ncclRemoteError", "TCPStore", "Connection closed by peer")
+"""Words of torch's errors when another rank does not answer; those of gloo are RuntimeErrors."""
+
+
+def start_process_group(*, use_cpu: bool) -> None:
+    """Joins the other ranks; one process alone becomes a world of one.
+
+    On the CPU this must come before a model is loaded: ``zero.Init`` otherwise takes the world
+    size for 1 and every rank would hold all weights. On a GPU ``GRPOConfig`` joins.
+
+    Raises:
+        ConfigError: see :func:`grpo_stream.stream.world.torch_variables`.
+    """
+    os.environ.update(torch_variables(os.environ))
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
+    if use_cpu:
+        import deepspeed  # noqa: PLC0415 - slow to import, and not needed here on a GPU
+
+        with contextlib.redirect_stdout(sys.stderr):
+            deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+def bound_waiting(timeout: timedelta) -> None:
+    """Sets how long a collective of any process group waits for the other ranks.
+
+    ``ddp_timeout`` is for the first group alone. DeepSpeed 0.19 makes others for ZeRO and leaves
+    them at torch's defaults, 10 minutes with NCCL and 30 with gloo, and a first one on the CPU too.
+    """
+    if torch.distributed.is_initialized():
+        for group in list(torch.distributed.distributed_c10d._world.pg_map):  # noqa: SLF001
+            torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)  # noqa: SLF001
+
+
+class BoundWaiting(TrainerCallback):
+    """:func:`bound_waiting` for the groups that are there when training begins."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,  # noqa: ARG002 - transformers' signature
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        """Overrides ``TrainerCallback.on_train_begin`` (transformers 5.23)."""
+        bound_waiting(args.ddp_timeout_delta)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an error means that another rank has gone, or did not answer in time."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)

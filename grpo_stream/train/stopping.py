@@ -1,0 +1,68 @@
+"""Ending a run in good order: someone asks, all ranks agree, a checkpoint is saved."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger("grpo_stream.train")
+
+EXIT_STOPPED = 75
+"""Exit code of a run that was asked to end and saved a checkpoint: ``EX_TEMPFAIL``, try again."""
+
+STOP_FILE = "stop"
+"""Name of the file in the run's output folder that asks it to end."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask the rank which receives them, and through it all ranks, to end."""
+
+
+class StopOnDemand(TrainerCallback):
+    """Ends training after the global step during which somebody asked for it.
+
+    A signal to any rank asks, or a file ``stop`` in the output folder, which works through every
+    launcher. The ranks add up who was asked, in one collective of an integer per global step, so
+    that all of them save and end after the same one.
+
+    Attributes:
+        has_stopped: Training was ended before its last global step.
+    """
+
+    def __init__(self) -> None:
+        self.has_stopped = False
+        self._received: signal.Signals | None = None
+
+    def listen(self) -> None:
+        """From now on the signals ask instead of ending this process. For the main thread."""
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Overrides ``TrainerCallback.on_step_end`` (transformers 5.23)."""
+        stop_file = Path(str(args.output_dir)) / STOP_FILE
+        by_file = state.is_world_process_zero and stop_file.exists()
+        if not _sum(int(by_file or self._received is not None), args.device):
+            return
+        if self._received is not None:
+            logger.warning("stop: rank %d received %s", args.process_index, self._received.name)
+        control.should_training_stop = control.should_save = True
+        control.should_evaluate = False  # whoever asks gives little time
+        self.has_stopped = state.global_step < state.max_steps
+        if state.is_world_process_zero:
+            stop_file.unlink(missing_ok=True)
+            logger.warning("stop: after global step %d, with a checkpoint", state.global_step)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        self._received = signal.Signals(number)
+
+
+def _sum(number: int, device: torch.device) -> int:
+    total = torch.tensor(number, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return int(total.item())
