@@ -239,6 +239,10 @@ class RunArguments:
         default=None,
         metadata={"help": "With dry_run: the world size to check for; None: this launch's."},
     )
+    skip_preflight: bool = field(
+        default=False,
+        metadata={"help": "Begin without comparing ranks and looking at store, memory and disks."},
+    )
 
 
 def packed_attention(wanted: str, device_type: str) -> str:
