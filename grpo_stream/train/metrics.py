@@ -78,6 +78,12 @@ class Work:
     """Prompts."""
     num_completion_tokens: int = 0
 
+    def __sub__(self, before: "Work") -> "Work":
+        return Work(
+            self.num_samples - before.num_samples,
+            self.num_completion_tokens - before.num_completion_tokens,
+        )
+
 
 def step_metrics(seconds: Mapping[str, float], work: Work, num_steps: int) -> dict[str, float]:
     """Times and rates of the last global steps, by the names under which they are logged.

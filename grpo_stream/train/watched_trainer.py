@@ -38,7 +38,7 @@ class WatchedTrainer(GRPOTrainer):
         self.phases = Phases()
         self.log_settings = settings
         self._work = Work()
-        self._logged = (self.phases.totals(), replace(self._work), 0)
+        self._logged: tuple[dict[str, float], Work, int] | None = None
         folder = Path(self.args.output_dir)
         is_shown = self.args.process_index == 0
         self._sheets = RolloutSheets(
@@ -53,7 +53,7 @@ class WatchedTrainer(GRPOTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Extends ``Trainer._inner_training_loop`` (transformers 5.23): watched from here on."""
-        self.phases.restart()
+        self._logged = None
         with self._watched():
             return super()._inner_training_loop(*args, **kwargs)
 
@@ -77,7 +77,6 @@ class WatchedTrainer(GRPOTrainer):
             yield
         finally:
             watchdog.stop()
-            self._sheets.wait()
 
     def _in_use(self, stage: str) -> Sequence[str]:  # noqa: ARG002 - for those who know more
         """What a stage works on, for people."""
@@ -90,6 +89,9 @@ class WatchedTrainer(GRPOTrainer):
         """
         stepping = self.model_wrapped if self.is_deepspeed_enabled else self.optimizer
         self.phases.time_calls(stepping, "step", "optimizer")
+        if self._logged is None:  # what was done before is not part of the first step
+            self.phases.restart()
+            self._logged = self._done()
         super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,15 +155,15 @@ class WatchedTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Extends ``GRPOTrainer.log`` (trl 1.16): times and rates of the global steps logged."""
-        if "loss" in logs:
+        if "loss" in logs and self._logged is not None:
             seconds, work, step = self._logged
-            now = self.phases.totals(), replace(self._work), self.state.global_step
-            if step < now[2]:
-                passed = {name: value - seconds.get(name, 0.0) for name, value in now[0].items()}
-                done = Work(
-                    now[1].num_samples - work.num_samples,
-                    now[1].num_completion_tokens - work.num_completion_tokens,
-                )
-                logs |= step_metrics(passed, done, now[2] - step)
-            self._logged = now
+            self._logged = self._done()
+            passed = {n: total - seconds.get(n, 0.0) for n, total in self._logged[0].items()}
+            num_steps = max(1, self._logged[2] - step)
+            logs |= step_metrics(passed, self._logged[1] - work, num_steps)
+        if "train_runtime" in logs:  # the end: trackers are closed next
+            self._sheets.wait()
         super().log(logs, start_time)
+
+    def _done(self) -> tuple[dict[str, float], Work, int]:
+        return self.phases.totals(), replace(self._work), self.state.global_step
