@@ -32,6 +32,7 @@ class PromptCollator:
         image_processor: Used for images instead of the processor's own. Where it is not of the
             Qwen-VL kind (``patches.device_rule``), it is run here, and its patches handed on.
         images_root: Folder that the ``image`` of a raw record is relative to.
+        chat_template_kwargs: Further variables of the model's chat template.
 
     Called with stream samples, or with raw records (mappings with ``image``, ``prompt`` and
     ``solution``) whose images are then loaded with Pillow from ``images_root``. Returns a dict:
@@ -61,12 +62,14 @@ class PromptCollator:
         *,
         image_processor: Any = None,
         images_root: str | Path | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.processor = processor
         self.image_processor = image_processor or processor.image_processor
         self.template = template
         self.answer_frame = answer_frame
         self.images_root = images_root
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.rule = resize_rule(self.image_processor)
         self.patch_rule = device_rule(self.image_processor)
         tokenizer = processor.tokenizer
@@ -121,7 +124,7 @@ class PromptCollator:
     def _prompt_ids(self, prompt: list[dict[str, Any]], grid: torch.Tensor) -> torch.Tensor:
         """Token ids with the image placeholder repeated, as Qwen's processor does in text."""
         text = self.processor.apply_chat_template(
-            prompt, tokenize=False, add_generation_prompt=True
+            prompt, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
         )
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         num_tokens = int(grid.prod()) // self.image_processor.merge_size**2

@@ -5,12 +5,14 @@ Every field is a key of the YAML file and a flag of ``launch/train.py``.
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ImageLimits
 from grpo_stream.shards.retry import RetryRules
+from grpo_stream.train.refused import REFUSED
 from tools.shard_builder.set_flags import parse_num_bytes
 
 SHARED_PREFIX = ("auto", "on", "off")
@@ -273,11 +275,24 @@ def check_supported(args: GRPOConfig) -> None:
     """
     if args.use_vllm:
         raise ConfigError("use_vllm", True, "is not supported yet; use False")
-    if args.use_transformers_continuous_batching:
-        expected = "would compute every prompt once per completion; use False"
-        raise ConfigError("use_transformers_continuous_batching", True, expected)
-    if args.ignore_data_skip:
-        expected = (
-            "would count samples as done that were not; use False, resuming costs nothing here"
-        )
-        raise ConfigError("ignore_data_skip", True, expected)
+    for name, (works, why) in REFUSED.items():
+        value = getattr(args, name)
+        if (value or None) != (works or None):
+            raise ConfigError(name, value, f"{why}; use {works}")
+
+
+def check_model_supported(config: Any, args: GRPOConfig) -> None:
+    """Refuses a mixture of experts whose own settings ask for a loss that is not computed.
+
+    Args:
+        config: The model's configuration (transformers 5.23).
+        args: With ``router_aux_loss_coef``, which wins over the model's.
+
+    Raises:
+        ConfigError: naming that setting.
+    """
+    text = config.get_text_config()
+    own = getattr(text, "router_aux_loss_coef", None)
+    if args.router_aux_loss_coef is None and own and hasattr(text, "output_router_logits"):
+        expected = f"would be the model's own {own}, and that loss is not computed; use 0"
+        raise ConfigError("router_aux_loss_coef", None, expected)

@@ -25,7 +25,13 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.attention import use_shared_prefix_attention
 from grpo_stream.train.backbone import freeze_vision_tower as freeze_tower
 from grpo_stream.train.collate import Batch, PromptCollator
-from grpo_stream.train.config import SHARED_PREFIX, LogArguments, check_supported, packed_attention
+from grpo_stream.train.config import (
+    SHARED_PREFIX,
+    LogArguments,
+    check_model_supported,
+    check_supported,
+    packed_attention,
+)
 from grpo_stream.train.data import num_eval_lanes
 from grpo_stream.train.group_trainer import GroupTrainer
 from grpo_stream.train.model import policy_config
@@ -35,6 +41,8 @@ from grpo_stream.train.rollout import suppressed_token_ids
 from grpo_stream.train.zero import check_batch_arithmetic
 
 logger = logging.get_logger("grpo_stream.train")
+
+_TRL_ROLLOUTS = ("tools", "rollout_func", "environment_factory")
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -103,12 +111,16 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         log = log or LogArguments()
         log.check()
         num_prompts = _check_args(args, shared_prefix)
+        for name in _TRL_ROLLOUTS:
+            if kwargs.get(name) is not None:
+                raise ConfigError(name, kwargs[name], "makes prompts of its own; leave it out")
         self.packed_attention = packed_attention(shared_prefix_attention, args.device.type)
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
         revision = (args.model_init_kwargs or {}).get("revision") or "main"
         config = policy_config(model_id, revision) if isinstance(model, str) else model.config
+        check_model_supported(config, args)
         template = load_template(prompt_template, config.model_type)
         rewards = _named_rewards(reward_funcs, template)
         frame = answer_frame_for(config.model_type, answer_frame)
@@ -140,6 +152,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             frame,
             image_processor=image_processor,
             images_root=images_root,
+            chat_template_kwargs=args.chat_template_kwargs,
         )
         self._observe(log)
         self._read_streams(train_stream, eval_stream, allow_new_lanes=allow_new_lanes)
@@ -162,7 +175,8 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         return is_on
 
     def _suppress_vision_tokens(self) -> None:
-        ids = suppressed_token_ids(self._tokenizer)
+        given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
+        ids = sorted({*suppressed_token_ids(self._tokenizer), *given})
         self.generation_kwargs["suppress_tokens"] = ids
         self.generation_config.suppress_tokens = ids
 

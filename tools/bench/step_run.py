@@ -76,7 +76,7 @@ def _trainer(job: dict[str, Any]) -> Any:
         learning_rate=0.0,
         max_grad_norm=0.0,
         beta=job["beta"],
-        shuffle_dataset=False,
+        shuffle_dataset=job["who"] == "ours",  # which has its own order; trl's is to be the same
     )
     rule = ResizeRule(max_pixels=job["max_pixels"])
     records, root = json.loads(Path(job["records"]).read_text()), Path(job["images_root"])
