@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from grpo_stream.errors import CheckpointError
+from grpo_stream.errors import CheckpointError, ConfigError
 
 MARKER_NAME = "complete.json"
 """File of a checkpoint that is written last."""
@@ -60,6 +60,7 @@ def seal(
     folder: Path, *, num_ranks: int, zero_stage: int | None, is_resumable: bool = True
 ) -> None:
     """Declares a checkpoint whole; every rank has written and synced its files."""
+    (folder / MARKER_NAME).unlink(missing_ok=True)
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_files(folder))}
     marker = Marker(num_ranks, zero_stage, is_resumable, files)
     part = folder / f"{MARKER_NAME}.part"
@@ -71,16 +72,17 @@ def seal(
 
 
 def read_marker(folder: Path) -> Marker:
-    """The marker of a whole checkpoint.
+    """The marker of a checkpoint.
 
     Raises:
-        CheckpointError: it is not whole: what is wrong.
+        CheckpointError: there is none, or none that this program reads.
     """
     path = folder / MARKER_NAME
     try:
         content: Any = json.loads(path.read_text())
         version = content.pop("version")
-        marker = Marker(**content)
+        if version == _VERSION:
+            return Marker(**content)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is no whole checkpoint: it has no {MARKER_NAME}, so its writing was "
@@ -88,8 +90,15 @@ def read_marker(folder: Path) -> Marker:
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); go on from an older one") from error
-    if version != _VERSION:
-        raise CheckpointError(f"{path} has version {version}, this program reads {_VERSION}")
+    raise CheckpointError(f"{path} has version {version}, and this program reads {_VERSION}")
+
+
+def check_files(folder: Path, marker: Marker) -> None:
+    """Compares the files of a checkpoint with its marker; costs one look at each.
+
+    Raises:
+        CheckpointError: one is missing, or has another size.
+    """
     for name, num_bytes in marker.files.items():
         found = _size(folder / name)
         if found != num_bytes:
@@ -97,7 +106,6 @@ def read_marker(folder: Path) -> Marker:
             raise CheckpointError(
                 f"{folder} is no whole checkpoint: {name} {what}; go on from an older one"
             )
-    return marker
 
 
 def find_checkpoints(output_dir: Path) -> tuple[list[Path], list[str]]:
@@ -107,6 +115,33 @@ def find_checkpoints(output_dir: Path) -> tuple[list[Path], list[str]]:
     judged = [(path, _fault_of(path)) for path in (output_dir / f"checkpoint-{n}" for n in steps)]
     found = [path for path, fault in judged if fault is None]
     return found, [fault for _, fault in judged if fault is not None]
+
+
+def choose_checkpoint(value: str | None, output_dir: Path, *, looks: bool) -> Path | None:
+    """The checkpoint to begin from; None: anew. Every rank must call this.
+
+    Args:
+        value: ``auto``: the last whole one, if any, so that one command serves the first start and
+            every restart. ``true``: the last whole one. ``false`` or None: none. Else its path.
+        output_dir: Of the run.
+        looks: See :func:`last_checkpoint`.
+
+    Raises:
+        ConfigError: there is no such folder, or with ``true`` no whole checkpoint.
+    """
+    name, word = "resume_from_checkpoint", (value or "false").lower()
+    if word == "false":
+        return None
+    if word in ("auto", "true"):
+        found = last_checkpoint(output_dir, looks=looks)
+        if found is None and word == "true":
+            expected = f"finds no whole checkpoint in {output_dir}; auto would begin anew"
+            raise ConfigError(name, value, expected)
+        return found
+    path = Path(value or "")
+    if not path.is_dir():
+        raise ConfigError(name, value, "is no folder; give one, or auto, or true")
+    return path
 
 
 def last_checkpoint(output_dir: Path, *, looks: bool) -> Path | None:
@@ -135,6 +170,7 @@ def last_checkpoint(output_dir: Path, *, looks: bool) -> Path | None:
 def _fault_of(folder: Path) -> str | None:
     try:
         marker = read_marker(folder)
+        check_files(folder, marker)
     except CheckpointError as error:
         return str(error)
     return None if marker.is_resumable else f"{folder} holds the model only (save_only_model)"

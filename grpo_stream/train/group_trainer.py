@@ -19,10 +19,9 @@ from grpo_stream.train.collate import Batch
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
 from grpo_stream.train.prefix import pack_groups, score_packed
 from grpo_stream.train.rollout import generate_groups, trim_completions
-from grpo_stream.train.stream_trainer import StreamTrainer
 
 
-class GroupTrainer(StreamTrainer):
+class GroupTrainer(CheckpointTrainer):
     """The part of the trainer that samples and scores.
 
     Used through :class:`grpo_stream.train.trainer.PersonalizedGRPOTrainer`.
@@ -47,26 +46,37 @@ class GroupTrainer(StreamTrainer):
         num_micro_batches = self.args.steps_per_generation
         starts = self._step % self._micro_steps.num_repeats == 0
         if starts or self._micro_batches is None:
-            scored = self._rollout(generation_batch, self.num_generations)
+            saved = None if starts else self._saved_generation(generation_batch["key"])
+            scored = self._rollout(generation_batch, self.num_generations, saved)
             groups = scored.pop("groups")
+            self._generation = generation_batch["key"], scored
             self._micro_batches = cut_micro_batches(scored, groups, num_micro_batches)
-            self._log_stream()
+            if saved is None:
+                self._log_stream()
         inputs: dict[str, Any] = self._micro_batches[self._step % num_micro_batches]
         return inputs
 
-    def _rollout(self, batch: Batch, num_generations: int) -> dict[str, Any]:
-        """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``."""
+    def _rollout(
+        self, batch: Batch, num_generations: int, scored: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``.
+
+        Args:
+            batch: Prompts.
+            num_generations: Completions of each.
+            scored: What a checkpoint has kept of this: then nothing is sampled.
+        """
         self._begin_rollout(batch)
         with self.phases("device_input"):
             groups = PromptGroups.from_batch(batch, num_generations, self.accelerator.device)
             if self.shared_prefix:
                 groups = self._prepare_prompts(groups)
-        rows = reward_rows(batch, num_generations)
-        check_groups([row["key"] for row in rows], num_generations)
-        with self.phases("rollout"), self._scoring(groups):
-            scored: dict[str, Any] = self._generate_and_score_completions(rows)
-        scored["groups"] = groups
-        return scored
+        if scored is None:
+            rows = reward_rows(batch, num_generations)
+            check_groups([row["key"] for row in rows], num_generations)
+            with self.phases("rollout"), self._scoring(groups):
+                scored = self._generate_and_score_completions(rows)
+        return {**scored, "groups": groups}
 
     def _prepare_prompts(self, groups: PromptGroups) -> PromptGroups:
         """Adds what all passes of a generation batch share: positions, features of a frozen tower.

@@ -1,4 +1,4 @@
-"""``trl.GRPOTrainer`` on a prompt stream: its batches, its position, what a checkpoint adds."""
+"""``trl.GRPOTrainer`` on a prompt stream: its batches and its position."""
 
 import json
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig
 
-from grpo_stream.errors import ConfigError, CursorError
+from grpo_stream.errors import ConfigError
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.train.batches import MicroStepDataset, first_of
@@ -138,27 +138,6 @@ class StreamTrainer(WatchedTrainer):
         super()._init_training_state(*args, **kwargs)
         return self._start
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.
-
-        Checkpoints of Qwen2.5-VL name their weights as its first files did. transformers looks for
-        the model's own names in them, without the renaming of ``from_pretrained``, and would go on
-        with the weights that the run began with (huggingface/transformers issue 43701). DeepSpeed
-        does not come through here: it restores its own files.
-        """
-        model = self.model if model is None else model
-        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        """Extends ``Trainer._load_best_model`` (transformers 5.23): the same, for the best one."""
-        super()._load_best_model()
-        if not self.is_deepspeed_enabled and isinstance(self.model, PreTrainedModel):
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Extends ``Trainer._run_epoch`` (transformers 5.23): tells the stream the epoch.
 
@@ -181,17 +160,12 @@ class StreamTrainer(WatchedTrainer):
             if loader is not None:
                 loader.close()
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Extends ``Trainer._save_checkpoint`` (transformers 5.23): the cursor goes with it."""
-        if self.args.should_save:
-            # Before the rest: older checkpoints are removed as soon as the rest is written.
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CURSOR_NAME).write_text(json.dumps(self._position().to_dict(), indent=1))
-            bad = self._reader.bad_samples
-            if bad.quarantine:
-                (folder / QUARANTINE_NAME).write_text(json.dumps(bad.to_dict(), indent=1))
-        super()._save_checkpoint(model, trial)
+    def _write_position(self, folder: Path) -> None:
+        """Writes the position, and the bad samples that were met, into a checkpoint."""
+        (folder / CURSOR_NAME).write_text(json.dumps(self._position().to_dict(), indent=1))
+        bad = self._reader.bad_samples
+        if bad.quarantine:
+            (folder / QUARANTINE_NAME).write_text(json.dumps(bad.to_dict(), indent=1))
 
     def _position(self) -> SavedPosition:
         """The first generation batch that is not done; one in use counts as not done."""
@@ -202,13 +176,7 @@ class StreamTrainer(WatchedTrainer):
 
     def _enter(self, checkpoint: Path) -> int:
         """Takes the stream to a checkpoint's position; the global steps that it has done."""
-        path = checkpoint / CURSOR_NAME
-        if not path.is_file():
-            raise CursorError(
-                f"{checkpoint} holds no {CURSOR_NAME}: it was not written by this trainer, or its "
-                "writing was interrupted; resume from an older checkpoint"
-            )
-        read = SavedPosition.from_dict(json.loads(path.read_text()))
+        read = SavedPosition.from_dict(json.loads((checkpoint / CURSOR_NAME).read_text()))
         saved = read.enter(self.train_stream, allow_new_lanes=self._allow_new_lanes)
         done: int = TrainerState.load_from_json(checkpoint / TRAINER_STATE_NAME).global_step
         repeats = self._micro_steps.num_repeats
@@ -216,6 +184,8 @@ class StreamTrainer(WatchedTrainer):
             in_use = done * self.args.gradient_accumulation_steps % repeats
             saved = replace(saved, micro_steps_in_use=(in_use, repeats))
         self._start = Position(saved.cursor.epoch, saved.micro_step(repeats))
+        bad = checkpoint / QUARANTINE_NAME
+        self._reader.go_on(json.loads(bad.read_text())["samples"] if bad.is_file() else {})
         check_updates(self._start, self._step_count())
         return done
 

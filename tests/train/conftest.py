@@ -1,15 +1,22 @@
 """One tiny policy for all tests of this folder; models and processors are loaded from it."""
 
 import os
+from typing import Any
 
 # Before torch: the models are so small that a second thread only costs time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from trl import GRPOConfig
 
+from grpo_stream.config import StreamConfig
+from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.sources import ShardSource
 from grpo_stream.train.processor import load_processor
 from grpo_stream.train.tiny import make_tiny_policy
+from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.runs import NUM_LANES, spread_reward
 from tests.train.support import TASK_TEXTS, load_model, write_shapes
 
 
@@ -40,3 +47,54 @@ def model(tiny_folder):
 def shapes(tmp_path_factory):
     """Shards of 13 coloured shapes, and the raw records and images that they hold."""
     return write_shapes(tmp_path_factory.mktemp("shapes"), 13)
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    def make(**changes):
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": [],
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 4,
+            "steps_per_generation": 2,
+            "gradient_accumulation_steps": 2,
+            "num_generations": 2,
+            "max_completion_length": 4,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+        }
+        return GRPOConfig(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tiny_folder, processor, shapes, make_args):
+    made = []
+
+    def make(
+        args=None, *, reward_funcs=None, train_dataset=None, folder=None, num_lanes=NUM_LANES, **kw
+    ):
+        if train_dataset is None:
+            source = ShardSource(str(folder or shapes.shards))
+            train_dataset = PromptStream(source, StreamConfig(num_lanes=num_lanes, num_threads=1))
+        trainer = PersonalizedGRPOTrainer(
+            str(tiny_folder),
+            reward_funcs or spread_reward,
+            args or make_args(),
+            train_dataset,
+            processing_class=processor,
+            **kw,
+        )
+        made.append(trainer)
+        return trainer
+
+    yield make
+    for trainer in made:
+        trainer.close()

@@ -2,12 +2,9 @@ import json
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
-from trl import GRPOConfig
 
 from grpo_stream.config import StreamConfig
 from grpo_stream.errors import ConfigError, CursorError
@@ -20,89 +17,19 @@ from grpo_stream.train import patches as patches_module
 from grpo_stream.train.collate import PromptCollator
 from grpo_stream.train.patches import image_inputs, to_patches
 from grpo_stream.train.processor import load_processor
-from grpo_stream.train.stream_trainer import CURSOR_NAME, QUARANTINE_NAME
+from grpo_stream.train.stream_trainer import QUARANTINE_NAME
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.runs import (
+    NUM_LANES,
+    SAVING,
+    KeySpy,
+    logged,
+    place_of,
+    run,
+    spread_reward,
+    weights_of,
+)
 from tests.train.support import write_shapes
-
-NUM_LANES = 4  # 4 completions x 2 steps per generation / groups of 2
-
-
-@pytest.fixture
-def make_args(tmp_path):
-    def make(**changes):
-        settings: dict[str, Any] = {
-            "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": [],
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 4,
-            "steps_per_generation": 2,
-            "gradient_accumulation_steps": 2,
-            "num_generations": 2,
-            "max_completion_length": 4,
-            "max_steps": 2,
-            "learning_rate": 1e-3,
-        }
-        return GRPOConfig(**(settings | changes))
-
-    return make
-
-
-@pytest.fixture
-def make_trainer(tiny_folder, processor, shapes, make_args):
-    made = []
-
-    def make(
-        args=None, *, reward_funcs=None, train_dataset=None, folder=None, num_lanes=NUM_LANES, **kw
-    ):
-        if train_dataset is None:
-            source = ShardSource(str(folder or shapes.shards))
-            train_dataset = PromptStream(source, StreamConfig(num_lanes=num_lanes, num_threads=1))
-        trainer = PersonalizedGRPOTrainer(
-            str(tiny_folder),
-            reward_funcs or spread_reward,
-            args or make_args(),
-            train_dataset,
-            processing_class=processor,
-            **kw,
-        )
-        made.append(trainer)
-        return trainer
-
-    yield make
-    for trainer in made:
-        trainer.close()
-
-
-def spread_reward(completions, **_):
-    """Another reward for each completion of a group, so that every group teaches something."""
-    return [float(number % 4) for number in range(len(completions))]
-
-
-class KeySpy:
-    """A reward that notes the keys it is given: one list per generation batch, once per group."""
-
-    __name__ = "key_spy"
-
-    def __init__(self):
-        self.batches = []
-
-    def __call__(self, completions, key, **_):
-        assert len(completions) == len(key)
-        self.batches.append(list(dict.fromkeys(key)))
-        return spread_reward(completions)
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def weights_of(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
 def force_completions(trainer, tokenizer):
@@ -357,136 +284,6 @@ class TestRawRecords:
 
         make_trainer(make_args(max_steps=1), data_collator=collate).train()
         assert set(seen) == {4}
-
-
-class StopAfter(TrainerCallback):
-    """Ends a run after so many global steps, as a crash right behind a checkpoint would."""
-
-    def __init__(self, num_steps):
-        self.num_steps = num_steps
-
-    def on_step_end(self, args, state, control, **_):
-        control.should_training_stop = state.global_step >= self.num_steps
-        return control
-
-
-SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
-
-
-def place_of(checkpoint):
-    """Epoch and generation batch of a checkpoint's cursor."""
-    cursor = json.loads((checkpoint / CURSOR_NAME).read_text())
-    return cursor["epoch"], cursor["batch_index"]
-
-
-def run(make_trainer, args, *, stop_after=None, resume_from=None, **changes):
-    """Trains; the trainer, and the keys of the generation batches that were scored."""
-    spy = KeySpy()
-    trainer = make_trainer(args, reward_funcs=spy, **changes)
-    if stop_after is not None:
-        trainer.add_callback(StopAfter(stop_after))
-    trainer.train(resume_from_checkpoint=resume_from)
-    return trainer, spy.batches
-
-
-class TestResume:
-    @pytest.mark.parametrize("num_done", [1, 3])
-    def test_is_the_exact_continuation(self, make_trainer, make_args, tmp_path, num_done):
-        whole, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
-        assert len(expected) == 4
-        _, first = run(make_trainer, make_args(**SAVING), stop_after=num_done)
-        checkpoint = tmp_path / "out" / f"checkpoint-{num_done}"
-        assert place_of(checkpoint) == divmod(num_done, 3)  # an epoch has 3 generation batches
-        resumed, rest = run(make_trainer, make_args(**SAVING), resume_from=str(checkpoint))
-        assert place_of(tmp_path / "out" / "checkpoint-4") == (1, 1)
-        assert first == expected[:num_done]
-        assert rest == expected[num_done:]
-        assert logged(resumed, "loss") == logged(whole, "loss")
-        weights, wanted = weights_of(resumed), weights_of(whole)
-        assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
-
-    def test_in_the_middle_of_a_generation_batch_it_is_sampled_again(
-        self, make_trainer, make_args, tmp_path
-    ):
-        # 4 micro-steps per generation batch, a global step after every second.
-        args = SAVING | {"num_iterations": 2, "max_steps": 6}
-        _, expected = run(make_trainer, make_args(**args | {"save_strategy": "no"}))
-        assert len(expected) == 3
-        run(make_trainer, make_args(**args), stop_after=3)
-        checkpoint = tmp_path / "out" / "checkpoint-3"
-        assert place_of(checkpoint) == (0, 1)
-        resumed, rest = run(make_trainer, make_args(**args), resume_from=str(checkpoint))
-        assert rest == expected[1:]
-        assert resumed.state.global_step == 6
-
-    def test_of_a_resume(self, make_trainer, make_args, tmp_path):
-        _, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
-        read, resume_from = [], None
-        for stop_after in (1, 2, 4):
-            _, batches = run(
-                make_trainer, make_args(**SAVING), stop_after=stop_after, resume_from=resume_from
-            )
-            read += batches
-            resume_from = str(tmp_path / "out" / f"checkpoint-{stop_after}")
-        assert read == expected
-
-    def test_the_newest_checkpoint_is_found(self, make_trainer, make_args):
-        run(make_trainer, make_args(**SAVING), stop_after=2)
-        trainer, rest = run(make_trainer, make_args(**SAVING), resume_from=True)
-        assert len(rest) == 2
-        assert trainer.state.global_step == 4
-
-    def test_the_best_model_is_loaded_whole(self, make_trainer, make_args, shapes, tmp_path):
-        rewards = iter([0.0, 1.0, 0.5])
-
-        class Improving(TrainerCallback):
-            def on_evaluate(self, args, state, control, metrics, **_):
-                metrics["eval_reward"] = next(rewards)
-
-        args = make_args(
-            **SAVING | {"max_steps": 3},
-            eval_strategy="steps",
-            eval_steps=1,
-            per_device_eval_batch_size=4,
-            load_best_model_at_end=True,
-            metric_for_best_model="reward",
-        )
-        trainer = make_trainer(args, eval_dataset=shapes.records[:2], images_root=shapes.images)
-        trainer.add_callback(Improving())
-        trainer.train()
-        best = tmp_path / "out" / "checkpoint-2"
-        assert trainer.state.best_model_checkpoint == str(best)
-        saved = type(trainer.model).from_pretrained(best).state_dict()
-        weights = trainer.model.state_dict()
-        assert [name for name in saved if not torch.equal(weights[name], saved[name])] == []
-
-    @pytest.mark.parametrize("what", ["data", "no cursor"])
-    def test_refuses(self, make_trainer, make_args, tmp_path, what):
-        args = SAVING | {"max_steps": 1}
-        run(make_trainer, make_args(**args))
-        checkpoint = tmp_path / "out" / "checkpoint-1"
-        folder = None
-        if what == "data":
-            write_shapes(tmp_path, 14)
-            folder = tmp_path / "shards"
-        else:
-            (checkpoint / CURSOR_NAME).unlink()
-        words = "manifest digest" if what == "data" else f"holds no {CURSOR_NAME}"
-        with pytest.raises(CursorError, match=words):
-            run(make_trainer, make_args(**args), resume_from=str(checkpoint), folder=folder)
-
-    @pytest.mark.parametrize(("max_steps", "num_global_steps"), [(4, 4), (-1, 5)])
-    def test_with_more_updates_for_the_same_prompts(
-        self, make_trainer, make_args, max_steps, num_global_steps
-    ):
-        _, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
-        run(make_trainer, make_args(**SAVING), stop_after=1)
-        # Each of the 2 generation batches that are left now takes 2 global steps.
-        length = {"max_steps": max_steps, "num_train_epochs": 1}
-        args = make_args(**SAVING | length | {"gradient_accumulation_steps": 1})
-        trainer, rest = run(make_trainer, args, resume_from=True)
-        assert rest == expected[1:3]
-        assert trainer.state.global_step == num_global_steps
 
 
 class TestOtherLanes:

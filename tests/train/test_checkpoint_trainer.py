@@ -1,0 +1,233 @@
+import errno
+import json
+import math
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from grpo_stream.errors import CheckpointError, ConfigError, CursorError
+from grpo_stream.train.checkpoint import MARKER_NAME, find_checkpoints, read_marker, seal
+from tests.train.runs import SAVING, logged, place_of, run, weights_of
+from tests.train.support import write_shapes
+
+TIMED = ("time/", "speed/", "stream/wait", "stream/num_samples", "step_time", "train_")
+"""Logged values that depend on the clock."""
+
+
+def log_of(trainer):
+    entries = [
+        {name: value for name, value in entry.items() if not name.startswith(TIMED)}
+        for entry in trainer.state.log_history
+    ]
+    return [entry for entry in entries if len(entry) > 2]  # not the summary: epoch and step
+
+
+def assert_same_run(resumed, whole):
+    assert log_of(resumed) == log_of(whole)
+    weights, wanted = weights_of(resumed), weights_of(whole)
+    assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        ("num_done", "changes"),
+        [
+            (1, {}),
+            (3, {"beta": 0.1}),
+            # 4 micro-steps per generation batch, a global step after every second.
+            (3, {"num_iterations": 2, "max_steps": 6, "logging_steps": 2}),
+            (1, {"num_iterations": 2, "beta": 0.1, "logging_steps": 3, "log_completions": True}),
+        ],
+        ids=["first", "at an epoch's end", "within a batch and a log", "with a reference model"],
+    )
+    def test_is_the_same_run(self, make_trainer, make_args, tmp_path, num_done, changes):
+        args = SAVING | changes
+        whole, expected = run(make_trainer, make_args(**args | {"save_strategy": "no"}))
+        _, first = run(make_trainer, make_args(**args), stop_after=num_done)
+        checkpoint = tmp_path / "out" / f"checkpoint-{num_done}"
+        resumed, rest = run(make_trainer, make_args(**args), resume_from=str(checkpoint))
+        assert first + rest == expected
+        assert_same_run(resumed, whole)
+
+    def test_is_where_the_cursor_says(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**SAVING))
+        # An epoch has 3 generation batches.
+        places = [place_of(tmp_path / "out" / f"checkpoint-{step}") for step in range(1, 5)]
+        assert places == [(0, 1), (0, 2), (1, 0), (1, 1)]
+
+    def test_of_a_resume(self, make_trainer, make_args, tmp_path):
+        whole, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+        read, resume_from = [], None
+        for stop_after in (1, 2, 4):
+            trainer, batches = run(
+                make_trainer, make_args(**SAVING), stop_after=stop_after, resume_from=resume_from
+            )
+            read += batches
+            resume_from = str(tmp_path / "out" / f"checkpoint-{stop_after}")
+        assert read == expected
+        assert_same_run(trainer, whole)
+
+    def test_a_batch_whose_prompts_have_changed_is_sampled_again(
+        self, make_trainer, make_args, tmp_path
+    ):
+        args = SAVING | {"num_iterations": 2, "max_steps": 6}
+        _, expected = run(make_trainer, make_args(**args | {"save_strategy": "no"}))
+        run(make_trainer, make_args(**args), stop_after=3)
+        checkpoint = tmp_path / "out" / "checkpoint-3"
+        path = checkpoint / "run_state_0.pt"
+        state = torch.load(path)
+        state["generation"]["keys"][0] = "another"
+        torch.save(state, path)
+        seal(checkpoint, num_ranks=1, zero_stage=None)
+        _, rest = run(make_trainer, make_args(**args), resume_from=str(checkpoint))
+        assert rest == expected[1:]
+
+    def test_bad_samples_go_on_counting(self, make_trainer, make_args, shapes):
+        records = [*shapes.records]
+        records[1] = records[1] | {"image": "missing.png"}
+        data = {"train_dataset": records, "images_root": shapes.images}
+        run(make_trainer, make_args(**SAVING), stop_after=3, **data)
+        trainer, _ = run(make_trainer, make_args(**SAVING), resume_from=True, **data)
+        # The second epoch meets it again.
+        assert trainer._reader.bad_samples.quarantine == {"record 1": "image_not_found"}
+        assert logged(trainer, "stream/num_bad_samples")[-1] == 1
+
+    @pytest.mark.parametrize(("max_steps", "num_global_steps"), [(4, 4), (-1, 5)])
+    def test_with_more_updates_for_the_same_prompts(
+        self, make_trainer, make_args, max_steps, num_global_steps
+    ):
+        _, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+        run(make_trainer, make_args(**SAVING), stop_after=1)
+        # Each of the 2 generation batches that are left now takes 2 global steps.
+        length = {"max_steps": max_steps, "num_train_epochs": 1}
+        args = make_args(**SAVING | length | {"gradient_accumulation_steps": 1})
+        trainer, rest = run(make_trainer, args, resume_from=True)
+        assert rest == expected[1:3]
+        assert trainer.state.global_step == num_global_steps
+
+    def test_a_finished_run_ends_at_once(self, make_trainer, make_args):
+        whole, _ = run(make_trainer, make_args(**SAVING))
+        again, batches = run(make_trainer, make_args(**SAVING), resume_from=True)
+        assert batches == []
+        assert_same_run(again, whole)
+
+
+class TestWholeness:
+    def test_the_last_whole_one_is_found(self, make_trainer, make_args, tmp_path, caplog):
+        run(make_trainer, make_args(**SAVING), stop_after=3)
+        (tmp_path / "out/checkpoint-3" / MARKER_NAME).unlink()
+        with (tmp_path / "out/checkpoint-2/optimizer.pt").open("r+b") as file:
+            file.truncate(100)
+        trainer, rest = run(make_trainer, make_args(**SAVING), resume_from=True)
+        assert len(rest) == 3
+        assert trainer.state.global_step == 4
+        assert "checkpoint-3 is no whole checkpoint: it has no complete.json" in caplog.text
+        assert "optimizer.pt has 100 bytes in place of" in caplog.text
+        whole, _ = find_checkpoints(tmp_path / "out")
+        assert [path.name for path in whole] == [f"checkpoint-{n}" for n in (4, 3, 2, 1)]
+
+    def test_a_full_disk_leaves_the_last_one_whole(
+        self, make_trainer, make_args, tmp_path, monkeypatch
+    ):
+        args = SAVING | {"save_total_limit": 1}
+        whole, _ = run(make_trainer, make_args(**args))
+        saved = torch.save
+
+        def save(content, path, **kwargs):
+            saved(content, path, **kwargs)
+            if str(path).endswith("checkpoint-2/optimizer.pt"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        out = tmp_path / "full"
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", save)
+            with pytest.raises(
+                CheckpointError, match=r"checkpoint-2 could not be written.*No spac"
+            ):
+                run(make_trainer, make_args(**args, output_dir=str(out)))
+        assert [path.name for path in find_checkpoints(out)[0]] == ["checkpoint-1"]
+        resumed, _ = run(make_trainer, make_args(**args, output_dir=str(out)), resume_from=True)
+        assert_same_run(resumed, whole)
+        assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-4"}
+
+    def test_what_an_interrupted_writing_left_goes(self, make_trainer, make_args, tmp_path):
+        rest = tmp_path / "out/checkpoint-1/global_step1"
+        rest.mkdir(parents=True)
+        (rest / "zero_pp_rank_7_mp_rank_00_optim_states.pt").write_bytes(b"half")
+        run(make_trainer, make_args(**SAVING), stop_after=1)
+        marker = read_marker(tmp_path / "out/checkpoint-1")
+        assert not rest.exists()
+        assert {"model.safetensors", "optimizer.pt", "cursor.json", "trainer_state.json"} <= set(
+            marker.files
+        )
+
+    def test_the_best_model_is_kept_and_loaded_whole(
+        self, make_trainer, make_args, shapes, tmp_path
+    ):
+        rewards = iter([0.0, 1.0, 0.5])
+
+        class Improving(TrainerCallback):
+            def on_evaluate(self, args, state, control, metrics, **_):
+                metrics["eval_reward"] = next(rewards)
+
+        args = make_args(
+            **SAVING | {"max_steps": 3},
+            eval_strategy="steps",
+            eval_steps=1,
+            per_device_eval_batch_size=4,
+            load_best_model_at_end=True,
+            metric_for_best_model="reward",
+            save_total_limit=1,
+        )
+        trainer = make_trainer(args, eval_dataset=shapes.records[:2], images_root=shapes.images)
+        trainer.add_callback(Improving())
+        trainer.train()
+        best = tmp_path / "out" / "checkpoint-2"
+        assert trainer.state.best_model_checkpoint == str(best)
+        assert find_checkpoints(tmp_path / "out")[0] == [best]
+        saved = type(trainer.model).from_pretrained(best).state_dict()
+        weights = trainer.model.state_dict()
+        assert [name for name in saved if not torch.equal(weights[name], saved[name])] == []
+
+
+class TestRefusals:
+    def test_other_data(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**SAVING), stop_after=1)
+        write_shapes(tmp_path, 14)
+        with pytest.raises(CursorError, match="manifest digest"):
+            run(make_trainer, make_args(**SAVING), resume_from=True, folder=tmp_path / "shards")
+
+    def test_no_whole_checkpoint(self, make_trainer, make_args, tmp_path):
+        with pytest.raises(ConfigError, match="finds no whole checkpoint"):
+            run(make_trainer, make_args(**SAVING), resume_from=True)
+        run(make_trainer, make_args(**SAVING), stop_after=1)
+        checkpoint = tmp_path / "out/checkpoint-1"
+        (checkpoint / "cursor.json").unlink()
+        with pytest.raises(CheckpointError, match=r"cursor\.json is missing"):
+            run(make_trainer, make_args(**SAVING), resume_from=str(checkpoint))
+
+    def test_a_model_without_its_optimizer(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**SAVING, save_only_model=True), stop_after=1)
+        found, faults = find_checkpoints(tmp_path / "out")
+        assert found == []
+        assert "save_only_model" in faults[0]
+        with pytest.raises(ConfigError, match="save_only_model"):
+            run(make_trainer, make_args(**SAVING), resume_from=str(tmp_path / "out/checkpoint-1"))
+
+    def test_deepspeed_of_another_kind(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**SAVING), stop_after=1)
+        checkpoint = tmp_path / "out/checkpoint-1"
+        seal(checkpoint, num_ranks=2, zero_stage=3)
+        words = "was written with ZeRO stage 3, and the run is without DeepSpeed"
+        with pytest.raises(ConfigError, match=words):
+            run(make_trainer, make_args(**SAVING), resume_from=str(checkpoint))
+
+
+def test_log_is_json_as_transformers_writes_it(make_trainer, make_args, tmp_path):
+    """What is compared above is also what is on the disk."""
+    trainer, _ = run(make_trainer, make_args(**SAVING | {"max_steps": 1}))
+    state = json.loads((tmp_path / "out/checkpoint-1/trainer_state.json").read_text())
+    (entry,) = [entry for entry in state["log_history"] if "loss" in entry]
+    assert entry["loss"] == logged(trainer, "loss")[0]
+    assert not math.isnan(entry["loss"])
