@@ -224,7 +224,7 @@ def _check_model(settings: Settings) -> tuple[str | None, ResizeRule | None]:
         if getattr(model, field_name):
             raise ConfigError(field_name, True, "is not supported yet; use False")
     if model.use_peft and importlib.util.find_spec("peft") is None:
-        raise ConfigError("use_peft", True, "needs the package peft: pip install peft")
+        raise ConfigError("use_peft", True, "needs the package peft: pip install grpo_stream[lora]")
     is_folder = Path(name).is_dir()
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         expected = "is no folder; give one or a hub id, as in Qwen/Qwen2.5-VL-3B-Instruct"
