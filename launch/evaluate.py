@@ -27,10 +27,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the script; returns the process's exit code (0 done, 2 settings that cannot work)."""
     # The launcher of DeepSpeed adds --local_rank; the environment says the same.
     argv = [word for word in argv if not word.startswith("--local_rank")]
-    (args,) = TrlParser((EvaluateArguments,)).parse_args_and_config(argv)
     try:
-        world = World.from_env()
-        plan = plan_evaluation(args, world)
+        args = parse(argv)
+        plan = plan_evaluation(args, World.from_env())
         if args.num_processes > 1:
             start_ranks(argv, args.num_processes)
         done = run_evaluation(plan)
@@ -44,6 +43,20 @@ def main(argv: Sequence[str]) -> int:
             print(f"compared with {comparison['model']}:\n{comparison_table(comparison)}\n")
         print(f"report: {page}")
     return 0
+
+
+def parse(argv: Sequence[str]) -> EvaluateArguments:
+    """Reads the flags, and a YAML file where --config names one.
+
+    Raises:
+        GrpoStreamError: a setting that nobody knows.
+    """
+    try:
+        (args,) = TrlParser((EvaluateArguments,)).parse_args_and_config(list(argv))
+    except ValueError as error:
+        raise GrpoStreamError(f"the settings cannot be used: {error}") from error
+    found: EvaluateArguments = args
+    return found
 
 
 def start_ranks(argv: Sequence[str], num_processes: int) -> None:

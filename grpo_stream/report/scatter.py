@@ -1,55 +1,79 @@
 """Where answers fall, seen from the box they should have met: one dot each, as SVG text."""
 
+import math
 from collections.abc import Sequence
+from statistics import median
 
 from grpo_stream.report.svg import GRID, INK, PALE, Svg, line, svg, text
 
 MAX_DOTS = 2000
 """More are thinned out evenly."""
-_SIDE, _MARGIN, _TOP = 360, 80, 46
+
+_SIDE, _LEFT, _TOP, _WORDS_LEFT = 222, 14, 44, 268
 _REACH = 4.0  # the plot shows so many half-sides of the true box to each side
+_HIT, _MISS, _TRUTH = "var(--right,#145ae6)", "var(--wrong,#d72323)", "var(--truth,#009650)"
 
 
 def target_plot(title: str, offsets: Sequence[tuple[float, float, bool]]) -> Svg:
     """Answers around a true box that is drawn as a square, whatever its shape.
 
-    A cloud beside the square is a bias, a cloud on a slant towards one corner of the image a wrong
-    frame or scale.
+    A cloud beside the square is a bias; dots scattered far beyond it speak of a wrong frame.
 
     Args:
         title: Said above the plot.
         offsets: For each answer x and y from the true centre, in halves of the true width and
-            height (so -1 to 1 is inside), and whether it is a hit. Farther than 4 is drawn at the
-            edge.
+            height (so -1 to 1 is inside), and whether it is a hit; at least one. Farther than 4 is
+            drawn at the edge.
+
+    Raises:
+        ValueError: no answers.
     """
-    step = -(-len(offsets) // MAX_DOTS) or 1
-    middle_x, middle_y = _MARGIN + _SIDE / 2, _TOP + _SIDE / 2
-    unit = _SIDE / 2 / _REACH
+    if not offsets:
+        raise ValueError("no answers: must be at least 1")
+    middle_x, middle_y, unit = _LEFT + _SIDE / 2, _TOP + _SIDE / 2, _SIDE / 2 / _REACH
     body = [
-        (
-            f"<rect x='{_MARGIN}' y='{_TOP}' width='{_SIDE}' height='{_SIDE}' fill='none' "
-            f"stroke='{GRID}'/>"
-        ),
+        _square(middle_x, middle_y, _SIDE / 2, GRID, 1),
         line(middle_x, _TOP, middle_x, _TOP + _SIDE, GRID),
-        line(_MARGIN, middle_y, _MARGIN + _SIDE, middle_y, GRID),
+        line(_LEFT, middle_y, _LEFT + _SIDE, middle_y, GRID),
     ]
-    num_beyond = 0
-    for x, y, is_hit in offsets[::step]:
+    for x, y, is_hit in offsets[:: math.ceil(len(offsets) / MAX_DOTS)]:
         near_x, near_y = (min(_REACH, max(-_REACH, n)) for n in (x, y))
-        is_beyond = (near_x, near_y) != (x, y)
-        num_beyond += is_beyond
-        colour = "var(--right,#145ae6)" if is_hit else "var(--wrong,#d72323)"
         body.append(
             f"<circle cx='{middle_x + unit * near_x:.1f}' cy='{middle_y + unit * near_y:.1f}' "
-            f"r='{2 if is_beyond else 3}' fill='{colour}' fill-opacity='.5'/>"
+            f"r='{3 if (near_x, near_y) == (x, y) else 2}' fill='{_HIT if is_hit else _MISS}' "
+            "fill-opacity='.5'/>"
         )
-    body.append(
-        f"<rect x='{middle_x - unit:.1f}' y='{middle_y - unit:.1f}' width='{2 * unit:.1f}' "
-        f"height='{2 * unit:.1f}' fill='none' stroke='var(--truth,#009650)' stroke-width='2.5'/>"
+    body.append(_square(middle_x, middle_y, unit, _TRUTH, 2.5))
+    said = _words(offsets)
+    for row, (words, value, colour) in enumerate(said):
+        y = _TOP + 24 + 40 * row
+        body.append(text(_WORDS_LEFT, y, value, "start", size=17, colour=colour, bold=True))
+        body.append(text(_WORDS_LEFT, y + 16, words, "start", size=12, colour=PALE))
+    return svg(title, "; ".join(f"{words}: {value}" for words, value, _ in said), "".join(body))
+
+
+def _words(offsets: Sequence[tuple[float, float, bool]]) -> list[tuple[str, str, str]]:
+    """What the plot says, in words: label, value, colour."""
+    total = len(offsets)
+    num_hits = sum(is_hit for _, _, is_hit in offsets)
+    num_beyond = sum(max(abs(x), abs(y)) > _REACH for x, y, _ in offsets)
+    x, y = median(x for x, _, _ in offsets), median(y for _, y, _ in offsets)
+    sideways = f"{abs(x) / 2:.1f} widths {'right' if x > 0 else 'left'}"
+    upright = f"{abs(y) / 2:.1f} heights {'down' if y > 0 else 'up'}"
+    return [
+        ("hits, in the true box (green)", f"{num_hits:,}", _HIT),
+        ("misses", f"{total - num_hits:,}", _MISS),
+        (
+            f"farther than {_REACH / 2 - 0.5:g} boxes away, at the edge",
+            f"{num_beyond / total:.0%}",
+            INK,
+        ),
+        ("middle of all answers, from the true centre", f"{sideways}, {upright}", INK),
+    ]
+
+
+def _square(x: float, y: float, reach: float, colour: str, width: float) -> str:
+    return (
+        f"<rect x='{x - reach:.1f}' y='{y - reach:.1f}' width='{2 * reach:.1f}' "
+        f"height='{2 * reach:.1f}' fill='none' stroke='{colour}' stroke-width='{width}'/>"
     )
-    shown = len(offsets[::step])
-    beyond = f"{num_beyond / shown:.0%}" if shown else "0%"
-    body.append(text(middle_x, middle_y - unit - 7, "true box", "middle", size=12, colour=INK))
-    note = f"{shown:,} answers; {beyond} lie farther out and are drawn at the edge"
-    body.append(text(middle_x, _TOP + _SIDE + 20, note, "middle", size=12, colour=PALE))
-    return svg(title, note, "".join(body), height=_TOP + _SIDE + 34)

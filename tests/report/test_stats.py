@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_stream.report.stats import wilson_interval
+from grpo_stream.report import stats
+from grpo_stream.report.stats import bootstrap_intervals, wilson_interval
 
 
 # By hand: next to an end of [0, 1] the interval is z^2 / (n + z^2) wide, with z^2 = 3.8415.
@@ -35,3 +37,56 @@ def test_solves_the_equation_it_comes_from():
 def test_impossible_counts(successes, total):
     with pytest.raises(ValueError, match="needs 0 <= successes <= total"):
         wilson_interval(successes, total)
+
+
+class TestBootstrap:
+    def test_agrees_with_drawing_images_one_by_one(self):
+        rng = np.random.default_rng(5)
+        clusters = rng.integers(0, 12, 60)
+        values = rng.random((60, 2))
+        values[rng.random((60, 2)) < 0.2] = np.nan
+        found = bootstrap_intervals(values, clusters, num_resamples=4000, seed=1)
+        slow = []
+        for _ in range(4000):
+            drawn = rng.choice(np.unique(clusters), 12)
+            rows = np.concatenate([np.flatnonzero(clusters == cluster) for cluster in drawn])
+            slow.append(np.nanmean(values[rows], axis=0))
+        assert found == pytest.approx(np.quantile(slow, (0.025, 0.975), axis=0).T, abs=0.012)
+
+    def test_covers_the_truth_as_often_as_it_says(self):
+        rng = np.random.default_rng(0)
+        covered = 0
+        for trial in range(200):
+            images = np.repeat(np.arange(60), 3)
+            values = (rng.random(60)[images] < rng.random(180)).astype(float)  # alike in an image
+            (ends,) = bootstrap_intervals(values[:, None], images, num_resamples=300, seed=trial)
+            covered += ends[0] <= 0.5 <= ends[1]
+        assert 0.9 <= covered / 200 <= 0.99
+
+    def test_samples_of_one_image_count_once(self):
+        once = np.arange(20) % 2
+        alone = bootstrap_intervals(once[:, None] * 1.0, np.arange(20))
+        fourfold = bootstrap_intervals(np.repeat(once, 4)[:, None] * 1.0, np.repeat(range(20), 4))
+        as_if_independent = bootstrap_intervals(np.repeat(once, 4)[:, None] * 1.0, np.arange(80))
+        assert fourfold == pytest.approx(alone)
+        assert np.ptp(as_if_independent) < 0.6 * np.ptp(alone)
+
+    def test_the_same_seed_gives_the_same_ends_and_chunks_do_not_matter(self, monkeypatch):
+        values, clusters = np.arange(50.0)[:, None] % 7, np.arange(50) // 2
+        first = bootstrap_intervals(values, clusters, num_resamples=500, seed=3)
+        monkeypatch.setattr(stats, "_MAX_DRAWS_AT_ONCE", 100)
+        again = bootstrap_intervals(values, clusters, num_resamples=500, seed=3)
+        assert first == pytest.approx(again)
+        assert not np.array_equal(first, bootstrap_intervals(values, clusters, seed=4))
+
+    def test_a_column_that_applies_nowhere_or_hardly_anywhere(self):
+        values = np.full((30, 2), np.nan)
+        values[0, 1] = 0.5
+        found = bootstrap_intervals(values, np.arange(30), num_resamples=200)
+        assert np.isnan(found[0]).all()
+        assert found[1].tolist() == [0.5, 0.5]
+
+    def test_a_hundred_thousand_samples_take_seconds_and_little_memory(self):
+        values = np.random.default_rng(0).random((100_000, 6))
+        found = bootstrap_intervals(values, np.arange(100_000), num_resamples=50)
+        assert found == pytest.approx(np.full((6, 2), 0.5), abs=0.01)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grpo_stream.boxes import Box, Point, Size
-from grpo_stream.report.pictures import COLOURS
+from grpo_stream.report.pictures import COLOURS, Mark
 from grpo_stream.report.zoom import draw_zoom, zoom_region
 
 SCREEN = Size(1280, 720)
@@ -55,3 +55,24 @@ def test_the_place_is_drawn_where_it_lies_in_the_enlarged_part():
     assert tuple(pixels[y1 + 15, x1 - 2]) == COLOURS["truth"]
     assert tuple(pixels[y1 - 2, x1 + 30]) == COLOURS["truth"]
     assert tuple(pixels[2, 2]) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_drawn"),
+    [
+        (Point(640, 290), True),
+        (Point(100, 290), False),  # else it would be drawn at the edge
+        (Box(560, 280, 600, 300), True),
+        (Box(100, 280, 200, 300), False),
+    ],
+)
+def test_further_marks_are_drawn_where_they_are_in_sight(shape, is_drawn):
+    image = Image.new("RGB", SCREEN, (128, 128, 128))
+    region = Box(538, 260, 682, 350)
+    truth = Box(600, 300, 620, 310)
+    size = Size(432, 270)
+    plain, marked = (
+        np.asarray(draw_zoom(image, truth, "truth", region, size, more))
+        for more in ((), [Mark(shape, "wrong")])
+    )
+    assert (plain != marked).any() == is_drawn

@@ -1,0 +1,178 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grpo_stream.report.evaluation import answer_card, evaluation_page
+from grpo_stream.report.pictures import COLOURS
+from tests.report.test_gallery import images_of
+from tests.report.test_html import NASTY, Page
+
+
+def figure(value, low=None, high=None):
+    return {"value": value, "low": low, "high": high, "num_samples": 2}
+
+
+def figures(accuracy, iou=None):
+    return {
+        "num_samples": 2,
+        "num_images": 2,
+        "point_accuracy": figure(accuracy, 0.25, 0.75),
+        "mean_iou": iou,
+        "acc_50": iou,
+        "parse_failures": figure(0.5),
+        "mean_distance": figure(0.125),
+        "outside_image": figure(0.0),
+    }
+
+
+def row(**changes):
+    answer = {
+        "key": "k",
+        "prompt": "Click",
+        "text": "(300, 150)",
+        "solution": [200, 120, 400, 240],
+        "scales": [1200, 600],
+        "image": "i",
+        "failure": None,
+        "point": [300.0, 150.0],
+        "box": None,
+        "is_hit": True,
+        "iou": 0.0,
+        "distance": 0.022,
+        "is_outside": False,
+        "size": "large",
+        "fields": {"element.role": "link"},
+    }
+    return answer | changes
+
+
+UNREADABLE = {"text": "", "point": None, "failure": "no_numbers", "is_hit": False, "distance": None}
+
+
+def results(**changes):
+    found = {
+        "model": "out/checkpoint-5",
+        "data": {"names": ["shards/test"], "digest": "0" * 64},
+        "figures": figures(0.5),
+        "failures": {"no_numbers": 1},
+        "slices": {"source": [{"name": "web", **figures(0.5)}]},
+        "comparisons": [],
+        "bad_samples": [],
+        "task": {"template": "point"},
+        "settings": {"batch_size": 4},
+        "versions": {"torch": "2"},
+        "timing": {"seconds": 1.5},
+    }
+    return found | changes
+
+
+class TestPage:
+    def test_says_everything_and_fetches_nothing(self):
+        page = evaluation_page(
+            results(), [row(), row(**UNREADABLE)], [("Best", "A word.", ["<b>card</b>"])]
+        )
+        words = " ".join(Page(page).words)
+        for part in (
+            "Evaluation of out/checkpoint-5",
+            "2 samples on 2 images of shards/test",
+            "50.0% (25.0-75.0)",
+            "12.5%",
+            "web",
+            "no numbers",
+            "Where the answers fall",
+            "A word.",
+            "card",
+        ):
+            assert part in words
+        assert "mean IoU" not in words.replace("Mean IoU", "")
+        assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+    def test_bars_are_as_long_as_their_figures(self):
+        page = evaluation_page(results(), [row()], [])
+        assert page.count("<i style='width:50.00%'></i>") == 2
+        assert page.count("<u style='left:25.00%;width:50.00%'></u>") == 2
+
+    def test_overlaps_have_a_chart_where_there_are_boxes(self):
+        plain, boxes = (
+            evaluation_page(results(figures=figures(0.5, iou)), [row()], [])
+            for iou in (None, figure(0.25))
+        )
+        assert "IoU of at least" not in plain
+        assert "IoU of at least" in boxes
+        assert "0.250" in boxes
+
+    def test_texts_are_escaped(self):
+        slices = {NASTY: [{"name": NASTY, **figures(0.5)}]}
+        comparison = {
+            "path": NASTY,
+            "model": NASTY,
+            "here": figures(0.5),
+            "there": figures(0.25),
+            "differences": figures(0.25),
+            "num_gained": 3,
+            "num_lost": 2,
+        }
+        page = evaluation_page(
+            results(
+                model=NASTY,
+                slices=slices,
+                bad_samples=[NASTY],
+                comparisons=[comparison],
+                settings={"by": [NASTY]},
+            ),
+            [row()],
+            [(NASTY, NASTY, [])],
+        )
+        assert "script" not in Page(page).tags
+        assert "".join(Page(page).words).count(NASTY) >= 6
+        assert "3 samples are hits here and misses there, 2 the reverse" in page
+
+    def test_a_set_of_points_or_without_any_answer_has_a_page_too(self):
+        point = row(solution=[300, 180], iou=None, size="point")
+        assert "<svg" in evaluation_page(results(), [point, row(**UNREADABLE)], [])
+
+
+class TestCard:
+    def drawn(self, **changes):
+        grey = Image.new("RGB", (600, 300), (128, 128, 128))  # half of the original
+        page = Page(answer_card(row(**changes), grey))
+        first = page.references[0].partition(",")[2]
+        with Image.open(io.BytesIO(base64.b64decode(first))) as image:
+            return np.asarray(image.convert("RGB")).astype(int), page
+
+    @pytest.mark.parametrize(("is_hit", "role"), [(True, "right"), (False, "wrong")])
+    def test_truth_and_answer_are_drawn_where_they_lie(self, is_hit, role):
+        pixels, page = self.drawn(is_hit=is_hit)
+        assert pixels.shape == (300, 600, 3)
+        assert pixels[90, 98].tolist() == pytest.approx(COLOURS["truth"], abs=40)
+        assert pixels[75, 150].tolist() == pytest.approx(COLOURS[role], abs=40)
+        assert f"class='verdict {role}'" in answer_card(
+            row(is_hit=is_hit), Image.new("RGB", (60, 30))
+        )
+        assert "link" in "".join(page.words)
+
+    def test_an_answered_box_is_drawn_with_its_centre(self):
+        pixels, page = self.drawn(box=[200, 40, 400, 260], iou=0.5)
+        assert pixels[75, 98].tolist() == pytest.approx(COLOURS["right"], abs=60)
+        assert "0.500" in "".join(page.words)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({}, "hit, 2.2% of the diagonal from the centre"),
+            ({"is_hit": False, "is_outside": True}, "miss, 2.2%"),
+            ({"is_hit": False, "is_outside": True}, "outside of the image"),
+            ({"is_hit": None}, "answered, 2.2%"),
+            (UNREADABLE, "unreadable: no numbers"),
+            (UNREADABLE, "(nothing)"),
+        ],
+    )
+    def test_the_verdict(self, changes, words):
+        assert words in answer_card(row(**changes), Image.new("RGB", (60, 30)))
+
+    def test_a_small_target_is_shown_larger_with_the_answer_beside_it(self):
+        html = answer_card(row(solution=[290, 140, 300, 160]), Image.new("RGB", (1200, 600)))
+        assert len(images_of(Page(html))) == 2
