@@ -56,9 +56,11 @@ def write_shapes(folder, num_images, per_shard=4):
     return Shapes(shards, images, records)
 
 
-def load_model(folder):
-    """The tiny policy in float32 with trl's fused head, as the trainer prepares it."""
+def load_model(folder, *, is_prepared=True):
+    """The tiny policy in float32; prepared as the trainer does it, with trl's fused head."""
     model = load_policy(folder, dtype=torch.float32, attn_implementation="sdpa")
+    if not is_prepared:
+        return model
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     use_shared_prefix_attention(model)
     return model.eval()

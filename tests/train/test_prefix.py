@@ -144,18 +144,6 @@ def test_entropies_on_demand(model, processor):
         assert score_together(model, groups, ids, mask, compute_entropy=False)[1] is None
 
 
-def test_positions_are_the_models(model, processor):
-    groups = make_groups(processor, MIXED, 1)
-    positions = prompt_positions(model.model, groups)
-    for own, ids, (width, height) in zip(positions, groups.prompt_ids, MIXED, strict=True):
-        assert own.shape == (3, len(ids))
-        is_image = own[1] != own[0]
-        assert is_image.sum() >= (width // 28) * (height // 28) - max(width, height) // 28
-        # After the image, all axes go on together from one past the largest of its positions.
-        assert (own[0, -3:] == own[1, -3:]).all()
-        assert (own[0, -3:].diff() == 1).all()
-
-
 class TestLayout:
     """One small case by hand: prompts of 3 and 2 tokens, completions of 2, 1 and 3."""
 

@@ -1,8 +1,11 @@
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
-from grpo_stream.train.backbone import backbone_of
+from grpo_stream.train.backbone import encode_images
 from grpo_stream.train.rollout import (
     generate_groups,
     suppressed_token_ids,
@@ -87,6 +90,112 @@ def test_sampled_completions_of_a_group_differ_and_are_repeatable(model, process
     assert len({tuple(row) for row in runs[0].tolist()}) > 4
 
 
+def generate_padded(model, groups, config):
+    """The usual way: every prompt once per completion, padded on the left, by ``generate``."""
+    ids = [
+        ids for ids, size in zip(groups.prompt_ids, groups.sizes, strict=True) for _ in range(size)
+    ]
+    longest = max(map(len, ids))
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
+    sequences = model.generate(
+        input_ids=pad(ids, padding_value=config.pad_token_id),
+        attention_mask=pad([torch.ones_like(row) for row in ids]),
+        mm_token_type_ids=groups.token_types(longest, 0),
+        **groups.repeated_images(),
+        generation_config=config,
+    )
+    return sequences[:, longest:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 5},
+        {"top_p": 0.5},
+        {"min_p": 0.02},
+        {"repetition_penalty": 1.5},
+        {"temperature": 1.5, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1},
+        {"min_new_tokens": 6, "bad_words_ids": [[30, 31]]},
+        {"do_sample": False, "no_repeat_ngram_size": 2},
+        {"max_new_tokens": 1},
+    ],
+    ids=lambda changes: ", ".join(changes) or "plain",
+)
+def test_options_of_sampling_are_generates_own(model, processor, changes):
+    groups = make_groups(processor, MIXED, 3)
+    config = generation_config(processor, **{"do_sample": True, "top_k": 0, **changes})
+    sampled = []
+    for way in (generate, generate_padded):
+        torch.manual_seed(0)
+        sampled.append(way(model, groups, config))
+    assert torch.equal(*sampled)
+    assert len({tuple(row) for row in sampled[0].tolist()}) > 2
+
+
+class ForceTokens(LogitsProcessor):
+    """Notes the scores of every step and lets one token of each row be taken."""
+
+    def __init__(self, tokens):
+        self.tokens, self.noted = tokens, []
+
+    def __call__(self, input_ids, scores):
+        forced = self.tokens[:, len(self.noted), None]
+        self.noted.append(scores.log_softmax(dim=-1))
+        return torch.full_like(scores, -torch.inf).scatter(1, forced, 0)
+
+
+def test_logits_of_given_continuations_are_those_of_plain_generation(model, processor):
+    groups = make_groups(processor, MIXED, 2)
+    config = generation_config(processor)
+    tokens = torch.randint(
+        20, 400, (groups.num_rows, 8), generator=torch.Generator().manual_seed(0)
+    )
+    noted = []
+    plain = model.generate
+    for way in (generate, generate_padded):
+        force = ForceTokens(tokens)
+        model.generate = partial(plain, logits_processor=[force])
+        assert torch.equal(way(model, groups, config), tokens)
+        noted.append(torch.stack(force.noted))
+    torch.testing.assert_close(*noted, rtol=0, atol=1e-5)
+
+
+def count_forwards(model):
+    """Tokens of each of the text model's forwards, and patches of the tower's."""
+    texts, patches = [], []
+    model.model.language_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: texts.append(kwargs["inputs_embeds"].size(1)),
+        with_kwargs=True,
+    )
+    model.model.visual.register_forward_pre_hook(
+        lambda _module, args, _kwargs: patches.append(len(args[0])), with_kwargs=True
+    )
+    return texts, patches
+
+
+def test_stops_when_all_have_ended(model, processor):
+    groups = make_groups(processor, MIXED[:2], 2)
+    texts, patches = count_forwards(model)
+    longest = max(map(len, groups.prompt_ids))
+    ends = list(range(len(processor.tokenizer)))  # whatever comes first
+    sampled = generate(model, groups, generation_config(processor, eos_token_id=ends))
+    assert sampled.shape == (4, 1)
+    assert texts == [longest - 1, 1]
+    assert patches == [len(groups.pixel_values)]
+
+
+def test_features_of_the_tower_in_place_of_pixels(model, processor):
+    groups = make_groups(processor, MIXED, 2)
+    config = generation_config(processor)
+    expected = generate(model, groups, config)
+    known = replace(groups, image_features=encode_images(model, groups))
+    _, patches = count_forwards(model)
+    assert torch.equal(generate(model, known, config), expected)
+    assert patches == []
+
+
 def test_suppressed_tokens_are_never_sampled(model, processor):
     groups = make_groups(processor, MIXED[:1], 64)
     vision = torch.tensor(suppressed_token_ids(processor.tokenizer))
@@ -124,7 +233,3 @@ def test_the_vision_tokens(processor):
     tokens = processor.tokenizer.convert_ids_to_tokens(suppressed_token_ids(processor.tokenizer))
     assert set(tokens) >= {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"}
     assert not set(tokens) & {"<|im_end|>", "<|endoftext|>"}
-
-
-def test_backbone(model):
-    assert backbone_of(model) is model.model
