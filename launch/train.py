@@ -4,9 +4,10 @@
     python launch/train.py --config launch/configs/qwen2_5_vl_3b.yaml --dry-run --num-ranks 8
 
 Settings come from the YAML file and from flags, and flags win: trl's GRPOConfig and ModelConfig,
-and the classes of grpo_stream.train.config. Without a GPU the run takes the CPU and gloo. The
-same command goes on from the last checkpoint with --resume_from_checkpoint true. SIGTERM, SIGUSR1
-or a file "stop" in the output folder end the run after the global step, with a checkpoint.
+and the classes of grpo_stream.train.config. Without a GPU the run takes the CPU and gloo. With
+--resume_from_checkpoint auto one command starts a run and goes on from its last whole checkpoint
+(docs/checkpoints.md). SIGTERM, SIGUSR1 or a file "stop" in the output folder end the run after the
+global step, with a checkpoint.
 """
 
 import importlib.metadata
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config
 
 import grpo_stream
-from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
 from grpo_stream.train.agreement import check_agreement
+from grpo_stream.train.checkpoint import choose_checkpoint
 from grpo_stream.train.data import make_stream, num_eval_lanes
 from grpo_stream.train.launching import (
     RunPlan,
@@ -37,6 +38,7 @@ from grpo_stream.train.process_group import BoundWaiting, is_lost_rank, start_pr
 from grpo_stream.train.processor import load_processor
 from grpo_stream.train.stopping import EXIT_STOPPED, StopOnDemand
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from grpo_stream.train.universal import fitting_marker
 
 
 def main(argv: list[str]) -> int:
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 LOST_RANK = (
     "error: another rank has gone, or did not answer within ddp_timeout; its own log says why. "
-    "The same command with --resume_from_checkpoint true goes on from the last checkpoint."
+    "The same command with --resume_from_checkpoint auto goes on from the last checkpoint."
 )
 
 
@@ -87,7 +89,11 @@ def train(
     """
     stop = stop or StopOnDemand()
     args, data, task = settings.args, settings.data, settings.task
-    checkpoint = resume_from(args.resume_from_checkpoint, args.output_dir)
+    checkpoint = choose_checkpoint(
+        args.resume_from_checkpoint, Path(args.output_dir), looks=args.should_save
+    )
+    if checkpoint is not None:
+        fitting_marker(checkpoint, args)
     model_id = settings.model.model_name_or_path
     args.model_init_kwargs = model_init_kwargs(settings)
     processor = load_processor(
@@ -134,7 +140,7 @@ def train(
         trainer.remove_callback(callback)
     for callback in (ShortProgressCallback(), BoundWaiting(), stop):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.has_stopped:
         # The first rank to end has the launcher end the others: none may still be writing.
         trainer.accelerator.wait_for_everyone()
@@ -163,22 +169,6 @@ def model_init_kwargs(settings: Settings) -> dict[str, Any]:
     if model.attn_implementation is not None:
         kwargs["attn_implementation"] = model.attn_implementation
     return kwargs | (settings.args.model_init_kwargs or {})
-
-
-def resume_from(value: str | None, output_dir: str) -> str | None:
-    """The checkpoint to go on from: of ``true`` the last one of ``output_dir``, else a path.
-
-    ``true`` without a checkpoint begins a new run, so that one command serves the first start and
-    every restart.
-    """
-    if value is None or value.lower() == "false":
-        return None
-    if value.lower() != "true":
-        if not Path(value).is_dir():
-            raise ConfigError("resume_from_checkpoint", value, "is no folder; give one, or true")
-        return value
-    found: str | None = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    return found
 
 
 def versions() -> dict[str, str]:

@@ -17,18 +17,16 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
 from grpo_stream.errors import CheckpointError, ConfigError
-from grpo_stream.train.checkpoint import (
-    Marker,
-    begin,
-    check_files,
-    last_checkpoint,
-    read_marker,
-    seal,
-    sync,
-)
+from grpo_stream.train.checkpoint import Marker, begin, last_checkpoint, seal, sync
 from grpo_stream.train.metrics import stream_metrics
 from grpo_stream.train.stream_trainer import StreamTrainer
-from grpo_stream.train.universal import check_ranks, load_universal, restore_groups, universal_in
+from grpo_stream.train.universal import (
+    fitting_marker,
+    load_universal,
+    restore_groups,
+    universal_in,
+    zero_stage_of,
+)
 
 RUN_STATE_NAME = "run_state_{rank}.pt"
 """File of a checkpoint, one per rank: what was gathered since the last log, the batch in use."""
@@ -65,7 +63,7 @@ class CheckpointTrainer(StreamTrainer):
             checkpoint = str(found)
         self._marker = None
         if checkpoint:
-            self._marker = self._checked_marker(Path(checkpoint))
+            self._marker = fitting_marker(Path(checkpoint), self.args)
         return super().train(checkpoint or None, *args, **kwargs)
 
     # ---------------------------------------------------------------- saving
@@ -106,12 +104,11 @@ class CheckpointTrainer(StreamTrainer):
             sync(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            is_resumable = not self.args.save_only_model
             seal(
                 folder,
                 num_ranks=self.args.world_size,
-                zero_stage=self._zero_stage,
-                is_resumable=is_resumable,
+                zero_stage=zero_stage_of(self.args),
+                is_resumable=not self.args.save_only_model,
             )
 
     def _write_run_state(self, folder: Path) -> None:
@@ -130,16 +127,6 @@ class CheckpointTrainer(StreamTrainer):
 
     # ---------------------------------------------------------------- going on
 
-    def _checked_marker(self, checkpoint: Path) -> Marker:
-        marker = read_marker(checkpoint)
-        if self.args.local_process_index == 0:
-            check_files(checkpoint, marker)
-        if not marker.is_resumable:
-            expected = "holds the model only (save_only_model): give it as the model to begin from"
-            raise ConfigError("resume_from_checkpoint", str(checkpoint), expected)
-        check_ranks(checkpoint, marker, self.args.world_size, self._zero_stage)
-        return marker
-
     def _enter(self, checkpoint: Path) -> int:
         """Extends ``StreamTrainer._enter``: reads what this rank has to restore."""
         done = super()._enter(checkpoint)
@@ -154,13 +141,6 @@ class CheckpointTrainer(StreamTrainer):
     @property
     def _is_of_these_ranks(self) -> bool:
         return self._marker is not None and self._marker.num_ranks == self.args.world_size
-
-    @property
-    def _zero_stage(self) -> int | None:
-        if not self.is_deepspeed_enabled:
-            return None
-        stage: int = self.accelerator.state.deepspeed_plugin.zero_stage
-        return stage
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Extends ``Trainer._run_epoch`` (transformers 5.23): goes on gathering for the log.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trl import GRPOConfig
 
 from grpo_stream.errors import CheckpointError, ConfigError
 from grpo_stream.train.checkpoint import Marker, check_files, read_marker
@@ -73,27 +74,44 @@ def make_universal(checkpoint: Path, *, num_processes: int = 1) -> Path:
     return target
 
 
-def check_ranks(checkpoint: Path, marker: Marker, num_ranks: int, zero_stage: int | None) -> None:
-    """Checks that this run's ranks can take up what was saved.
+def zero_stage_of(args: GRPOConfig) -> int | None:
+    """The run's ZeRO stage; None without DeepSpeed."""
+    plugin = args.deepspeed_plugin
+    return None if plugin is None else int(plugin.zero_stage)
+
+
+def fitting_marker(checkpoint: Path, args: GRPOConfig) -> Marker:
+    """The marker of a checkpoint that this run's ranks can take up.
+
+    One rank of each node compares the files with it.
 
     Raises:
-        ConfigError: DeepSpeed wrote it and is off now, or the other way round; or another number
-            of ranks wrote it, and it holds no universal form.
+        CheckpointError: it is not whole.
+        ConfigError: it holds no optimizer; DeepSpeed wrote it and is off now, or the other way
+            round; another number of ranks wrote it, and it holds no universal form.
     """
     name, value = "resume_from_checkpoint", str(checkpoint)
-    if zero_stage != marker.zero_stage:
+    marker = read_marker(checkpoint)
+    if args.local_process_index == 0:
+        check_files(checkpoint, marker)
+    if not marker.is_resumable:
+        expected = "holds the model only (save_only_model): give it as the model to begin from"
+        raise ConfigError(name, value, expected)
+    if zero_stage_of(args) != marker.zero_stage:
         saved, now = (
             "without DeepSpeed" if stage is None else f"with ZeRO stage {stage}"
-            for stage in (marker.zero_stage, zero_stage)
+            for stage in (marker.zero_stage, zero_stage_of(args))
         )
         expected = f"was written {saved}, and the run is {now}; give the deepspeed file of then"
         raise ConfigError(name, value, expected)
-    if num_ranks != marker.num_ranks and zero_stage is not None and not universal_in(checkpoint):
+    is_cut = marker.zero_stage is not None and marker.num_ranks != args.world_size
+    if is_cut and universal_in(checkpoint) is None:
         expected = (
-            f"was written by {marker.num_ranks} ranks, and there are {num_ranks}: first run "
+            f"was written by {marker.num_ranks} ranks, and there are {args.world_size}: first run "
             f"python launch/convert_checkpoint.py --checkpoint {checkpoint}"
         )
         raise ConfigError(name, value, expected)
+    return marker
 
 
 def load_universal(config: dict[str, Any]) -> None:
