@@ -52,10 +52,9 @@ class WatchedTrainer(GRPOTrainer):
             self._difficulty = DifficultyLog(folder, is_writing=is_shown)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer._inner_training_loop`` (transformers 5.23): watched from here on."""
+        """Extends ``Trainer._inner_training_loop`` (transformers 5.23): a run begins."""
         self._logged = None
-        with self._watched():
-            return super()._inner_training_loop(*args, **kwargs)
+        return super()._inner_training_loop(*args, **kwargs)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -83,7 +82,7 @@ class WatchedTrainer(GRPOTrainer):
         return self.phases.keys
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Extends ``Trainer._run_epoch`` (transformers 5.23): the optimizer is timed.
+        """Extends ``Trainer._run_epoch`` (transformers 5.23): watched, and the optimizer timed.
 
         DeepSpeed's engine takes its step at the end of ``backward``, in the midst of an update.
         """
@@ -92,7 +91,8 @@ class WatchedTrainer(GRPOTrainer):
         if self._logged is None:  # what was done before is not part of the first step
             self.phases.restart()
             self._logged = self._done()
-        super()._run_epoch(*args, **kwargs)
+        with self._watched():
+            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Extends ``Trainer.get_batch_samples`` (transformers 5.23): the wait for data."""

@@ -1,0 +1,89 @@
+"""Under ZeRO-3 every rank calls the same modules equally often; a reward that stalls is named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_stream.train.tiny import make_tiny_policy
+from grpo_stream.train.watchdog import EXIT_STALLED
+from tests.multiprocess.test_zero3 import free_port
+from tests.shards.support import make_sample, write_set
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_RANKS = 2
+SIZES = [(28, 28), (140, 56), (60, 112), (84, 84), (400, 90), (33, 200), (56, 28), (112, 112)]
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What the ranks printed, and the folder they wrote to."""
+    folder = tmp_path_factory.mktemp("calls")
+    make_tiny_policy(folder / "policy", ["Click on the red circle", "(1, 2)"])
+    samples = [
+        make_sample(f"{number:06d}", f"Click on the red circle{' now' * number}", SIZES[number % 8])
+        for number in range(16)
+    ]
+    write_set(folder / "shards", samples, 4)
+    port = str(free_port())
+    ranks = [start(rank, port, folder) for rank in range(NUM_RANKS)]
+    try:
+        texts = [rank.communicate(timeout=200)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert [rank.returncode for rank in ranks] == [EXIT_STALLED] * NUM_RANKS, texts
+    return folder, texts
+
+
+def test_every_rank_calls_every_module_equally_often(told):
+    folder, _ = told
+    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2))
+    # They had reason not to: other images, and completions of other lengths.
+    assert max(first["lengths"]) == 8 > max(second["lengths"])
+    assert len({tuple(size) for size in first["sizes"] + second["sizes"]}) >= 4
+    assert first["sizes"] != second["sizes"]
+    assert first["calls"] == second["calls"]
+    tower = "model.visual.blocks.0"
+    layer = "model.language_model.layers.0"
+    called = {name for name in first["calls"] if name.endswith((tower, layer))}
+    assert called == {
+        f"{stage}: {model}.{module}"
+        for stage, model in (("rollout", "policy"), ("scoring", "reference"), ("update", "policy"))
+        for module in (tower, layer)
+    }
+    assert first["calls"][f"rollout: policy.{tower}"] == 2  # a prefill per rollout
+    assert first["calls"][f"rollout: policy.{layer}"] == 2 * 9  # 8 tokens behind each
+
+
+def test_a_reward_that_stalls_ends_both_ranks_and_is_named(told):
+    folder, (waiting, stalled) = told
+    report = json.loads((folder / "stalls/rank-00001.json").read_text())
+    assert (report["stage"], report["global_step"]) == ("rewards", 2)
+    assert report["place"].startswith("rewards_that_stall (")
+    assert len(report["in_use"]) == 2
+    assert "no progress within step_timeout_seconds=6: rank 1 " in stalled
+    assert "behind: rank 1 " in waiting
+    assert "at rewards_that_stall (" in waiting
+    assert "rank 0: in all_gather" in waiting
+
+
+def start(rank, port, folder):
+    world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    words = ["-m", "tests.multiprocess.step_probe", folder / "policy", folder / "shards", folder]
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **own, **address, **world},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
