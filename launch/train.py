@@ -10,21 +10,21 @@ and the classes of grpo_stream.train.config. Without a GPU the run takes the CPU
 global step, with a checkpoint.
 """
 
-import importlib.metadata
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback
 from trl import get_peft_config
 
-import grpo_stream
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
-from grpo_stream.train.agreement import check_agreement
+from grpo_stream.train.agreement import check_agreement, run_settings
 from grpo_stream.train.checkpoint import choose_checkpoint
 from grpo_stream.train.data import make_stream, num_eval_lanes
+from grpo_stream.train.health import HealthLog
 from grpo_stream.train.launching import (
     RunPlan,
     Settings,
@@ -34,8 +34,11 @@ from grpo_stream.train.launching import (
 )
 from grpo_stream.train.lifeline import end_with_launcher
 from grpo_stream.train.metrics import ShortProgressCallback
+from grpo_stream.train.preflight import run_preflight
+from grpo_stream.train.preflight_report import PreflightError
 from grpo_stream.train.process_group import BoundWaiting, is_lost_rank, start_process_group
 from grpo_stream.train.processor import load_processor
+from grpo_stream.train.run_checks import run_checks
 from grpo_stream.train.stopping import EXIT_STOPPED, StopOnDemand
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.universal import fitting_marker
@@ -54,6 +57,8 @@ def main(argv: list[str]) -> int:
         # Settings are parsed with the ranks joined: GRPOConfig counts them.
         start_process_group(use_cpu=use_cpu)
         settings = parse_settings(argv, use_cpu=use_cpu)
+        if not settings.run.dry_run and not settings.run.skip_preflight:
+            run_preflight(run_checks(settings), say=partial(print, flush=True))
         plan = plan_run(settings)
         if settings.args.process_index == 0:
             print(plan.describe(), flush=True)
@@ -62,6 +67,10 @@ def main(argv: list[str]) -> int:
                 print("dry run: the settings fit together; no weights were loaded")
             return 0
         train(settings, plan, stop)
+    except PreflightError as error:
+        if World.from_env().rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
     except GrpoStreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -112,8 +121,7 @@ def train(
             "weights": stream.cursor().weights,
             "num_batches": plan.num_batches,
             "stream": stream.config.to_dict(),
-            "task": vars(task),
-            "versions": versions(),
+            **run_settings(settings),
         }
     )
     trainer = PersonalizedGRPOTrainer(
@@ -140,6 +148,7 @@ def train(
         trainer.remove_callback(callback)
     for callback in (ShortProgressCallback(), BoundWaiting(), stop):
         trainer.add_callback(callback)
+    HealthLog.of_trainer(trainer).add_to(trainer)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.has_stopped:
         # The first rank to end has the launcher end the others: none may still be writing.
@@ -169,15 +178,6 @@ def model_init_kwargs(settings: Settings) -> dict[str, Any]:
     if model.attn_implementation is not None:
         kwargs["attn_implementation"] = model.attn_implementation
     return kwargs | (settings.args.model_init_kwargs or {})
-
-
-def versions() -> dict[str, str]:
-    """Versions that change numbers when they differ between ranks."""
-    names = ("torch", "transformers", "trl", "accelerate", "deepspeed")
-    return {
-        "grpo_stream": grpo_stream.__version__,
-        **{name: importlib.metadata.version(name) for name in names},
-    }
 
 
 if __name__ == "__main__":

@@ -128,6 +128,25 @@ class HealthLog(TrainerCallback):
     on_save = _beating("save")
     on_train_end = _beating("end")
 
+    @classmethod
+    def of_trainer(cls, trainer: Any) -> "HealthLog":
+        """For a :class:`grpo_stream.train.trainer.PersonalizedGRPOTrainer`.
+
+        Alone a rank is while its loader makes it wait, and while it hands pixels to its device.
+        """
+        loader, phases = trainer.train_loader, trainer.phases
+
+        def own_seconds() -> dict[str, float]:
+            device_input = phases.totals().get("device_input", 0.0)
+            return {"data_wait": loader.wait_seconds, "device_input": device_input}
+
+        return cls(
+            trainer.args.output_dir,
+            own_seconds,
+            stage=lambda: str(phases.stage.name),
+            keys=lambda: list(phases.keys),
+        )
+
     def add_to(self, trainer: Any) -> None:
         """Makes it the trainer's first callback, so that what it logs reaches all the others."""
         trainer.callback_handler.callbacks.insert(0, self)

@@ -1,0 +1,34 @@
+"""Checks, without training, that all ranks can do a run together.
+
+    deepspeed --hostfile hostfile launch/preflight.py --config launch/configs/qwen2_5_vl_7b.yaml
+
+Takes the flags of launch/train.py, which does the same at its start (--skip_preflight true leaves
+it out), and ends with 0, or with 2 and one line that names node, what, found and needed.
+"""
+
+import sys
+
+from grpo_stream.errors import GrpoStreamError
+from grpo_stream.stream.world import World
+from grpo_stream.train.launching import parse_settings, use_cpu_only
+from grpo_stream.train.preflight import run_preflight
+from grpo_stream.train.preflight_report import PreflightError
+from grpo_stream.train.process_group import start_process_group
+from grpo_stream.train.run_checks import run_checks
+
+
+def main(argv: list[str]) -> int:
+    """Runs the script; returns the process's exit code."""
+    use_cpu = use_cpu_only()
+    try:
+        start_process_group(use_cpu=use_cpu)
+        run_preflight(run_checks(parse_settings(argv, use_cpu=use_cpu)), say=print)
+    except GrpoStreamError as error:
+        if not isinstance(error, PreflightError) or World.from_env().rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
