@@ -136,6 +136,7 @@ def train(
         shared_prefix=task.shared_prefix,
         shared_prefix_attention=task.shared_prefix_attention,
         freeze_vision_tower=task.freeze_vision_tower,
+        refill_zero_variance=task.refill_zero_variance,
         allow_new_lanes=data.allow_new_lanes,
         log=settings.log,
         peft_config=get_peft_config(settings.model),

@@ -178,6 +178,13 @@ class TaskArguments:
             "(CUDA), or auto, which is two_part."
         },
     )
+    refill_zero_variance: int = field(
+        default=0,
+        metadata={
+            "help": "Sample up to so many times more prompts than are trained on, in the place of "
+            "groups whose rewards are all equal; 0: train on what comes."
+        },
+    )
     freeze_vision_tower: bool = field(
         default=False,
         metadata={

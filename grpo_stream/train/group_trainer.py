@@ -18,6 +18,7 @@ from grpo_stream.train.checkpoint_trainer import CheckpointTrainer
 from grpo_stream.train.collate import Batch
 from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
 from grpo_stream.train.prefix import pack_groups, score_packed
+from grpo_stream.train.refill import choose, merge_scored, select_prompts, teaches
 from grpo_stream.train.rollout import generate_groups, trim_completions
 
 
@@ -31,6 +32,8 @@ class GroupTrainer(CheckpointTrainer):
     """Whether a group's prompt is computed once."""
     packed_attention: str
     """How a packed group attends: ``two_part``, ``dense`` or ``flex``."""
+    refill_zero_variance: int
+    """How many times more prompts than are trained on may be sampled for groups that teach."""
     _has_same_vision_tower: bool
     """Whether the reference model came from the policy's own files."""
     _groups: PromptGroups | None = None
@@ -47,7 +50,7 @@ class GroupTrainer(CheckpointTrainer):
         starts = self._step % self._micro_steps.num_repeats == 0
         if starts or self._micro_batches is None:
             saved = None if starts else self._saved_generation(generation_batch["key"])
-            scored = self._rollout(generation_batch, self.num_generations, saved)
+            scored = self._rollout_to_train(generation_batch, saved)
             groups = scored.pop("groups")
             self._generation = generation_batch["key"], scored
             self._micro_batches = cut_micro_batches(scored, groups, num_micro_batches)
@@ -55,6 +58,47 @@ class GroupTrainer(CheckpointTrainer):
                 self._log_stream()
         inputs: dict[str, Any] = self._micro_batches[self._step % num_micro_batches]
         return inputs
+
+    def _rollout_to_train(self, batch: Batch, saved: dict[str, Any] | None) -> dict[str, Any]:
+        """:meth:`_rollout` of as many prompts as are trained on (:mod:`~grpo_stream.train.refill`).
+
+        Args:
+            batch: ``1 + refill_zero_variance`` times as many prompts.
+            saved: What a checkpoint has kept of them.
+        """
+        size = self.num_generations
+        if not self.refill_zero_variance:
+            return self._rollout(batch, size, saved)
+        if saved is not None:
+            return self._rollout(select_prompts(batch, saved["kept"]), size, saved)
+        num_kept = len(batch["key"]) // (1 + self.refill_zero_variance)
+        flags: list[bool] = []
+        parts: list[dict[str, Any]] = []
+        while len(flags) < len(batch["key"]):
+            numbers = range(len(flags), len(flags) + num_kept)
+            parts.append(self._rollout(select_prompts(batch, numbers), size))
+            flags += teaches(self._rollout_shown.rewards)
+            if self._sum_over_ranks(max(0, num_kept - sum(flags))) == 0:
+                break
+        kept = choose(flags, num_kept)
+        groups = PromptGroups.joined([part.pop("groups") for part in parts])
+        own = [groups.rows(number * size, (number + 1) * size) for number in kept]
+        scored = merge_scored(parts, kept, size, self._tokenizer.pad_token_id)
+        scored["num_items_in_batch"] = self.accelerator.gather(
+            scored["completion_mask"].sum()
+        ).sum()
+        num_equal = self._sum_over_ranks(sum(not flags[number] for number in kept))
+        num_trained = num_kept * self.accelerator.num_processes
+        metrics = self._metrics["train"]
+        metrics["refill/num_rollouts"].append(len(parts))
+        metrics["refill/frac_zero_std_trained"].append(num_equal / num_trained)
+        num_unused = (1 + self.refill_zero_variance - len(parts)) * num_trained
+        metrics["refill/num_samples_unused"].append(num_unused)
+        return {**scored, "kept": kept, "groups": PromptGroups.joined(own)}
+
+    def _sum_over_ranks(self, number: int) -> int:
+        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return int(numbers.sum())
 
     def _rollout(
         self, batch: Batch, num_generations: int, scored: dict[str, Any] | None = None

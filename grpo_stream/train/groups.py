@@ -82,6 +82,21 @@ class PromptGroups:
             image_features=None if self.image_features is None else self.image_features[prompts],
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["PromptGroups"]) -> "PromptGroups":
+        """The prompts of several, one behind the other."""
+        positions = [part.positions for part in parts if part.positions is not None]
+        features = [part.image_features for part in parts if part.image_features is not None]
+        return cls(
+            prompt_ids=[ids for part in parts for ids in part.prompt_ids],
+            mm_token_type_ids=[types for part in parts for types in part.mm_token_type_ids],
+            pixel_values=torch.cat([part.pixel_values for part in parts]),
+            image_grid_thw=torch.cat([part.image_grid_thw for part in parts]),
+            sizes=[size for part in parts for size in part.sizes],
+            positions=[own for part in positions for own in part] or None,
+            image_features=tuple(own for part in features for own in part) or None,
+        )
+
     def repeated_images(self) -> dict[str, Any]:
         """``pixel_values`` and ``image_grid_thw`` once per completion: trl's own layout."""
         num_patches = self.image_grid_thw.prod(dim=-1).tolist()

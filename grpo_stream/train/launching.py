@@ -36,12 +36,14 @@ from grpo_stream.train.describe import (
     describe_cache,
     describe_data,
     describe_epoch,
+    describe_generation,
     describe_memory,
     describe_prompt,
 )
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import shared_prefix_obstacle
 from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.refill import check_refill
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
 
 
@@ -125,8 +127,9 @@ def plan_run(settings: Settings) -> RunPlan:
     template = load_template(task.prompt_template, model_type)
     check_supported(args)
     settings.log.check()
+    check_refill(task.refill_zero_variance, args)
     num_ranks = settings.run.num_ranks or args.world_size
-    num_lanes = check_batch_arithmetic(
+    num_prompts = check_batch_arithmetic(
         world_size=num_ranks,
         per_device_train_batch_size=args.per_device_train_batch_size,
         steps_per_generation=args.steps_per_generation,
@@ -134,6 +137,7 @@ def plan_run(settings: Settings) -> RunPlan:
         num_generations=args.num_generations,
         num_iterations=args.num_iterations,
     )
+    num_lanes = num_prompts * (1 + task.refill_zero_variance)
     notes = _check_zero(args, num_ranks)
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     if args.eval_strategy != "no" and data.eval_shards is None:
@@ -151,10 +155,7 @@ def plan_run(settings: Settings) -> RunPlan:
         ("model", settings.model.model_name_or_path),
         *describe_data(data_sets, plan),
         ("ranks", f"{num_ranks}"),
-        (
-            "generation batch",
-            f"{num_lanes} prompts x {args.num_generations} completions over all ranks",
-        ),
+        describe_generation(num_prompts, args.num_generations, task.refill_zero_variance),
         describe_epoch(data_sets, plan),
         describe_memory(data_sets, stream, num_ranks, max_pixels),
         *describe_cache(data),

@@ -37,6 +37,7 @@ from grpo_stream.train.group_trainer import GroupTrainer
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import shared_prefix_obstacle
 from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.refill import check_refill
 from grpo_stream.train.rollout import suppressed_token_ids
 from grpo_stream.train.zero import check_batch_arithmetic
 
@@ -75,6 +76,9 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             :func:`grpo_stream.train.config.packed_attention`.
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
             are computed once per prompt then; that holds for any tower without trained weights.
+        refill_zero_variance: Up to so many times more prompts are sampled in the place of groups
+            whose rewards are all equal (:mod:`grpo_stream.train.refill`). The stream's lanes are
+            then ``1 + refill_zero_variance`` times the prompts that are trained on.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is gone on
             with, over exactly what is left of its epoch, instead of being refused.
         log: How the run is watched.
@@ -103,6 +107,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         shared_prefix: str = "auto",
         shared_prefix_attention: str = "auto",
         freeze_vision_tower: bool = False,
+        refill_zero_variance: int = 0,
         allow_new_lanes: bool = False,
         log: LogArguments | None = None,
         **kwargs: Any,
@@ -110,7 +115,9 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         args = args or GRPOConfig("out")
         log = log or LogArguments()
         log.check()
-        num_prompts = _check_args(args, shared_prefix)
+        check_refill(refill_zero_variance, args)
+        self.refill_zero_variance = refill_zero_variance
+        num_prompts = _check_args(args, shared_prefix) * (1 + refill_zero_variance)
         for name in _TRL_ROLLOUTS:
             if kwargs.get(name) is not None:
                 raise ConfigError(name, kwargs[name], "makes prompts of its own; leave it out")
