@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.groups import PromptGroups
@@ -61,19 +61,22 @@ def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
         groups: The prompts, with their pixels.
 
     Returns:
-        Per prompt, shape (image tokens, hidden size of the text model), without gradient.
+        Per prompt, shape (1 + D, image tokens, hidden size of the text model), without gradient:
+        what stands in the image tokens' places, and what Qwen3-VL adds to the first D layers of
+        the text model (D = 0 elsewhere).
     """
     with torch.no_grad():
         encoded = backbone_of(model).get_image_features(
             groups.pixel_values, groups.image_grid_thw, return_dict=True
         )
-    features: tuple[torch.Tensor, ...] = tuple(encoded.pooler_output)
-    return features
+    layers = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or [])]
+    return tuple(torch.stack(own) for own in zip(*layers, strict=True))
 
 
 def image_kwargs(groups: PromptGroups) -> dict[str, Any]:
     """What ``model(...)`` takes for the images: their features where known, or their pixels."""
     if groups.image_features is None:
         return {"pixel_values": groups.pixel_values, "image_grid_thw": groups.image_grid_thw}
-    encoded = BaseModelOutputWithPooling(pooler_output=tuple(groups.image_features))
+    first, *others = zip(*groups.image_features, strict=True)
+    encoded = BaseModelOutputWithDeepstackFeatures(pooler_output=first, deepstack_features=others)
     return {"mm_encoder_outputs": {"image": encoded}}

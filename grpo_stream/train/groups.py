@@ -41,8 +41,8 @@ class PromptGroups:
     positions: list[torch.Tensor] | None = None
     """Per prompt int64, shape (3, prompt length): of M-RoPE, where they have been computed."""
     image_features: tuple[torch.Tensor, ...] | None = None
-    """Per prompt, shape (image tokens, hidden size): of a vision tower that is not trained, where
-    they have been computed."""
+    """Per prompt, shape (1 + D, image tokens, hidden size), from ``backbone.encode_images``: of a
+    vision tower that is not trained, where they have been computed."""
 
     @classmethod
     def from_batch(cls, batch: Batch, num_generations: int, device: torch.device) -> "PromptGroups":

@@ -30,7 +30,11 @@ from grpo_stream.train.groups import PromptGroups
 _IGNORED = -100
 _PADDING = -1
 
-_MODEL_TYPES = ("qwen2_5_vl",)  # those that a test holds to the plain forward
+_MODEL_TYPES = (
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+)  # those that a test holds to the plain forward
 _ATTENTION = ("sdpa", SHARED_PREFIX)
 
 

@@ -11,11 +11,27 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.images import ResizeRule
 
 
+PROCESSORS = {
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+    "qwen3_vl_moe": "Qwen3VLProcessor",
+}
+"""``config.model_type`` -> the family's processor; for one image and a text they do the same."""
+
+
 class ImageTextProcessor(Qwen2_5_VLProcessor):
-    """``Qwen2_5_VLProcessor`` (transformers 5.23) for images and text, without the video half.
+    """A Qwen-VL processor (transformers 5.23) for images and text, without the video half.
 
     The video processor needs torchvision; a machine without it (CPU tests, the quickstart) can
     still process images through Pillow.
+
+    Args:
+        image_processor: The family's.
+        tokenizer: The model's.
+        chat_template: The model's.
+        stands_for: Name of the family's processor, one of :data:`PROCESSORS`.
+        **kwargs: As the family's processor takes them.
     """
 
     def __init__(
@@ -23,9 +39,11 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         image_processor: Any = None,
         tokenizer: Any = None,
         chat_template: str | None = None,
+        stands_for: str = Qwen2_5_VLProcessor.__name__,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("video_processor", None)
+        self.stands_for = stands_for
         super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,8 +54,9 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         """
         saved: dict[str, Any] = super().to_dict()
         video = {k: v for k, v in saved["image_processor"].items() if k != "image_processor_type"}
-        saved["video_processor"] = video | {"video_processor_type": "Qwen2VLVideoProcessor"}
-        saved["processor_class"] = Qwen2_5_VLProcessor.__name__
+        family = "Qwen3VL" if self.stands_for == PROCESSORS["qwen3_vl"] else "Qwen2VL"
+        saved["video_processor"] = video | {"video_processor_type": f"{family}VideoProcessor"}
+        saved["processor_class"] = saved.pop("stands_for")
         return saved
 
     @classmethod
@@ -100,7 +119,10 @@ def _loaded(model_id: str | Path, revision: str) -> Any:
     # The template may lie in chat_template.json, which only a processor reads.
     settings, _ = ImageTextProcessor.get_processor_dict(model_id, revision=revision)
     template = settings.get("chat_template") or tokenizer.chat_template
-    return ImageTextProcessor(image_processor, tokenizer, chat_template=template)
+    stands_for = settings.get("processor_class", Qwen2_5_VLProcessor.__name__)
+    return ImageTextProcessor(
+        image_processor, tokenizer, chat_template=template, stands_for=stands_for
+    )
 
 
 def resize_rule(image_processor: Any) -> ResizeRule:

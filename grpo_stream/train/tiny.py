@@ -1,4 +1,4 @@
-"""A tiny policy with the real Qwen2.5-VL architecture, image processing and chat format.
+"""A tiny policy with the real architecture, image processing and chat format of a Qwen-VL family.
 
 About a million random weights and a vocabulary trained in memory: enough to learn to point at a
 shape on two CPU cores, small enough for tests. No download.
@@ -6,18 +6,20 @@ shape on two CPU cores, small enough for tests. No download.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.train.processor import ImageTextProcessor
+from grpo_stream.train.processor import PROCESSORS, ImageTextProcessor
 from tools.shard_builder.inputs.json_text import read_records
 
 SPECIAL_TOKENS = (
@@ -34,6 +36,26 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+
+_WIDTH = 128  # of the text model
+_TOWER = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": _WIDTH}
+_FULL = {"layer_types": ["full_attention"] * 3}
+
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "qwen2_5_vl": (_TOWER | {"fullatt_block_indexes": [1]}, _FULL, {}),
+    "qwen2_vl": ({"embed_dim": 64, "hidden_size": _WIDTH, "mlp_ratio": 2}, _FULL, {}),
+    "qwen3_vl": (
+        _TOWER | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]},
+        {"head_dim": 32},
+        {
+            "patch_size": 16,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        },
+    ),
+}
+"""model_type -> what is the family's own in vision tower, text model and image processor."""
 
 _CHAT_WORDS = ("user\n", "assistant\n", "system\n", ", ")  # parts of every prompt and answer
 
@@ -114,45 +136,49 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
     return fast
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    """About 956,000 weights in the real architecture.
+def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl") -> PreTrainedConfig:
+    """About a million weights (Qwen2.5-VL: 956,000) in a family's real architecture.
 
     Two values are not scaled-down defaults, and it does not learn without them: weights are drawn
     wide (initializer_range 0.08; at 0.02 the image is ignored), and rope_theta is 10, since the
     rotary angles of a head of 32 would hardly differ between columns at 1,000,000.
+
+    Args:
+        tokenizer: Of :func:`train_tokenizer`.
+        family: ``config.model_type``, one of :data:`FAMILIES`.
+
+    Raises:
+        ConfigError: there is no such family.
     """
+    if family not in FAMILIES:
+        raise ConfigError("family", family, f"must be one of {', '.join(FAMILIES)}")
     token_id = tokenizer.convert_tokens_to_ids
     num_layers = 3
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 8192,
-            "layer_types": ["full_attention"] * num_layers,
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [4, 6, 6],
-                "rope_theta": 10.0,
-            },
-            "initializer_range": 0.08,
-            "tie_word_embeddings": False,
-            "bos_token_id": None,
-            "eos_token_id": token_id("<|im_end|>"),
-            "pad_token_id": token_id("<|endoftext|>"),
+    vision = {"depth": 2, "num_heads": 4, "initializer_range": 0.08}
+    own, own_text, _ = FAMILIES[family]
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": _WIDTH,
+        "intermediate_size": 384,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [4, 6, 6],
+            "rope_theta": 10.0,
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "out_hidden_size": 128,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.08,
-        },
+        "initializer_range": 0.08,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": token_id("<|im_end|>"),
+        "pad_token_id": token_id("<|endoftext|>"),
+    }
+    return AutoConfig.for_model(
+        family,
+        text_config=text | own_text,
+        vision_config=vision | own,
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),
@@ -162,26 +188,34 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     )
 
 
-def make_tiny_policy(folder: Path, texts: Iterable[str], *, seed: int = 0) -> Path:
+def make_tiny_policy(
+    folder: Path, texts: Iterable[str], *, seed: int = 0, family: str = "qwen2_5_vl"
+) -> Path:
     """Writes a tiny policy, model and processor, as ``from_pretrained`` reads them.
 
     Args:
         folder: Made when it is missing.
         texts: What the vocabulary is trained on: prompts and answers of the task.
         seed: Of the random weights.
+        family: See :func:`tiny_config`.
 
     Returns:
         ``folder``.
+
+    Raises:
+        ConfigError: there is no such family.
     """
     tokenizer = train_tokenizer(texts)
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
+    model = AutoModelForImageTextToText.from_config(tiny_config(tokenizer, family))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
-    image_processor = Qwen2VLImageProcessorPil()
     processor = ImageTextProcessor(
-        image_processor, tokenizer, chat_template=tokenizer.chat_template
+        Qwen2VLImageProcessorPil(**FAMILIES[family][2]),
+        tokenizer,
+        chat_template=tokenizer.chat_template,
+        stands_for=PROCESSORS[family],
     )
     processor.save_pretrained(folder)
     return folder
