@@ -10,7 +10,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ResizeRule
 
-
 PROCESSORS = {
     "qwen2_5_vl": "Qwen2_5_VLProcessor",
     "qwen2_vl": "Qwen2VLProcessor",

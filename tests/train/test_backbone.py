@@ -71,12 +71,13 @@ class TestFrozenTower:
 def test_features_of_each_prompt(model, processor):
     groups = make_groups(processor, MIXED, 2)
     features = encode_images(model, groups)
-    assert [tuple(one.shape) for one in features] == [(w * h // 28**2, 128) for w, h in MIXED]
+    assert [tuple(one.shape) for one in features] == [(1, w * h // 28**2, 128) for w, h in MIXED]
     assert not any(one.requires_grad for one in features)
     known = replace(groups, image_features=features)
     for start, stop in ((0, 2), (1, 5), (4, 6)):
         part = known.rows(start, stop)
         (encoded,) = image_kwargs(part)["mm_encoder_outputs"].values()
         expected = encode_images(model, groups.rows(start, stop))
-        torch.testing.assert_close(encoded.pooler_output, expected)
+        torch.testing.assert_close(encoded.pooler_output, tuple(one[0] for one in expected))
+        assert encoded.deepstack_features == []
     assert set(image_kwargs(groups)) == {"pixel_values", "image_grid_thw"}

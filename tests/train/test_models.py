@@ -9,11 +9,8 @@ from datasets import Dataset
 from PIL import Image
 from trl import GRPOConfig, GRPOTrainer
 
-from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.prompts import TEMPLATES, messages
 from grpo_stream.train.backbone import encode_images
-from grpo_stream.train.model import load_policy
-from grpo_stream.train.processor import PROCESSORS, load_processor, resize_rule
+from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.tiny import FAMILIES, make_tiny_policy
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.support import TASK_TEXTS, load_model, make_groups

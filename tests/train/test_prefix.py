@@ -236,7 +236,7 @@ class TestObstacle:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"model_type": "qwen3_vl"}, "model_type 'qwen3_vl' is not one of qwen2_5_vl"),
+            ({"model_type": "glm4v"}, "model_type 'glm4v' is not one of qwen2_5_vl, qwen2_vl"),
             ({"_attn_implementation": "flash_attention_2"}, "knows no shared prefix; use 'sdpa'"),
         ],
     )
