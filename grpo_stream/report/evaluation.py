@@ -13,6 +13,7 @@ from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.report.charts import Series, line_chart
 from grpo_stream.report.figures_text import (
     TITLES,
+    cell_text,
     compared_figures,
     difference_text,
     figure_rows,
@@ -29,14 +30,23 @@ Answer = Mapping[str, Any]
 """One line of ``answers.jsonl``."""
 
 _NOTES = (
-    "Point accuracy: the answered point, or the centre of the answered box, is in the true box.",
-    "An answer that gives no place is a miss.",
-    "Mean IoU and Acc@0.5: over all samples with a true box; an answer without a valid box has 0.",
-    "Mean IoU and Acc@0.5 are left out where boxes were neither asked for nor answered.",
-    "Mean distance: from the answered point to the true centre, as a share of the diagonal.",
-    "Mean distance is over the answers that give a place.",
-    "Intervals: 95 %, bootstrap over images, each drawn with all of its samples.",
-    "Where all samples of a row are alike: Wilson's interval for so many images.",
+    (
+        "Point accuracy: the answered point, or the centre of the answered box, lies in the true "
+        "box. An answer that gives no place is a miss."
+    ),
+    (
+        "Mean IoU and Acc@0.5 (the share with at least 0.5) are over all samples with a true box; "
+        "an answer that is no valid box has 0. Left out where no box was asked for or answered."
+    ),
+    (
+        "Mean distance: from the answered point to the true centre, as a share of the image's "
+        "diagonal, over the answers that give a place."
+    ),
+    (
+        "Intervals: 95 %, bootstrap over images, each drawn with all of its samples. Where all "
+        "samples of a row are alike, Wilson's interval for so many images; none for one image."
+    ),
+    "Sizes are the true box's share of the image's area.",
 )
 
 
@@ -67,7 +77,7 @@ def evaluation_page(
         + _figures_html(results)
         + "".join(map(_comparison_html, results["comparisons"]))
         + _charts_html(_charts(results, answers))
-        + "".join(_gallery_html(*gallery) for gallery in galleries)
+        + "".join(_gallery_html(*gallery, n == 0) for n, gallery in enumerate(galleries))
         + tables_html(_tables(results))
         + _notes_html(_NOTES)
     )
@@ -144,13 +154,13 @@ def _figures_html(results: Mapping[str, Any]) -> str:
             continue
         cells = [f"{figures['num_samples']:,}", f"{figures['num_images']:,}"]
         accuracy = figures["point_accuracy"]
-        shares = [figure_text(name, figures[name]) for name in names]
+        others = [cell_text(name, figures[name]) for name in names]
         rows.append(
             f"<tr><th scope='row'>{escape(label)}</th>"
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + f"<td class='bar'>{_bar(accuracy)}</td>"
-            + f"<td class='said'>{escape(figure_text('point_accuracy', accuracy))}</td>"
-            + "".join(f"<td>{escape(cell)}</td>" for cell in shares)
+            + f"<td>{escape(cell_text('point_accuracy', accuracy))}</td>"
+            + "".join(f"<td>{escape(cell)}</td>" for cell in others)
             + "</tr>"
         )
     return (
@@ -181,14 +191,14 @@ def _comparison_html(comparison: Mapping[str, Any]) -> str:
             "clear" if is_clear else "within chance",
         ]
         rows.append([TITLES[name], *cells])
-    other = comparison["model"]
+    other = f"{comparison['model']} ({comparison['path']})"
     moved = (
         f"{comparison['num_gained']:,} samples are hits here and misses there, "
         f"{comparison['num_lost']:,} the reverse."
     )
     header = ("", "here", "there", "here - there, paired by sample", "")
     table = tables_html([Table(f"Compared with {other}", rows, header)])
-    return f"{table}<p class='under'>{escape(moved)}</p>"
+    return f"<div class='compared'>{table}<p class='under'>{escape(moved)}</p></div>"
 
 
 def _charts(results: Mapping[str, Any], answers: Sequence[Answer]) -> list[Svg]:
@@ -236,14 +246,16 @@ def _charts_html(charts: Sequence[Svg]) -> str:
     return f"<section class='charts'>{figures}</section>\n"
 
 
-def _gallery_html(title: str, note: str, cards: Sequence[str]) -> str:
-    if not cards:
-        return ""
+def _gallery_html(title: str, note: str, cards: Sequence[str], is_first: bool) -> str:
     legend = (
-        "<p class='legend'><span class='truth'>true place</span>"
-        "<span class='right'>answer, a hit</span><span class='wrong'>answer, a miss</span>"
-        "<span class='zoom'>shown larger beside it</span>"
-        "<span class='hand'>click a picture to enlarge it</span></p>"
+        ""
+        if not is_first
+        else (
+            "<p class='legend'><span class='truth'>true place</span>"
+            "<span class='right'>answer, a hit</span><span class='wrong'>answer, a miss</span>"
+            "<span class='zoom'>shown larger beside it</span>"
+            "<span class='hand'>click a picture to enlarge it</span></p>"
+        )
     )
     return (
         f"<section><h2>{escape(title)}</h2><p class='under'>{escape(note)}</p>{legend}"
@@ -260,8 +272,9 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
             for reason, count in results["failures"].items()
         ]
         tables.append(Table("Unreadable answers by reason", reasons))
-    for title in ("task", "settings", "versions", "data", "timing"):
-        rows = [(name.replace("_", " "), _plain(v)) for name, v in results[title].items()]
+    for title in ("data", "timing", "versions", "task", "settings"):
+        given = [(name, value) for name, value in results[title].items() if value is not None]
+        rows = [(name.replace("_", " "), _plain(value)) for name, value in given]
         tables.append(Table(title.capitalize(), rows))
     return tables
 
@@ -271,7 +284,7 @@ def _plain(value: Any) -> str:
         return ", ".join(map(str, value)) or "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "-" if value is None else str(value)
+    return str(value)
 
 
 def _bad_samples(bad: Sequence[str]) -> str:
@@ -289,6 +302,7 @@ def _notes_html(notes: Sequence[str]) -> str:
 
 _STYLE = """
 main { max-width: 1320px; }
+.lead { max-width: none; }
 .figures .scroll { background: var(--paper); border: 1px solid var(--rule); border-radius: 10px;
   padding: 8px 20px 14px; }
 .figures td, .figures thead th { text-align: right; min-width: 0; white-space: nowrap;
@@ -309,8 +323,15 @@ main { max-width: 1320px; }
   border: solid var(--ink); border-width: 0 1.5px; }
 .bar u::before { content: ""; position: absolute; left: 0; right: 0; top: 50%; height: 1.5px;
   margin-top: -.75px; background: var(--ink); }
-.under { margin: -4px 0 10px; color: var(--pale); font-size: .92rem; }
-.tables + .under { margin: 8px 2px 0; }
+.charts { margin-top: 36px; }
+.under { margin: -4px 0 14px; color: var(--pale); font-size: .92rem; }
+.tables + .charts { margin-top: 36px; }
+.under { margin: 8px 2px 0; }
 .bad { padding: 2px 18px; border-radius: 10px; color: var(--hint); background: var(--hint-ground); }
+.tables { display: block; columns: 3 300px; column-gap: 12px; }
+.tables > div { break-inside: avoid; margin-bottom: 12px; }
+.under + .legend { margin-top: 0; }
+.compared .tables { columns: auto; }
+.compared .tables + .under { margin: -4px 2px 0; }
 .words dd { overflow-wrap: anywhere; }
 """

@@ -13,6 +13,9 @@ TITLES = {
 }
 """Figure -> what it is called."""
 
+WITH_INTERVAL = ("point_accuracy", "mean_iou", "acc_50")
+"""Figures whose intervals are said in tables; ``results.json`` has all of them."""
+
 _PLAIN = ("mean_iou",)  # a number from 0 to 1; all others are percentages
 _GAP = "  "
 
@@ -33,6 +36,11 @@ def figure_text(name: str, figure: Mapping[str, Any] | None, *, with_interval: b
     if not with_interval or low is None or high is None:
         return said
     return f"{said} ({scale * low:.{digits}f}-{scale * high:.{digits}f})"
+
+
+def cell_text(name: str, figure: Mapping[str, Any] | None) -> str:
+    """A figure as it stands in a table: with its interval if it is of :data:`WITH_INTERVAL`."""
+    return figure_text(name, figure, with_interval=name in WITH_INTERVAL)
 
 
 def difference_text(name: str, figure: Mapping[str, Any]) -> str:
@@ -73,7 +81,7 @@ def figure_table(results: Mapping[str, Any]) -> str:
             continue
         counts = [f"{figures[count]:,}" for count in ("num_samples", "num_images")]
         indent = "" if label == "all" else "  "
-        lines.append([indent + label, *counts, *(figure_text(n, figures[n]) for n in names)])
+        lines.append([indent + label, *counts, *(cell_text(n, figures[n]) for n in names)])
     return _columns(lines)
 
 

@@ -58,17 +58,11 @@ def _words(offsets: Sequence[tuple[float, float, bool]]) -> list[tuple[str, str,
     num_hits = sum(is_hit for _, _, is_hit in offsets)
     num_beyond = sum(max(abs(x), abs(y)) > _REACH for x, y, _ in offsets)
     x, y = median(x for x, _, _ in offsets), median(y for _, y, _ in offsets)
-    sideways = f"{abs(x) / 2:.1f} widths {'right' if x > 0 else 'left'}"
-    upright = f"{abs(y) / 2:.1f} heights {'down' if y > 0 else 'up'}"
     return [
-        ("hits, in the true box (green)", f"{num_hits:,}", _HIT),
+        ("hits: in the true box, which is green", f"{num_hits:,}", _HIT),
         ("misses", f"{total - num_hits:,}", _MISS),
-        (
-            f"farther than {_REACH / 2 - 0.5:g} boxes away, at the edge",
-            f"{num_beyond / total:.0%}",
-            INK,
-        ),
-        ("middle of all answers, from the true centre", f"{sideways}, {upright}", INK),
+        ("lie beyond the plot, drawn at its edge", f"{num_beyond / total:.0%}", INK),
+        ("median offset, in box widths and heights", f"{x / 2:+.2f}, {y / 2:+.2f}", INK),
     ]
 
 

@@ -39,7 +39,7 @@ def test_the_numbers_are_said():
     offsets = [(0, 0, True), (1, -1, True), (-3, 0, False), (90, 2, False)]
     said = texts(parsed(target_plot("Title", offsets)))
     assert said[0] == "Title"
-    assert {"2", "25%", "0.2 widths right, 0.0 heights up"} <= set(said)
+    assert {"2", "25%", "+0.25, +0.00"} <= set(said)
 
 
 def test_many_answers_are_thinned_out_but_all_are_counted():
