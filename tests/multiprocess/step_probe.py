@@ -1,6 +1,7 @@
 """One of two ranks under ZeRO-3 that counts every call of every module; run by test_step_calls.py.
 
-Images have any size, rank 1 ends its completions early, and its third rollout gets no rewards.
+Images have any size, rank 1 ends its completions early, half of its groups teach nothing and are
+replaced, and its third generation batch gets no rewards.
 """
 
 import json
@@ -58,11 +59,14 @@ ROLLOUTS: list[int] = []
 
 
 def rewards_that_stall(completions, model_size, **_):
-    """Rank 1 waits for ever in its third rollout."""
+    """On rank 1 every other rollout is worth the same throughout; its fifth one never ends."""
     SIZES.extend(list(size) for size in model_size[::2])
     ROLLOUTS.append(len(completions))
-    if len(ROLLOUTS) > NUM_STEPS and World.from_env().rank == 1:
-        threading.Event().wait()
+    if World.from_env().rank == 1:
+        if len(ROLLOUTS) > 2 * NUM_STEPS:
+            threading.Event().wait()
+        if len(ROLLOUTS) % 2 == 1:
+            return [1.0] * len(completions)
     return [float(number % 2) for number in range(len(completions))]
 
 
@@ -70,7 +74,7 @@ def main(policy, shards, out):
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     world = World.from_env()
     processor = load_processor(policy, max_pixels=112 * 112)
-    config = StreamConfig(num_lanes=4, num_threads=1, resize=resize_rule(processor.image_processor))
+    config = StreamConfig(num_lanes=8, num_threads=1, resize=resize_rule(processor.image_processor))
     args = GRPOConfig(
         str(out),
         use_cpu=True,
@@ -96,6 +100,7 @@ def main(policy, shards, out):
         args,
         PromptStream(ShardSource(shards), config, world),
         processing_class=processor,
+        refill_zero_variance=1,
         log=LogArguments(step_timeout_seconds=LIMIT_SECONDS),
     )
     if world.rank == 1:  # most words end its completions

@@ -27,7 +27,7 @@ def told(tmp_path_factory):
     make_tiny_policy(folder / "policy", ["Click on the red circle", "(1, 2)"])
     samples = [
         make_sample(f"{number:06d}", f"Click on the red circle{' now' * number}", SIZES[number % 8])
-        for number in range(16)
+        for number in range(24)
     ]
     write_set(folder / "shards", samples, 4)
     port = str(free_port())
@@ -58,8 +58,9 @@ def test_every_rank_calls_every_module_equally_often(told):
         for stage, model in (("rollout", "policy"), ("scoring", "reference"), ("update", "policy"))
         for module in (tower, layer)
     }
-    assert first["calls"][f"rollout: policy.{tower}"] == 2  # a prefill per rollout
-    assert first["calls"][f"rollout: policy.{layer}"] == 2 * 9  # 8 tokens behind each
+    # Rank 1 needed a second rollout in each of 2 steps: a prefill, and 8 tokens behind it.
+    assert first["calls"][f"rollout: policy.{tower}"] == 4
+    assert first["calls"][f"rollout: policy.{layer}"] == 4 * (1 + 8)
 
 
 def test_a_reward_that_stalls_ends_both_ranks_and_is_named(told):
