@@ -1,0 +1,133 @@
+"""Short runs on two ZeRO-3 ranks, with the shared prefix and without, in one process per rank.
+
+Every rank writes what it saw of each run to ``PROBE_DIR/rank-N.json``.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from trl import GRPOConfig
+
+from grpo_stream.train.process_group import start_process_group
+from grpo_stream.train.processor import load_processor
+from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_GENERATIONS, NUM_PROMPTS = 4, 2  # per rank
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {"shared_prefix": "off"},
+    "shared": {"shared_prefix": "on"},
+    "checkpointing": {"shared_prefix": "on", "gradient_checkpointing": True},
+    "frozen": {"shared_prefix": "on", "freeze_vision_tower": True},
+    "sampled": {"is_forced": False, "ds3_gather_for_generation": False, "max_steps": 2},
+}
+
+
+def main() -> None:
+    folder = Path(os.environ["PROBE_DIR"])
+    start_process_group(use_cpu=True)
+    seen = {name: run(folder, **settings) for name, settings in RUNS.items()}
+    (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+def run(
+    folder: Path,
+    *,
+    shared_prefix: str = "on",
+    freeze_vision_tower: bool = False,
+    is_forced: bool = True,
+    **changes: Any,
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder / "out"),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "deepspeed": str(ROOT / "ds_configs/zero3_cpu.json"),
+        "per_device_train_batch_size": NUM_PROMPTS * NUM_GENERATIONS,
+        "num_generations": NUM_GENERATIONS,
+        "max_completion_length": 8,
+        "num_iterations": 2,
+        "max_steps": 4,
+        "learning_rate": 0.5,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "beta": 0.1,
+        "seed": 1,
+    }
+    trainer: Any = PersonalizedGRPOTrainer(
+        str(folder / "tiny"),
+        graded,
+        GRPOConfig(**(settings | changes)),
+        json.loads((folder / "records.json").read_text()),
+        processing_class=load_processor(folder / "tiny", max_pixels=28 * 28 * 16),
+        images_root=ROOT / "data/screenshots",
+        shared_prefix=shared_prefix,
+        freeze_vision_tower=freeze_vision_tower,
+    )
+    completions: list[list[list[int]]] = []
+    losses: list[float] = []
+    num_tower_calls = [0]
+    generate, compute_loss = trainer._generate_single_turn, trainer._compute_loss
+
+    def generated(ids: list[Any], *args: Any, **kwargs: Any) -> Any:
+        if not is_forced:
+            sampled = generate(ids, *args, **kwargs)
+            completions.append(sampled[0])
+            return sampled
+        generator = torch.Generator().manual_seed(len(completions))
+        rows = torch.randint(20, 300, (len(ids), 8), generator=generator).tolist()
+        completions.append([row[: 1 + number * 3 % 8] for number, row in enumerate(rows)])
+        return completions[-1], None
+
+    def lost(*args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = compute_loss(*args, **kwargs)
+        losses.append(loss.item())
+        return loss
+
+    def called(*_: Any) -> None:
+        num_tower_calls[0] += 1
+
+    if not is_forced and os.environ["RANK"] == "1":  # ends with its first token, the other goes on
+        trainer.generation_config.eos_token_id = list(
+            range(trainer.model.config.text_config.vocab_size)
+        )
+    trainer._generate_single_turn = generated
+    trainer._compute_loss = lost
+    trainer.model.model.visual.register_forward_pre_hook(called)
+    trainer.train()
+    trainer.close()
+    module = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    names = (
+        "lm_head",
+        "model.language_model.layers.0.self_attn.q_proj",
+        "model.visual.merger.mlp.0",
+    )
+    weights = [module.get_submodule(name).weight for name in names]
+    with deepspeed.zero.GatheredParameters(weights):
+        values = [value for weight in weights for value in weight.flatten()[:64].tolist()]
+    return {
+        "completions": completions,
+        "losses": losses,
+        "weights": values,
+        "num_tower_calls": num_tower_calls[0],
+        "shared_prefix": trainer.shared_prefix,
+    }
+
+
+def graded(completions: list[Any], **_: Any) -> list[float | None]:
+    """A reward that differs within each group."""
+    return [float(len(str(completion)) % 5) for completion in completions]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The shared prefix on two ZeRO-3 ranks over gloo, against trl's own path on the same ranks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_stream.train.tiny import make_tiny_policy
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_BATCHES = 2  # generation batches of each run, of 2 global steps each
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What each rank saw of each run."""
+    folder = tmp_path_factory.mktemp("prefix")
+    records = json.loads((ROOT / "data/screenshots/records.json").read_text())[:8]
+    (folder / "records.json").write_text(json.dumps(records))
+    make_tiny_policy(folder / "tiny", [record["prompt"] for record in records])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    deepspeed = Path(sys.executable).parent / "deepspeed"
+    command = [deepspeed, "-q", "--num_gpus", 2, "--master_port", port]
+    done = subprocess.run(
+        [*map(str, command), "--module", "tests.multiprocess.prefix_probe"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            "DS_ACCELERATOR": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "PROBE_DIR": str(folder),
+        },
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ["shared", "checkpointing"])
+def test_equals_trls_own_path(seen, name):
+    for rank in seen:
+        found, expected = rank[name], rank["plain"]
+        assert found["shared_prefix"]
+        assert not expected["shared_prefix"]
+        assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+        assert found["weights"] == pytest.approx(expected["weights"], abs=1e-6)
+    assert seen[0]["shared"]["losses"] != seen[1]["shared"]["losses"]
+
+
+def test_a_frozen_tower_runs_once_per_generation_batch_on_every_rank(seen):
+    for rank in seen:
+        assert rank["frozen"]["num_tower_calls"] == NUM_BATCHES
+        # Once for the old log-probabilities, once for each of two iterations.
+        assert rank["shared"]["num_tower_calls"] == NUM_BATCHES * 3
+        assert rank["frozen"]["losses"][0] == pytest.approx(rank["plain"]["losses"][0], abs=1e-5)
+
+
+def test_a_rank_that_has_ended_samples_along_until_the_other_has(seen):
+    lengths = [[len(row) for row in rank["sampled"]["completions"][0]] for rank in seen]
+    assert set(lengths[1]) == {1}
+    assert max(lengths[0]) == 8
