@@ -135,11 +135,11 @@ def _task(args: EvaluateArguments, config: PreTrainedConfig) -> tuple[Task, str]
     if frame is None and told is not None:
         frame = told.answer_frame
     frame = answer_frame_for(config.model_type, frame)
-    if args.prompt_template is None and told is not None:
-        return Task(told.template, frame), "the checkpoint's own"
-    default: str = TaskArguments.prompt_template
-    name = args.prompt_template or default
-    return Task(load_template(name, config.model_type), frame), name
+    template, name = None if told is None else told.template, "the checkpoint's own"
+    if args.prompt_template is not None or template is None:
+        name = args.prompt_template or TaskArguments.prompt_template
+        template = load_template(name, config.model_type)
+    return Task(template, frame, {} if told is None else told.chat_template_kwargs), name
 
 
 def _open_source(args: EvaluateArguments) -> Source:

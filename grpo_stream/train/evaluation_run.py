@@ -45,7 +45,12 @@ def run_evaluation(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
     join_ranks(world)
     device = _device(plan)
     model = _load(plan, device)
-    collator = PromptCollator(plan.processor, plan.task.template, plan.task.answer_frame)
+    collator = PromptCollator(
+        plan.processor,
+        plan.task.template,
+        plan.task.answer_frame,
+        chat_template_kwargs=plan.task.chat_template_kwargs,
+    )
     limits = image_limits(args.data())
     reader = OrderedReader(
         plan.source,
@@ -130,6 +135,7 @@ def _results(
             "template": plan.template_name,
             **asdict(plan.task.template),
             "answer_frame": plan.task.answer_frame,
+            "chat_template_kwargs": plan.task.chat_template_kwargs,
             "min_pixels": rule.min_pixels,
             "max_pixels": rule.max_pixels,
         },

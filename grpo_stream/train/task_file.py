@@ -1,9 +1,9 @@
 """How a policy was asked, kept beside its weights, so that evaluation asks it the same way."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from grpo_stream.boxes import Frame
 from grpo_stream.errors import ConfigError
@@ -11,19 +11,26 @@ from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import PromptTemplate
 
 TASK_NAME = "task.json"
-"""File of a checkpoint that holds template and frame; image sizes are in the processor's own."""
+"""File of a checkpoint that holds a task; the sizes of images are in the processor's own files."""
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True)
+class Task:
     """How a policy is asked."""
 
     template: PromptTemplate
     answer_frame: Frame
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the model's chat template."""
 
 
 def write_task(folder: str | Path, task: Task) -> None:
     """Writes :data:`TASK_NAME` into a checkpoint's folder."""
-    content = {"prompt_template": asdict(task.template), "answer_frame": task.answer_frame}
+    content = {
+        "prompt_template": asdict(task.template),
+        "answer_frame": task.answer_frame,
+        "chat_template_kwargs": task.chat_template_kwargs,
+    }
     path = Path(folder) / TASK_NAME
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -40,7 +47,8 @@ def read_task(folder: str | Path) -> Task | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         template = PromptTemplate(**content["prompt_template"])
-        return Task(template, answer_frame_for("", str(content["answer_frame"])))
+        frame = answer_frame_for("", str(content["answer_frame"]))
+        return Task(template, frame, dict(content["chat_template_kwargs"]))
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         expected = f"must hold prompt_template and answer_frame, as training writes them ({error})"
         raise ConfigError(str(path), None, expected) from error

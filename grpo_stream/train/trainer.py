@@ -39,6 +39,7 @@ from grpo_stream.train.prefix import shared_prefix_obstacle
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.refill import check_refill
 from grpo_stream.train.rollout import suppressed_token_ids
+from grpo_stream.train.task_file import Task, write_task
 from grpo_stream.train.zero import check_batch_arithmetic
 
 logger = logging.get_logger("grpo_stream.train")
@@ -168,6 +169,14 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         self._has_same_vision_tower = isinstance(model, str)
         self.shared_prefix = self._decide_shared_prefix(shared_prefix)
         self._suppress_vision_tokens()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Extends ``Trainer._save`` (transformers 5.23): how the policy is asked goes with it."""
+        super()._save(output_dir, state_dict)
+        collator = self.data_collator
+        if self.args.should_save and isinstance(collator, PromptCollator):
+            task = Task(collator.template, collator.answer_frame, collator.chat_template_kwargs)
+            write_task(output_dir or self.args.output_dir, task)
 
     def _decide_shared_prefix(self, wanted: str) -> bool:
         obstacle = shared_prefix_obstacle(self.model.config)

@@ -64,10 +64,11 @@ class TestBootstrap:
         assert 0.9 <= covered / 200 <= 0.99
 
     def test_samples_of_one_image_count_once(self):
-        once = np.arange(20) % 2
-        alone = bootstrap_intervals(once[:, None] * 1.0, np.arange(20))
-        fourfold = bootstrap_intervals(np.repeat(once, 4)[:, None] * 1.0, np.repeat(range(20), 4))
-        as_if_independent = bootstrap_intervals(np.repeat(once, 4)[:, None] * 1.0, np.arange(80))
+        once = (np.arange(20)[:, None] % 2).astype(np.float64)
+        again = once[np.arange(80) // 4]
+        alone = bootstrap_intervals(once, np.arange(20))
+        fourfold = bootstrap_intervals(again, np.arange(80) // 4)
+        as_if_independent = bootstrap_intervals(again, np.arange(80))
         assert fourfold == pytest.approx(alone)
         assert np.ptp(as_if_independent) < 0.6 * np.ptp(alone)
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from grpo_stream.grounding.saved_runs import write_run
 from grpo_stream.stream.world import World
 from grpo_stream.train.evaluation import plan_evaluation
 from grpo_stream.train.evaluation_args import EvaluateArguments
-from grpo_stream.train.task_file import TASK_NAME, Task, read_task, write_task
+from grpo_stream.train.task_file import Task
 from tests.grounding.support import answer
 
 
@@ -40,38 +41,15 @@ def test_settings_reach_where_they_act(plan):
     assert made.fields[0] == "colour"
 
 
-class TestTaskFile:
-    def test_the_checkpoint_tells_how_it_was_asked(self, plan, tiny_folder):
-        own = Task(TEMPLATES["box_pairs_thinking"], "original")
-        write_task(tiny_folder, own)
-        try:
-            assert plan().task == own
-            assert plan(prompt_template="plain").task == Task(TEMPLATES["plain"], "original")
-            assert plan(answer_frame="model").task == own._replace(answer_frame="model")
-        finally:
-            (tiny_folder / TASK_NAME).unlink()
-        assert read_task(tiny_folder) is None
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            "no JSON",
-            "[]",
-            "{}",
-            json.dumps({"prompt_template": {"user": "no placeholder"}, "answer_frame": "model"}),
-            json.dumps({"prompt_template": {"system": None, "user": "{instruction}"}}),
-            json.dumps(
-                {
-                    "prompt_template": {"system": None, "user": "{instruction}"},
-                    "answer_frame": "metres",
-                }
-            ),
-        ],
-    )
-    def test_a_file_that_is_none(self, tmp_path, content):
-        (tmp_path / TASK_NAME).write_text(content)
-        with pytest.raises(ConfigError, match="must hold prompt_template and answer_frame"):
-            read_task(tmp_path)
+def test_a_checkpoint_tells_how_it_was_asked(plan, make_trainer, tmp_path):
+    trainer = make_trainer(prompt_template="box_pairs_thinking", answer_frame="original")
+    checkpoint = str(tmp_path / "checkpoint")
+    trainer.save_model(checkpoint)
+    own = Task(TEMPLATES["box_pairs_thinking"], "original")
+    assert plan(model=checkpoint).task == own
+    assert plan(model=checkpoint, answer_frame="model").task == replace(own, answer_frame="model")
+    changed = plan(model=checkpoint, prompt_template="plain").task
+    assert changed == Task(TEMPLATES["plain"], "original")
 
 
 @pytest.mark.parametrize(
