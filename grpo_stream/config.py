@@ -39,7 +39,8 @@ class StreamConfig:
     prefetch_batches: int = 2
     """Generation batches that are decoded ahead of the one in use."""
     num_fetch_threads: int = 16
-    """Requests of a rank that wait for object storage at a time; a folder is read without."""
+    """Calls of a rank that wait for object storage at a time, each of up to eight requests to one
+    shard; a folder is read without."""
     fetch_ahead_bytes: int = 256 * 2**20
     """Encoded samples of a rank that are fetched ahead or on their way, in bytes; what the next
     ``prefetch_batches`` need is fetched in any case."""

@@ -1,12 +1,19 @@
-"""What every store says alike: which names lie in it, and its errors."""
+"""What every store says alike: which names lie in it, its ranges, and its errors."""
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from grpo_stream.errors import StoreError
 
 # obstore: "... in 3.57ms - Server returned non-2xx status code: 404 Not Found: <?xml ...".
 _NOISE = re.compile(r" in [\d.]+(?:ns|µs|ms|s)\b|: <.*| - Server returned non-2xx status code")
+
+_Bytes = TypeVar("_Bytes", bytes, memoryview)
+
+Range = tuple[int, int]
+"""Offset and length of a part of a blob, in bytes."""
 
 
 def check_name(name: str, url: str) -> str:
@@ -21,7 +28,7 @@ def check_name(name: str, url: str) -> str:
     return name
 
 
-def check_length(data: bytes, url: str, name: str, offset: int, num_bytes: int) -> bytes:
+def check_length(data: _Bytes, url: str, name: str, offset: int, num_bytes: int) -> _Bytes:
     """``data``, when it is ``num_bytes`` long.
 
     Raises:
@@ -31,6 +38,30 @@ def check_length(data: bytes, url: str, name: str, offset: int, num_bytes: int) 
         detail = f"{url}: {name}: {len(data)} of {num_bytes} bytes at offset {offset}"
         raise StoreError("short_read", detail)
     return data
+
+
+def neighbours(ranges: Sequence[Range]) -> list[list[Range]]:
+    """``ranges`` in their order, in runs in which each begins where the one before it ends."""
+    runs: list[list[Range]] = []
+    end = -1
+    for offset, num_bytes in ranges:
+        if offset != end:
+            runs.append([])
+        runs[-1].append((offset, num_bytes))
+        end = offset + num_bytes
+    return runs
+
+
+def span(run: Sequence[Range]) -> Range:
+    """The range that a run of neighbours makes."""
+    start = run[0][0]
+    return start, run[-1][0] + run[-1][1] - start
+
+
+def cut(data: bytes | memoryview, run: Sequence[Range]) -> list[bytes]:
+    """What :func:`span` of a run holds, as the run's ranges."""
+    start = run[0][0]
+    return [bytes(data[offset - start : offset - start + size]) for offset, size in run]
 
 
 def store_error(cause: str, url: str, name: str, error: Exception) -> StoreError:

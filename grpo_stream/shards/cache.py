@@ -7,10 +7,11 @@ Where a server answers no ranges, reads wait for their shard instead.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.shards.blobs import Range, cut, neighbours, span
 from grpo_stream.shards.cache_fetcher import MAX_ANNOUNCED, CacheCounts, ShardFetcher
 from grpo_stream.shards.cache_folder import CacheFolder, OpenShard
 from grpo_stream.shards.manifest import Manifest
@@ -26,7 +27,7 @@ _PIECE_BYTES = 2**20
 class ShardCache:
     """A store whose shards are kept in a bounded local folder. See :class:`Store`.
 
-    Only :meth:`read_range` reads from the cache; all else goes to the wrapped store. May be used
+    Only reads of ranges go to the cache; all else goes to the wrapped store. May be used
     by many threads; a forked child must open its own (StoreError, cause ``forked``).
 
     Args:
@@ -74,19 +75,23 @@ class ShardCache:
         return self._store.url
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
-        """See :meth:`Store.read_range`; from the cache where the shard is in it.
+        """See :meth:`Store.read_range`; as :meth:`read_ranges`."""
+        return self.read_ranges(name, [(offset, num_bytes)])[0]
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+        """See :meth:`Store.read_ranges`; from the cache where the shard is in it.
 
         From a server that ignores ranges the shard comes whole: the read waits until it is in the
         cache, announced or not, and where the cache cannot take it, reads the object from its
         start up to the range's end.
         """
-        if name not in self._sizes or offset + num_bytes > self._sizes[name]:
-            return self._store.read_range(name, offset, num_bytes)  # its error is the clearer one
+        if name not in self._sizes or max(map(sum, ranges)) > self._sizes[name]:
+            return self._store.read_ranges(name, ranges)  # its error is the clearer one
         self._check_process()
         shard = self._fetcher.find(name)
-        data = None if shard is None else self._read_cached(name, shard, offset, num_bytes)
-        self._fetcher.count_read(name, is_hit=data is not None)
-        return self._read_missing(name, offset, num_bytes) if data is None else data
+        found = None if shard is None else self._read_cached(name, shard, ranges)
+        self._fetcher.count_read(name, is_hit=found is not None)
+        return self._read_missing(name, ranges) if found is None else found
 
     def announce(self, names: Iterable[str]) -> None:
         """Says which shards are needed from now on; replaces what was announced before.
@@ -166,17 +171,20 @@ class ShardCache:
         """See :meth:`Store.walk`."""
         return self._store.walk(prefix)
 
-    def _read_missing(self, name: str, offset: int, num_bytes: int) -> bytes:
+    def _read_missing(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
         if self._answers_ranges:
             try:
-                return self._store.read_range(name, offset, num_bytes)
+                return self._store.read_ranges(name, ranges)
             except StoreError as error:
                 if error.cause != "range_ignored":
                     raise
                 self._answers_ranges = False
         shard = self._fetcher.wait_for(name)
-        data = None if shard is None else self._read_cached(name, shard, offset, num_bytes)
-        return self._read_through(name, offset, num_bytes) if data is None else data
+        found = None if shard is None else self._read_cached(name, shard, ranges)
+        if found is not None:
+            return found
+        runs = neighbours(ranges)
+        return [data for run in runs for data in cut(self._read_through(name, *span(run)), run)]
 
     def _read_through(self, name: str, offset: int, num_bytes: int) -> bytes:
         with self._store.open_stream(name) as stream:
@@ -191,17 +199,17 @@ class ShardCache:
         return data
 
     def _read_cached(
-        self, name: str, shard: OpenShard, offset: int, num_bytes: int
-    ) -> bytes | None:
+        self, name: str, shard: OpenShard, ranges: Sequence[Range]
+    ) -> list[bytes] | None:
         try:
-            data = shard.read_range(offset, num_bytes)
+            found = [shard.read_range(offset, num_bytes) for offset, num_bytes in ranges]
         except OSError as error:
             self._fetcher.drop(name, f"cannot be read ({error})")
             return None
-        if len(data) < num_bytes:
+        if any(len(data) < size for data, (_, size) in zip(found, ranges, strict=True)):
             self._fetcher.drop(name, "was cut short")
             return None
-        return data
+        return found
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:

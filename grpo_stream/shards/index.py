@@ -100,9 +100,10 @@ class ShardIndex:
         return len(self.samples)
 
     def __getitem__(self, sample: int) -> IndexEntry:
-        offset, num_bytes, first, num_parts = self.samples[sample].item()
-        parts = self.parts[first : first + num_parts].tolist()
-        return IndexEntry(offset, num_bytes, tuple(map(IndexPart._make, parts)))
+        offset, num_bytes, first, num_parts = self.samples.item(sample)
+        part = self.parts.item  # a third of the time of slicing out two rows
+        parts = [IndexPart(*part(number)) for number in range(first, first + num_parts)]
+        return IndexEntry(offset, num_bytes, tuple(parts))
 
     @classmethod
     def from_entries(cls, entries: Sequence[IndexEntry], num_bytes: int) -> "ShardIndex":

@@ -5,11 +5,11 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from grpo_stream.shards.blobs import check_length, check_name, store_error
+from grpo_stream.shards.blobs import Range, check_length, check_name, store_error
 from grpo_stream.shards.files import atomic_writer, read_at, write_atomic
 
 _STREAM_BUFFER_BYTES = 2**20
@@ -74,13 +74,20 @@ class LocalStore:
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
+        return self.read_ranges(name, [(offset, num_bytes)])[0]
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+        """See :meth:`Store.read_ranges`; one after another."""
         try:
             # The file is held by its name: it must stay open while it is read.
             file = self._open(name)
-            data = read_at(file.fd, offset, num_bytes)
+            found = [read_at(file.fd, offset, num_bytes) for offset, num_bytes in ranges]
         except OSError as error:
             raise store_error("unreadable", self.url, name, error) from error
-        return check_length(data, self.url, name, offset, num_bytes)
+        for data, (offset, num_bytes) in zip(found, ranges, strict=True):
+            if len(data) != num_bytes:
+                check_length(data, self.url, name, offset, num_bytes)
+        return found
 
     def open_stream(self, name: str) -> BinaryIO:
         """See :meth:`Store.open_stream`."""

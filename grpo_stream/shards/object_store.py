@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -11,7 +11,16 @@ from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 from urllib.parse import urlsplit
 
 from grpo_stream.errors import ConfigError, StoreError
-from grpo_stream.shards.blobs import check_length, check_name, first_line, store_error
+from grpo_stream.shards.blobs import (
+    Range,
+    check_length,
+    check_name,
+    cut,
+    first_line,
+    neighbours,
+    span,
+    store_error,
+)
 from grpo_stream.shards.causes import cause_of, explain
 from grpo_stream.shards.patience import Patience
 
@@ -93,6 +102,25 @@ class ObjectStore:
             lambda c, n: self._obstore.get_range(c, n, start=offset, length=num_bytes),
         )
         return check_length(bytes(data), self.url, name, offset, num_bytes)
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+        """See :meth:`Store.read_ranges`; up to ten requests of a call are on their way at a time.
+
+        A request of many costs two thirds of the CPU of one that is made alone.
+        """
+        runs = neighbours(ranges)
+        starts, sizes = zip(*map(span, runs), strict=True)
+        answers = self._call(
+            "unreadable",
+            name,
+            lambda c, n: self._obstore.get_ranges(c, n, starts=starts, lengths=sizes, coalesce=0),
+        )
+        found = []
+        for run, start, size, answer in zip(runs, starts, sizes, answers, strict=True):
+            data = memoryview(answer)
+            check_length(data, self.url, name, start, size)
+            found += cut(data, run)
+        return found
 
     def open_stream(self, name: str) -> BinaryIO:
         """See :meth:`Store.open_stream`.

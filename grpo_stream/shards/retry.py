@@ -1,8 +1,12 @@
 """Stores whose reads survive what another try may get over."""
 
 import os
+from collections.abc import Sequence
 from typing import BinaryIO
 
+from grpo_stream.errors import StoreError
+from grpo_stream.shards.blobs import Range, neighbours
+from grpo_stream.shards.causes import TRANSIENT_CAUSES
 from grpo_stream.shards.object_store import ObjectStore
 from grpo_stream.shards.patience import Patience, ReadCounters, ReadCounts, RetryRules
 from grpo_stream.shards.store import Store, is_object_store, open_store
@@ -51,6 +55,28 @@ class PatientStore:
         self.counters.add(num_bytes=num_bytes)
         return data
 
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+        """See :meth:`Store.read_ranges`.
+
+        When one request of several fails, each is made again alone, one after another: a server
+        that refuses some is not asked for all of them again.
+        """
+        runs = neighbours(ranges)
+        if len(runs) > 1:
+            try:
+                found = self._inner.read_ranges(name, ranges)
+            except StoreError as error:
+                if error.cause not in TRANSIENT_CAUSES:
+                    self.counters.add(num_requests=len(runs), num_failures=1)
+                    raise
+                self.counters.add(num_requests=len(runs))
+                self.counters.add_retry(error.cause, 0.0)
+            else:
+                num_bytes = sum(size for _, size in ranges)
+                self.counters.add(num_requests=len(runs), num_bytes=num_bytes)
+                return found
+        return [data for run in runs for data in self._read_run(name, run)]
+
     def open_stream(self, name: str) -> BinaryIO:
         """See :meth:`Store.open_stream`; the stream's own reads are as patient as the inner's."""
         return self._patience.run(lambda: self._inner.open_stream(name))
@@ -86,6 +112,11 @@ class PatientStore:
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`."""
         return self._inner.walk(prefix)
+
+    def _read_run(self, name: str, run: Sequence[Range]) -> list[bytes]:
+        found = self._patience.run(lambda: self._inner.read_ranges(name, run))
+        self.counters.add(num_bytes=sum(size for _, size in run))
+        return found
 
 
 def open_patient(

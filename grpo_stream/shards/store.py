@@ -1,10 +1,12 @@
 """Folders and buckets behind one small interface: read, read a range, write, list."""
 
 import os
+from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.shards.blobs import Range
 from grpo_stream.shards.local_store import LocalStore
 from grpo_stream.shards.object_store import ObjectStore
 
@@ -32,6 +34,12 @@ class Store(Protocol):
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """Exactly ``num_bytes`` bytes from ``offset``; fewer is an error (``short_read``)."""
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+        """Several ranges of one blob, each (offset, length); raises what :meth:`read_range` does.
+
+        Neighbours come by one request, the others at the same time.
+        """
 
     def open_stream(self, name: str) -> BinaryIO:
         """The content from its start, read forwards in bounded memory whatever its size.

@@ -8,13 +8,15 @@
 
 Threads rather than worker processes: fetching, decoding and resizing run in C code that releases
 the interpreter lock, and pixels need no second copy. What is made ahead follows from the order,
-which is known, so neither threads nor timing can change it.
+which is known, so neither threads nor timing can change it. What takes next to no time, such as
+samples of a folder that are not decoded, one thread makes alone.
 
 Memory is bounded by ``prefetch_batches + 1`` decoded generation batches of this rank, and the
 encoded samples that ``fetch_ahead_bytes`` allows.
 """
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,7 @@ T = TypeVar("T")
 _Outcomes = list[Outcome]
 
 _MAX_BATCHES_AHEAD = 1024
+_CHEAP_SECONDS = 150e-6  # a sample; what is decoded takes longer
 
 
 @dataclass(eq=False)
@@ -49,7 +52,7 @@ class _Work(Generic[T]):
     """Epoch and batch."""
     slots: list[SlotPlace]
     num_bytes: int
-    """About how many bytes its encoded samples have."""
+    """About how many bytes its encoded samples have; 0 where none are fetched ahead."""
     fetches: "list[Future[Encoded]]" = field(default_factory=list)
     """One for each slot; none where samples are read when they are decoded."""
     batch: "Future[T] | None" = None
@@ -96,6 +99,7 @@ class PromptLoader(Generic[T]):
         self._works: deque[_Work[T]] = deque()
         self._coming: tuple[int, int] | None = None
         self._num_works = 0
+        self._seconds_per_sample = math.inf  # that reading and opening one took of late
         config = stream.config
         self._decoders: PriorityPool | None = None
         self._processes: DecodeProcesses | None = None
@@ -196,7 +200,7 @@ class PromptLoader(Generic[T]):
         fresh = list(self._new_works(only_near=only_near))
         self._works.extend(fresh)
         if self._fetcher is not None:
-            self._start_fetching(self._fetcher, fresh)
+            self._start_fetching(self._fetcher, fresh, is_urgent=only_near)
 
     def _new_works(self, *, only_near: bool) -> Iterator[_Work[T]]:
         config = self.stream.config
@@ -221,6 +225,8 @@ class PromptLoader(Generic[T]):
             yield work
 
     def _size(self, slots: Sequence[SlotPlace]) -> int:
+        if self._fetcher is None:
+            return 0
         sources = self.stream.sources
         return sum(sources[one.place.source].sample_bytes(one.place.shard) for one in slots)
 
@@ -230,20 +236,25 @@ class PromptLoader(Generic[T]):
             return following if following[0] == place[0] else None
         return following if following < self.until else None
 
-    def _start_fetching(self, fetcher: Fetcher, works: Sequence[_Work[T]]) -> None:
+    def _start_fetching(
+        self, fetcher: Fetcher, works: Sequence[_Work[T]], *, is_urgent: bool
+    ) -> None:
         wanted = []
         for work in works:
             work.fetches = [Future() for _ in work.slots]
             for one, future in zip(work.slots, work.fetches, strict=True):
                 wanted.append(Wanted(work.number, one.place, future))
-        fetcher.start(wanted)
+        fetcher.start(wanted, is_urgent=is_urgent)
 
     def _start_decoding(self, work: _Work[T]) -> "Future[T]":
+        assert self._assembler is not None  # noqa: S101 - there are threads
         if self._processes is not None:
             outcomes = [self._open_elsewhere(self._processes, work, n) for n in _all(work)]
-        else:
+        elif work.fetches or self._seconds_per_sample > _CHEAP_SECONDS:
             outcomes = self._open_in_pieces(work)
-        assert self._assembler is not None  # noqa: S101 - there are threads
+        else:
+            # Threads would take longer to wait for each other than they save: one does it all.
+            return self._assembler.submit(work.number, lambda: self._make(work.slots))
         return self._assembler.submit(work.number, lambda: self._assemble(work.slots, outcomes))
 
     def _open_in_pieces(self, work: _Work[T]) -> "list[Future[_Outcomes]]":
@@ -258,7 +269,7 @@ class PromptLoader(Generic[T]):
         decoders, attempt = self._decoders, self.stream.attempt
         slots, fetches = work.slots[piece], work.fetches[piece]
         if not fetches:
-            return decoders.submit(work.number, lambda: [attempt(one) for one in slots])
+            return decoders.submit(work.number, lambda: self._attempt(slots))
         outcomes: Future[_Outcomes] = Future()
 
         def open_all() -> _Outcomes:
@@ -286,6 +297,15 @@ class PromptLoader(Generic[T]):
 
         work.fetches[number].add_done_callback(open_it)
         return outcome
+
+    def _attempt(self, slots: Sequence[SlotPlace]) -> _Outcomes:
+        started = time.perf_counter()
+        outcomes = list(map(self.stream.attempt, slots))
+        self._seconds_per_sample = (time.perf_counter() - started) / len(slots)
+        return outcomes
+
+    def _make(self, slots: Sequence[SlotPlace]) -> T:
+        return self.transform(list(map(self.stream.settle, slots, self._attempt(slots))))
 
     def _assemble(self, slots: Sequence[SlotPlace], outcomes: "Sequence[Future[_Outcomes]]") -> T:
         found = [outcome for future in outcomes for outcome in future.result()]

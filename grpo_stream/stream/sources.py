@@ -13,13 +13,14 @@ from grpo_stream.boxes import Size
 from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, decode, resize
+from grpo_stream.shards.blobs import Range
 from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.index import IndexEntry, ShardIndex
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.retry import PatientStore, RetryRules, open_patient
 from grpo_stream.shards.sample import Sample
 from grpo_stream.shards.store import LocalStore, Store, is_object_store, open_store
-from grpo_stream.shards.tar import parse_sample
+from grpo_stream.shards.tar import parse_pieces, piece_ranges
 from grpo_stream.stream.plan import Indices
 
 _NUM_OPEN_INDEXES = 64  # at 700 samples a shard 60 kB each
@@ -103,12 +104,13 @@ class StoredSample(NamedTuple):
 
     shard: str
     """The shard's name, for error messages."""
-    data: bytes
+    pieces: Sequence[bytes]
+    """As ``piece_ranges`` cuts it."""
     entry: IndexEntry
 
     def sample(self) -> Sample:
         """See :meth:`Encoded.sample`."""
-        return parse_sample(self.data, self.shard, self.entry)
+        return parse_pieces(self.pieces, self.shard, self.entry)
 
 
 class Source(Protocol):
@@ -134,10 +136,10 @@ class Source(Protocol):
         """About how many bytes a sample of a shard has; known without reading anything."""
 
     def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:
-        """``samples`` of one shard in groups that :meth:`fetch` reads by one request each."""
+        """``samples`` of one shard in runs of neighbours, each of which is one request."""
 
     def fetch(self, shard: int, samples: Sequence[int]) -> Sequence[Encoded]:
-        """Reads one group of :meth:`runs`.
+        """Reads samples of one shard, neighbours by one request.
 
         Raises:
             StoreError: it cannot be fetched.
@@ -262,19 +264,21 @@ class ShardSource:
         """See :meth:`Source.fetch`."""
         name = self.manifest.shards[shard].name
         index = self._index(shard)
-        entries = [index[sample] for sample in samples]
-        start = entries[0].offset
-        num_bytes = entries[-1].offset + entries[-1].num_bytes - start
-        if len(entries) == 1 and num_bytes > self._max_sample_bytes:
-            detail = f"{self.describe(shard, samples[0])}: {num_bytes} bytes are more than "
-            raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
-        data = self._reader.read_range(name, start, num_bytes)
-        if len(entries) == 1:
-            return [StoredSample(name, data, entries[0])]
-        return [
-            StoredSample(name, data[e.offset - start : e.offset - start + e.num_bytes], e)
-            for e in entries
-        ]
+        entries, ranges, ends = [], list[Range](), []
+        for sample in samples:
+            entry = index[sample]
+            if entry.num_bytes > self._max_sample_bytes:
+                detail = f"{self.describe(shard, sample)}: {entry.num_bytes} bytes are more than "
+                raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
+            ranges += piece_ranges(entry)
+            entries.append(entry)
+            ends.append(len(ranges))
+        pieces = self._reader.read_ranges(name, ranges)
+        start, found = 0, []
+        for entry, end in zip(entries, ends, strict=True):
+            found.append(StoredSample(name, pieces[start:end], entry))
+            start = end
+        return found
 
     def read(self, shard: int, sample: int) -> Sample:
         """Fetches and checks one sample."""

@@ -99,9 +99,9 @@ class Counting(LocalStore):
     num_reads = 0
     num_streams = 0
 
-    def read_range(self, *words):
+    def read_ranges(self, *words):
         Counting.num_reads += 1
-        return super().read_range(*words)
+        return super().read_ranges(*words)
 
     def open_stream(self, name):
         Counting.num_streams += 1

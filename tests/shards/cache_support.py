@@ -32,9 +32,9 @@ class StreamStore(LocalStore):
         self.broken = None
         self.on_open = lambda _: None
 
-    def read_range(self, name, offset, num_bytes):
+    def read_ranges(self, name, ranges):
         self.ranges[name] += 1
-        return super().read_range(name, offset, num_bytes)
+        return super().read_ranges(name, ranges)
 
     def open_stream(self, name):
         self.streams[name] += 1

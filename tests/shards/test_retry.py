@@ -98,6 +98,49 @@ def test_refused_credentials_name_the_variables(server):
         open_patient("s3://bucket/set", RULES).read("x")
 
 
+RANGES = [(0, 10), (10, 20), (5_000, 1), (90_000, 500)]  # the first two are one request
+CONTENT = [DATA[offset : offset + num_bytes] for offset, num_bytes in RANGES]
+
+
+class TestSeveralRanges:
+    def test_neighbours_come_by_one_request(self, server, url):
+        store = open_patient(url, RULES)
+        assert store.read_ranges("x", RANGES) == CONTENT
+        assert sorted(wanted for _, wanted in server.ranges) == [
+            "bytes=0-29",
+            "bytes=5000-5000",
+            "bytes=90000-90499",
+        ]
+        counts = store.counters.snapshot()
+        assert (counts.num_requests, counts.num_retries, counts.num_bytes) == (3, 0, 531)
+
+    @pytest.mark.parametrize("fault", ["slow_down", "reset", "truncated", "short", "stall"])
+    @pytest.mark.parametrize("num_faults", [1, 5])
+    def test_what_passes_is_got_over_one_by_one(self, server, url, fault, num_faults):
+        store = open_patient(url, RULES)
+        server.faults = [fault] * (num_faults if fault != "stall" else 1)
+        assert store.read_ranges("x", RANGES) == CONTENT
+        counts = store.counters.snapshot()
+        assert server.faults == []
+        assert counts.num_retries >= 1
+        assert counts.num_failures == 0
+        assert counts.num_bytes == 531
+
+    def test_what_lasts_is_told_at_once(self, server, url):
+        server.always = {"x": "denied"}
+        store = open_patient(url, RULES)
+        with pytest.raises(StoreError, match="forbidden"):
+            store.read_ranges("x", RANGES)
+        assert len(server.ranges) <= 3
+        assert store.counters.snapshot().num_failures == 1
+
+    @pytest.mark.parametrize("offset", [len(DATA) - 10, len(DATA) + 10])
+    def test_beyond_the_end(self, url, offset):
+        for ranges in ([(0, 10), (offset, 20)], [(offset - 30, 30), (offset, 20)]):
+            with pytest.raises(StoreError, match="short_read: "):
+                open_patient(url, RULES).read_ranges("x", ranges)
+
+
 def test_a_burst_outlasts_the_deadline(server, url):
     rules = RetryRules(0.01, 0.02, deadline_seconds=0.4, stall_timeout_seconds=0.1)
     store = open_patient(url, rules)

