@@ -246,7 +246,7 @@ def _names(slices: str, word: str) -> dict[str, str]:
     place = names.index(word)
     limit = SIZES[max(0, place - 1)][1] if word == names[-1] else SIZES[place][1]
     side = "from" if word == names[-1] else "below"
-    return {"name": word, "label": f"{word}, {side} {limit:.2%}".replace(".00%", "%")}
+    return {"name": word, "label": f"{word}, {side} {100 * limit:g}%"}
 
 
 def _number(value: float | None) -> float:

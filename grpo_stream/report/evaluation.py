@@ -306,7 +306,7 @@ main { max-width: 1320px; }
 .figures .scroll { background: var(--paper); border: 1px solid var(--rule); border-radius: 10px;
   padding: 8px 20px 14px; }
 .figures td, .figures thead th { text-align: right; min-width: 0; white-space: nowrap;
-  padding: 5px 0 5px 18px; }
+  padding: 5px 0 5px 18px; vertical-align: middle; }
 .figures th[scope=row] { padding-left: 14px; color: var(--ink); white-space: nowrap; }
 .figures tbody tr:first-child th, .figures tbody tr:first-child td { font-weight: 650; }
 .figures tbody tr:first-child th { padding-left: 0; }
@@ -325,12 +325,10 @@ main { max-width: 1320px; }
   margin-top: -.75px; background: var(--ink); }
 .charts { margin-top: 36px; }
 .under { margin: -4px 0 14px; color: var(--pale); font-size: .92rem; }
-.tables + .charts { margin-top: 36px; }
-.under { margin: 8px 2px 0; }
 .bad { padding: 2px 18px; border-radius: 10px; color: var(--hint); background: var(--hint-ground); }
 .tables { display: block; columns: 3 300px; column-gap: 12px; }
 .tables > div { break-inside: avoid; margin-bottom: 12px; }
-.under + .legend { margin-top: 0; }
+.under + .legend { margin-top: 8px; }
 .compared .tables { columns: auto; }
 .compared .tables + .under { margin: -4px 2px 0; }
 .words dd { overflow-wrap: anywhere; }

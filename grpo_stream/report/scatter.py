@@ -62,7 +62,11 @@ def _words(offsets: Sequence[tuple[float, float, bool]]) -> list[tuple[str, str,
         ("hits: in the true box, which is green", f"{num_hits:,}", _HIT),
         ("misses", f"{total - num_hits:,}", _MISS),
         ("lie beyond the plot, drawn at its edge", f"{num_beyond / total:.0%}", INK),
-        ("median offset, in box widths and heights", f"{x / 2:+.2f}, {y / 2:+.2f}", INK),
+        (
+            "median offset, in box widths and heights",
+            ", ".join(f"{round(n / 2, 2) + 0:+.2f}" for n in (x, y)),
+            INK,
+        ),
     ]
 
 

@@ -1,16 +1,21 @@
 import math
+from pathlib import Path
 
 import pytest
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.figures import (
+    DEFAULT_FIELDS,
     METRICS,
     compare_answers,
     default_fields,
     evaluation_figures,
     pick_fields,
 )
+from grpo_stream.grounding.scores import SIZES
 from tests.grounding.support import answer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # The true box is [100, 100, 200, 200], its centre (150, 150); the image's diagonal is 500.
 ANSWERS = [
@@ -163,3 +168,11 @@ def test_figures_do_not_depend_on_the_names_of_images():
     plain = [answer(a.text, a.solution, key=a.key, image=a.image) for a in ANSWERS]
     assert figures_of(renamed) == figures_of(plain)
     assert not math.isnan(figures_of(plain)["figures"]["mean_iou"]["low"])
+
+
+def test_the_page_of_docs_names_what_there_is():
+    page = (ROOT / "docs/evaluation.md").read_text()
+    for name in (*METRICS, *DEFAULT_FIELDS, *(name for name, _ in SIZES)):
+        assert f"`{name}`" in page
+    for name, limit in SIZES[:-1]:
+        assert f"| `{name}` | below {100 * limit:g} % |" in page
