@@ -33,7 +33,6 @@ NO_VALUE = "(none)"
 """Stands for a field that a record lacks."""
 
 _MOST_DEFAULT_VALUES = 40  # a field of more is a name or a number, not a kind
-_FLOAT = "float64"
 
 IOU_LEVEL = 0.5
 
@@ -198,7 +197,7 @@ class _Table:
 
     def __init__(self, answers: Sequence[ScoredAnswer], applies_boxes: bool) -> None:
         rows = [[_number(part(answer)) for part in METRICS.values()] for answer in answers]
-        self.values = np.array(rows, dtype=_FLOAT)
+        self.values = np.array(rows, dtype=np.float64)
         if not applies_boxes:
             self.values[:, [list(METRICS).index(name) for name in _BOX_METRICS]] = math.nan
         images = {image: number for number, image in enumerate({a.image: 0 for a in answers})}

@@ -5,6 +5,9 @@
 * :mod:`~grpo_stream.report.zoom`: which part of an image is worth enlarging,
 * :mod:`~grpo_stream.report.gallery`, :mod:`~grpo_stream.report.sheet`: samples of a data set as a
   page and as one picture,
+* :mod:`~grpo_stream.report.evaluation`, :mod:`~grpo_stream.report.answer_card`,
+  :mod:`~grpo_stream.report.picks`, :mod:`~grpo_stream.report.scatter`: an evaluation as a page,
+  :mod:`~grpo_stream.report.figures_text`: its figures in words,
 * :mod:`~grpo_stream.report.stats`: how sure an accuracy is,
 * :mod:`~grpo_stream.report.html`: the page that holds them.
 """

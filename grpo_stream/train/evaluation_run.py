@@ -13,7 +13,8 @@ from PIL import Image
 import grpo_stream
 from grpo_stream.grounding.figures import compare_answers, evaluation_figures
 from grpo_stream.grounding.saved_runs import write_run
-from grpo_stream.report.evaluation import answer_card, evaluation_page
+from grpo_stream.report.answer_card import answer_card
+from grpo_stream.report.evaluation import evaluation_page
 from grpo_stream.report.picks import pick_answers
 from grpo_stream.stream.in_order import OrderedReader, read_at
 from grpo_stream.stream.sources import StreamSample

@@ -1,13 +1,5 @@
-import base64
-import io
-
-import numpy as np
-import pytest
-from PIL import Image
-
-from grpo_stream.report.evaluation import answer_card, evaluation_page
-from grpo_stream.report.pictures import COLOURS
-from tests.report.test_gallery import images_of
+from grpo_stream.report.evaluation import evaluation_page
+from tests.report.support import UNREADABLE, row
 from tests.report.test_html import NASTY, Page
 
 
@@ -26,30 +18,6 @@ def figures(accuracy, iou=None):
         "mean_distance": figure(0.125),
         "outside_image": figure(0.0),
     }
-
-
-def row(**changes):
-    answer = {
-        "key": "k",
-        "prompt": "Click",
-        "text": "(300, 150)",
-        "solution": [200, 120, 400, 240],
-        "scales": [1200, 600],
-        "image": "i",
-        "failure": None,
-        "point": [300.0, 150.0],
-        "box": None,
-        "is_hit": True,
-        "iou": 0.0,
-        "distance": 0.022,
-        "is_outside": False,
-        "size": "large",
-        "fields": {"element.role": "link"},
-    }
-    return answer | changes
-
-
-UNREADABLE = {"text": "", "point": None, "failure": "no_numbers", "is_hit": False, "distance": None}
 
 
 def results(**changes):
@@ -133,46 +101,3 @@ class TestPage:
     def test_a_set_of_points_or_without_any_answer_has_a_page_too(self):
         point = row(solution=[300, 180], iou=None, size="point")
         assert "<svg" in evaluation_page(results(), [point, row(**UNREADABLE)], [])
-
-
-class TestCard:
-    def drawn(self, **changes):
-        grey = Image.new("RGB", (600, 300), (128, 128, 128))  # half of the original
-        page = Page(answer_card(row(**changes), grey))
-        first = page.references[0].partition(",")[2]
-        with Image.open(io.BytesIO(base64.b64decode(first))) as image:
-            return np.asarray(image.convert("RGB")).astype(int), page
-
-    @pytest.mark.parametrize(("is_hit", "role"), [(True, "right"), (False, "wrong")])
-    def test_truth_and_answer_are_drawn_where_they_lie(self, is_hit, role):
-        pixels, page = self.drawn(is_hit=is_hit)
-        assert pixels.shape == (300, 600, 3)
-        assert pixels[90, 98].tolist() == pytest.approx(COLOURS["truth"], abs=40)
-        assert pixels[75, 150].tolist() == pytest.approx(COLOURS[role], abs=40)
-        assert f"class='verdict {role}'" in answer_card(
-            row(is_hit=is_hit), Image.new("RGB", (60, 30))
-        )
-        assert "link" in "".join(page.words)
-
-    def test_an_answered_box_is_drawn_with_its_centre(self):
-        pixels, page = self.drawn(box=[200, 40, 400, 260], iou=0.5)
-        assert pixels[75, 98].tolist() == pytest.approx(COLOURS["right"], abs=60)
-        assert "0.500" in "".join(page.words)
-
-    @pytest.mark.parametrize(
-        ("changes", "words"),
-        [
-            ({}, "hit, 2.2% of the diagonal from the centre"),
-            ({"is_hit": False, "is_outside": True}, "miss, 2.2%"),
-            ({"is_hit": False, "is_outside": True}, "outside of the image"),
-            ({"is_hit": None}, "answered, 2.2%"),
-            (UNREADABLE, "unreadable: no numbers"),
-            (UNREADABLE, "(nothing)"),
-        ],
-    )
-    def test_the_verdict(self, changes, words):
-        assert words in answer_card(row(**changes), Image.new("RGB", (60, 30)))
-
-    def test_a_small_target_is_shown_larger_with_the_answer_beside_it(self):
-        html = answer_card(row(solution=[290, 140, 300, 160]), Image.new("RGB", (1200, 600)))
-        assert len(images_of(Page(html))) == 2
