@@ -4,6 +4,7 @@ Every field is a key of the YAML file and a flag of ``launch/train.py``.
 """
 
 import argparse
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -280,8 +281,9 @@ def check_supported(args: GRPOConfig) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    if args.use_vllm:
-        raise ConfigError("use_vllm", True, "is not supported yet; use False")
+    if args.use_vllm and importlib.util.find_spec("vllm") is None:
+        expected = "needs the package vllm: pip install 'trl[vllm]'; or use False"
+        raise ConfigError("use_vllm", True, expected)
     for name, (works, why) in REFUSED.items():
         value = getattr(args, name)
         if (value or None) != (works or None):

@@ -20,6 +20,7 @@ from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batch
 from grpo_stream.train.prefix import pack_groups, score_packed
 from grpo_stream.train.refill import choose, merge_scored, select_prompts, teaches
 from grpo_stream.train.rollout import generate_groups, trim_completions
+from grpo_stream.train.vllm import Engine, engine_images
 
 
 class GroupTrainer(CheckpointTrainer):
@@ -37,6 +38,8 @@ class GroupTrainer(CheckpointTrainer):
     _has_same_vision_tower: bool
     """Whether the reference model came from the policy's own files."""
     _groups: PromptGroups | None = None
+    _engine: Engine | None = None
+    """What samples in the policy's place, with ``use_vllm``."""
 
     def _prepare_inputs(self, generation_batch: Batch) -> dict[str, Any]:
         """Replaces ``GRPOTrainer._prepare_inputs`` (trl 1.16).
@@ -148,17 +151,18 @@ class GroupTrainer(CheckpointTrainer):
         multimodal_fields: dict[str, Any],
         num_generations: int,
         **kwargs: Any,
-    ) -> tuple[list[list[int]], None]:
+    ) -> Any:
         """Replaces ``GRPOTrainer._generate_single_turn`` (trl 1.16) by one prefill per group."""
         groups = self._current_groups(len(prompt_ids))
+        if self._engine is not None:
+            return self._generate_by_engine(self._engine, prompt_ids, num_generations)
         if not self.shared_prefix:
             longest = max(len(ids) for ids in prompt_ids)
             fields = multimodal_fields | groups.repeated_images()
             fields["mm_token_type_ids"] = groups.token_types(longest, 0)
-            sampled: tuple[list[list[int]], None] = super()._generate_single_turn(
+            return super()._generate_single_turn(
                 prompt_ids, images, fields, num_generations, **kwargs
             )
-            return sampled
         with unwrap_model_for_generation(
             self.model_wrapped,
             self.accelerator,
@@ -170,6 +174,20 @@ class GroupTrainer(CheckpointTrainer):
                 model, groups, self.generation_config, self._tokenizer.pad_token_id
             )
         return trim_completions(completion_ids, self.eos_token_ids), None
+
+    def _generate_by_engine(
+        self, engine: Engine, prompt_ids: list[list[int]], num_generations: int
+    ) -> Any:
+        """Completions and their log-probabilities, by vLLM."""
+        keys = self._batch["key"]
+        images = engine_images(self._batch["pixel_values"], keys, num_generations)
+        engine.begin(keys, num_generations)
+        before = engine.num_payload_bytes
+        sampled = super()._generate_single_turn(prompt_ids, images, {}, num_generations)
+        mode = "train" if self.model.training else "eval"
+        num_bytes = engine.num_payload_bytes - before
+        self._metrics[mode]["vllm/image_megabytes_sent"].append(num_bytes / 1e6)
+        return sampled
 
     # ---------------------------------------------------------------- scoring
 

@@ -40,6 +40,7 @@ from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.refill import check_refill
 from grpo_stream.train.rollout import suppressed_token_ids
 from grpo_stream.train.task_file import Task, write_task
+from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
 from grpo_stream.train.zero import check_batch_arithmetic
 
 logger = logging.get_logger("grpo_stream.train")
@@ -144,6 +145,9 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         if data_collator is None:  # another collator may take images of any size
             for stream in (train_stream, eval_stream):
                 _check_sizes(stream, resize_rule(images[0]))
+        banned = suppressed_token_ids(processor.tokenizer)
+        if args.use_vllm:
+            args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
         super().__init__(
             model,
             rewards,
@@ -168,7 +172,12 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             freeze_tower(self.model)
         self._has_same_vision_tower = isinstance(model, str)
         self.shared_prefix = self._decide_shared_prefix(shared_prefix)
-        self._suppress_vision_tokens()
+        if self.use_vllm:
+            rule = resize_rule(images[0])
+            image_token_id = self.model.config.image_token_id
+            self._engine = Engine(self.vllm_generation, image_token_id, pixel_limits(rule))
+        else:
+            self._suppress(banned)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Extends ``Trainer._save`` (transformers 5.23): how the policy is asked goes with it."""
@@ -190,9 +199,9 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             logger.warning("shared_prefix is off: %s", obstacle)
         return is_on
 
-    def _suppress_vision_tokens(self) -> None:
+    def _suppress(self, token_ids: list[int]) -> None:
         given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
-        ids = sorted({*suppressed_token_ids(self._tokenizer), *given})
+        ids = sorted({*token_ids, *given})
         self.generation_kwargs["suppress_tokens"] = ids
         self.generation_config.suppress_tokens = ids
 

@@ -1,0 +1,200 @@
+"""The contract with vLLM, held by stand-ins for engine and server."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trl import GRPOConfig
+
+from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.train.config import check_supported
+from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from grpo_stream.train.vllm import banning_kwargs, engine_images
+from tests.train.vllm_stand_in import Server, install_client, install_engine
+
+NUM_GENERATIONS = 4
+MAX_PIXELS = 84 * 84  # below the images' 112 x 112: the stream resizes them
+
+
+@pytest.fixture
+def processor(tiny_folder):
+    return load_processor(tiny_folder, max_pixels=MAX_PIXELS)
+
+
+@pytest.fixture
+def answer(processor):
+    return processor.tokenizer("(8, 16)<|im_end|>", add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture
+def make_trainer(tiny_folder, shapes, tmp_path, processor):
+    made = []
+
+    def make(rewards=None, **changes):
+        settings = {
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": [],
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 8,
+            "num_generations": NUM_GENERATIONS,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+        }
+        trainer = PersonalizedGRPOTrainer(
+            str(tiny_folder),
+            rewards or spread,
+            GRPOConfig(str(tmp_path), **settings | changes),
+            shapes.records,
+            processing_class=processor,
+            images_root=shapes.images,
+        )
+        made.append(trainer)
+        return trainer
+
+    yield make
+    for trainer in made:
+        trainer.close()
+
+
+@pytest.fixture
+def server(processor, answer, monkeypatch):
+    server = Server(processor, answer)
+    install_client(monkeypatch, server)
+    yield server
+    server.close()
+
+
+def spread(completions, **_):
+    return [float(number % 4) for number in range(len(completions))]
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def read_images(trainer):
+    """Pixels by key, as the stream reads them."""
+    stream = trainer.train_stream
+    samples = [sample for batch in range(2) for sample in stream.read_batch(0, batch)]
+    return {sample.key: sample.pixels for sample in samples}
+
+
+def test_a_colocated_engine_gets_each_prompt_once(make_trainer, processor, answer, monkeypatch):
+    engines = install_engine(monkeypatch, processor, answer)
+    seen = []
+
+    def spy(key, completion_ids, **_):
+        seen.extend(key)
+        assert completion_ids == [answer] * len(key)
+        return spread(completion_ids)
+
+    trainer = make_trainer(spy)
+    trainer.train()
+    (engine,) = engines
+    keys = seen[::NUM_GENERATIONS]
+    assert len(engine.prompts) == len(keys) == len(set(keys)) == 4
+    rule = resize_rule(processor.image_processor)
+    image_token = processor.image_token_id
+    images = read_images(trainer)
+    for key, prompt in zip(keys, engine.prompts, strict=True):
+        image = prompt["multi_modal_data"]["image"]
+        np.testing.assert_array_equal(np.asarray(image), images[key])
+        assert (image.width % 28, image.height % 28) == (0, 0)
+        assert image.width * image.height <= MAX_PIXELS
+        limits = {"min_pixels": rule.min_pixels, "max_pixels": MAX_PIXELS}
+        assert prompt["mm_processor_kwargs"] == limits
+        # An engine repeats the token itself.
+        assert prompt["prompt_token_ids"].count(image_token) == 1
+    names = [name for name, _ in trainer.model.named_parameters()]
+    assert engine.syncs == [names, names]
+    assert engine.num_resets == 2
+    for params in engine.params:
+        assert (params.n, params.max_tokens, params.logprobs) == (NUM_GENERATIONS, 8, 0)
+        banned = processor.tokenizer.convert_ids_to_tokens(sorted(params.logit_bias))
+        assert {"<|image_pad|>", "<|vision_start|>", "<|video_pad|>"} <= set(banned)
+        assert set(params.logit_bias.values()) == {-100.0}
+    assert len(logged(trainer, "loss")) == 2
+    # The policy's own log-probabilities were compared with the engine's.
+    (first, _) = logged(trainer, "sampling/sampling_logp_difference/mean")
+    assert first > 0
+
+
+def test_a_server_gets_each_image_once(make_trainer, server, processor, answer):
+    trainer = make_trainer(
+        vllm_mode="server", vllm_server_base_url=server.url, generation_kwargs={"seed": 7}
+    )
+    trainer.train()
+    images = read_images(trainer)
+    assert len(server.images) == len(server.requests) == len(images) == 4
+    left = [pixels.tobytes() for pixels in images.values()]
+    for pixels in server.images:
+        left.remove(pixels.tobytes())
+    assert {limits["max_pixels"] for limits in server.limits_seen} == {MAX_PIXELS}
+    for request in server.requests:
+        sampling = request["sampling_params"]
+        assert (sampling["n"], sampling["seed"]) == (NUM_GENERATIONS, 7)
+        assert sampling["logit_bias"][str(processor.image_token_id)] == -100.0
+        (place,) = request["features"]["mm_placeholders"]["image"]
+        ids = request["token_ids"]
+        assert set(ids[place["offset"] : place["offset"] + place["length"]]) == {
+            processor.image_token_id
+        }
+        assert ids.count(processor.image_token_id) == place["length"] == 9
+    assert len(server.syncs) == 2
+    sent = logged(trainer, "vllm/image_megabytes_sent")
+    assert sum(sent) * 1e6 == pytest.approx(server.num_image_bytes)
+    # As text, 4/3 of a PNG, which is not larger than its pixels by more than its head.
+    assert server.num_image_bytes < 4 * (MAX_PIXELS * 3 * 4 / 3 + 2000)
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_another_number_of_image_tokens_is_named(
+    make_trainer, processor, answer, monkeypatch, mode
+):
+    wrong = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
+    server = Server(processor, answer, wrong)
+    try:
+        if mode == "colocate":
+            engines = install_engine(monkeypatch, processor, answer)
+            trainer = make_trainer()
+            trainer._engine.limits.update(wrong)
+            assert engines
+        else:
+            install_client(monkeypatch, server)
+            trainer = make_trainer(vllm_mode="server", vllm_server_base_url=server.url)
+        key = trainer.train_stream.read_batch(0, 0)[0].key
+        words = f"sample '{key}': vLLM makes 4 image tokens of its image, training 9; .*max_pixels="
+        with pytest.raises(GrpoStreamError, match=words):
+            trainer.train()
+    finally:
+        server.close()
+
+
+def test_floats_of_a_collator_are_refused():
+    with pytest.raises(ConfigError, match="data_collator"):
+        engine_images(torch.zeros(4, 1176), ["a"], 2)
+
+
+def test_a_groups_image_is_one_object():
+    pixels = [torch.zeros(28, 28, 3, dtype=torch.uint8)] * 2
+    images = engine_images(pixels, ["a", "b"], 3)
+    assert [image is images[3 * (row // 3)] for row, image in enumerate(images)] == [True] * 6
+    assert isinstance(images[0][0], Image.Image)
+
+
+def test_what_a_user_biases_wins():
+    found = banning_kwargs([1, 2], {"seed": 3, "logit_bias": {2: 5.0, 4: -1.0}})
+    assert found == {"seed": 3, "logit_bias": {1: -100.0, 2: 5.0, 4: -1.0}}
+
+
+def test_vllm_must_be_there(tmp_path):
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, use_vllm=True)
+    with pytest.raises(ConfigError, match="pip install 'trl"):
+        check_supported(args)
