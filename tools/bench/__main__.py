@@ -14,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         build,
         byte_counts,
         first_batch,
+        growth,
         loader,
         memory,
         order,
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (order, loader, first_batch, byte_counts, workers, plan_size):
         module.add_command(commands)
-    for module in (build, upload, memory, step):
+    for module in (build, upload, memory, step, growth, scale):
         module.add_command(commands)
     args = parser.parse_args(argv)
     try:
