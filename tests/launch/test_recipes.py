@@ -38,7 +38,7 @@ def test_all_pods_are_alike_and_start_again():
     assert WORKER["template"] == MASTER["template"]
     assert {spec["restartPolicy"] for spec in (MASTER, WORKER)} == {"OnFailure"}
     assert JOB["spec"]["runPolicy"]["backoffLimit"] > 1
-    assert FLAGS["--resume_from_checkpoint"] == "true"
+    assert FLAGS["--resume_from_checkpoint"] == "auto"
 
 
 def test_a_rank_per_gpu():

@@ -98,7 +98,7 @@ def test_each_node_starts_its_ranks_and_the_run_goes_on_from_its_last_checkpoint
             "launch/train.py",
             *("--config", "launch/configs/qwen2_5_vl_3b.yaml"),
             *("--output_dir", "out/grpo-123456"),
-            *("--resume_from_checkpoint", "true"),
+            *("--resume_from_checkpoint", "auto"),
             *("--max_steps", "5", "--reward_funcs", "a b"),
         ]
         assert cpus == "64"
