@@ -127,7 +127,7 @@ class Patience:
         rules: How long to wait.
         counters: Where to count.
         clock: Seconds now; monotonic.
-        sleep: Waits so many seconds.
+        sleep: Waits so many seconds; by default less, when :meth:`close` is called.
         draw: Random number from its first to its second argument.
     """
 
@@ -137,13 +137,14 @@ class Patience:
         counters: ReadCounters | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         draw: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.rules = rules or RetryRules()
         self.counters = counters or ReadCounters()
         self._clock = clock
-        self._sleep = sleep
+        self._is_closed = threading.Event()
+        self._sleep = sleep or self._is_closed.wait
         self._draw = draw
         self._next_warning = -math.inf
 
@@ -166,6 +167,10 @@ class Patience:
                 self.counters.add(num_requests=1)
                 return result
 
+    def close(self) -> None:
+        """Ends all waits: from now on a try that fails is the last one of its read."""
+        self._is_closed.set()
+
     def _wait(self, error: StoreError, num_tries: int, start: float) -> None:
         """Waits for the next try, or raises ``error``."""
         rules, counters = self.rules, self.counters
@@ -182,6 +187,9 @@ class Patience:
             tries = "1 try" if num_tries == 1 else f"{num_tries} tries"
             detail = f"{error.detail} (given up after {tries} in {spent:.1f} s)"
             raise _GivenUpError(error.cause, detail) from error
+        if self._is_closed.is_set():
+            counters.add(num_requests=1, num_failures=1)
+            raise _closed(error) from error
         if spent > _WARN_AFTER_SECONDS and now > self._next_warning:
             self._next_warning = now + _WARN_EVERY_SECONDS
             left = rules.deadline_seconds - spent
@@ -189,3 +197,9 @@ class Patience:
         counters.add(num_requests=1)
         counters.add_retry(error.cause, delay)
         self._sleep(delay)
+        if self._is_closed.is_set():
+            raise _closed(error) from error
+
+
+def _closed(error: StoreError) -> _GivenUpError:
+    return _GivenUpError(error.cause, f"{error.detail} (not tried again: it was closed)")

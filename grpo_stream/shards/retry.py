@@ -89,6 +89,10 @@ class PatientStore:
         """See :meth:`Store.size`."""
         return self._patience.run(lambda: self._inner.size(name))
 
+    def close(self) -> None:
+        """Ends all tries that wait; reads after that are tried once."""
+        self._patience.close()
+
     def write(self, name: str, data: bytes) -> None:
         """See :meth:`Store.write`."""
         self._inner.write(name, data)

@@ -180,8 +180,9 @@ class PromptStream:
             StoreError: the source cannot be read: no fault of the sample's.
         """
         place = one.place
-        if place in self._bad:
-            return _KnownBadError("known", "")
+        known = self.known_damage(place)
+        if known is not None:
+            return known
         try:
             got = self.fetch(place) if encoded is None else encoded()
             sample: StreamSample = self.open_sample(got.sample(), self.config)
@@ -190,6 +191,10 @@ class PromptStream:
                 raise
             return error
         return sample
+
+    def known_damage(self, place: Place) -> Exception | None:
+        """The error for a sample that was bad before: it is not read again."""
+        return _KnownBadError("known", "") if place in self._bad else None
 
     def fetch(self, place: Place) -> Encoded:
         """Reads the bytes of one sample."""

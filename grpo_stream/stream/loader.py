@@ -27,7 +27,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from grpo_stream.stream.cursor import Cursor
-from grpo_stream.stream.dataset import Outcome, PromptStream, SlotPlace
+from grpo_stream.stream.dataset import Outcome, PromptStream, SlotPlace, is_damage
 from grpo_stream.stream.fetch import Fetcher, Wanted
 from grpo_stream.stream.memory import keep_freed_memory
 from grpo_stream.stream.pool import PriorityPool
@@ -177,9 +177,10 @@ class PromptLoader(Generic[T]):
         """Drops what was made ahead and ends the threads and processes.
 
         Waits a second at most for each kind of thread: one that waits for a server ends when its
-        request does, and does not keep the interpreter from ending.
+        request does, is not tried again, and does not keep the interpreter from ending.
         """
         self._drop()
+        self.stream.close()
         if self._fetcher is not None:
             self._fetcher.close()
         if self._decoders is not None:
@@ -188,7 +189,6 @@ class PromptLoader(Generic[T]):
             self._processes.close()
         if self._assembler is not None:
             self._assembler.close()
-        self.stream.close()
 
     def __enter__(self) -> "PromptLoader[T]":
         return self
@@ -243,7 +243,10 @@ class PromptLoader(Generic[T]):
         for work in works:
             work.fetches = [Future() for _ in work.slots]
             for one, future in zip(work.slots, work.fetches, strict=True):
-                wanted.append(Wanted(work.number, one.place, future))
+                if (known := self.stream.known_damage(one.place)) is not None:
+                    future.set_exception(known)
+                else:
+                    wanted.append(Wanted(work.number, one.place, future))
         fetcher.start(wanted, is_urgent=is_urgent)
 
     def _start_decoding(self, work: _Work[T]) -> "Future[T]":
@@ -291,7 +294,10 @@ class PromptLoader(Generic[T]):
             try:
                 task = processes.submit(fetched.result())
             except BaseException as error:  # noqa: BLE001 - it is raised where the sample is needed
-                outcome.set_exception(error)
+                if isinstance(error, Exception) and is_damage(error):
+                    outcome.set_result([error])
+                else:
+                    outcome.set_exception(error)
             else:
                 task.add_done_callback(lambda done: _pass_on(done, outcome, in_list=True))
 

@@ -302,7 +302,9 @@ class ShardSource:
         return f"{self._store.url}: {self.manifest.shards[shard].name} sample {sample}"
 
     def close(self) -> None:
-        """Ends the cache's downloads."""
+        """Ends the cache's downloads; what failed and waits for its next try fails for good."""
+        if isinstance(self._store, PatientStore):
+            self._store.close()
         if self.cache is not None:
             self.cache.close()
 

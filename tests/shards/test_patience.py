@@ -1,5 +1,6 @@
 import copy
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -116,6 +117,31 @@ def test_long_trouble_is_told_once_in_a_while(caplog):
         patience.run(failing(99))
     assert len(caplog.messages) == 3
     assert caplog.messages[0] == "unavailable: s3://b: x: 503; try 3 failed, 84 s left"
+
+
+class TestClose:
+    def test_ends_waits(self):
+        patience = Patience(RetryRules(60.0, 60.0), draw=lambda _, high: high)
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(patience.run, failing(9)) for _ in range(2)]
+            while patience.counters.snapshot().num_retries < 2:
+                time.sleep(0.001)
+            patience.close()
+            for future in waiting:
+                with pytest.raises(
+                    StoreError, match=r"unavailable: .*not tried again: it was closed"
+                ):
+                    future.result(5)
+
+    def test_reads_after_it_are_tried_once(self):
+        clock = Clock()
+        patience = make(clock)
+        patience.close()
+        assert patience.run(failing(0)) == "data"
+        with pytest.raises(StoreError, match="closed"):
+            patience.run(failing(1))
+        assert clock.sleeps == []
+        assert patience.counters.snapshot().num_failures == 1
 
 
 def test_counts_of_many_threads():

@@ -224,12 +224,18 @@ def give_up(loader):
         list(loader)
 
 
+def own_threads():
+    names = ("fetcher", "decoder", "assembler", "shard-cache")
+    return {thread for thread in threading.enumerate() if thread.name.startswith(names)}
+
+
 class TestClose:
     @pytest.mark.parametrize("fault", ["silent", "slow_down"])
     @pytest.mark.parametrize("with_cache", [False, True])
     def test_while_requests_hang(self, server, tmp_path, fault, with_cache):
         rules = RetryRules(1.0, 30.0, 60.0, stall_timeout_seconds=50.0)
         cache = tmp_path / "cache" if with_cache else None
+        before = set(threading.enumerate())
         with open_loader(URL, rules=rules, cache=cache) as loader:
             server.always = {".index": "", ".tar": fault}
             caller = threading.Thread(target=give_up, args=(loader,), daemon=True)
@@ -239,6 +245,8 @@ class TestClose:
         assert time.monotonic() - started < 4
         caller.join(5)
         assert not caller.is_alive()
+        if fault == "slow_down":  # nobody waits for another try, let alone makes one
+            wait_for(lambda: not own_threads() & set(threading.enumerate()) - before, 2)
 
     def test_while_a_stand_in_is_read(self, server):
         rules = RetryRules(1.0, 30.0, 60.0, stall_timeout_seconds=50.0)
@@ -281,7 +289,12 @@ class TestDamage:
         place, key = self.place(folder)
         server.flips[SHARD] = [place, 10**6]
         with open_loader(URL, num_processes=processes, num_lanes=5) as loader:
-            first, second = list(loader), list(loader)
+            first = list(loader)
+            server.ranges.clear()
+            second = list(loader)
+            asked = [wanted for name, wanted in server.ranges if name.endswith(SHARD)]
+            bounds = [map(int, wanted[6:].split("-")) for wanted in asked]
+            assert not any(start <= place <= end for start, end in bounds), "it was fetched again"
             assert loader.stream.counters.num_bad_by_cause == {"checksum": 1}
             assert list(loader.stream.counters.quarantine) == [f"{URL}: {SHARD} sample 1"]
         for epoch, read in enumerate((first, second)):
@@ -299,9 +312,10 @@ class TestDamage:
         ):
             list(loader)
 
-    def test_a_local_tar_that_was_cut_short(self, folder, epochs, tmp_path):
+    @pytest.mark.parametrize("processes", [0, 1])
+    def test_a_local_tar_that_was_cut_short(self, folder, epochs, tmp_path, processes):
         copy = shutil.copytree(folder, tmp_path / "copy")
-        with open_loader(str(copy), num_lanes=5) as loader:
+        with open_loader(str(copy), num_lanes=5, num_processes=processes) as loader:
             size = (copy / SHARD).stat().st_size
             os.truncate(copy / SHARD, size // 2)
             first, second = list(loader), list(loader)
