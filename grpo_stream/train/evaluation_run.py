@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def run_evaluation(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
     Raises:
         GrpoStreamError: samples cannot be read.
     """
+    with closing(plan.source):
+        return _run(plan)
+
+
+def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
     args, world = plan.args, plan.world
     join_ranks(world)
     device = _device(plan)
