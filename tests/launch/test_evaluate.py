@@ -59,6 +59,7 @@ def test_every_sample_is_answered_once_and_figures_are_told(alone, shapes, capsy
     assert page.count("<article") >= 2
 
 
+@pytest.mark.multiprocess
 def test_two_ranks_give_the_same_figures(alone, words, tmp_path, monkeypatch):
     report = tmp_path / "report"
     told: list[list[str]] = []
