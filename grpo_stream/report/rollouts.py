@@ -234,8 +234,8 @@ def _legend(draw: ImageDraw.ImageDraw, left: int, low: float, high: float) -> No
     for x in range(length):
         fill = reward_colour(low + (high - low) * x / (length - 1), low, high)
         draw.line((left + x, top + 20, left + x, top + 29), fill)
-    draw.text((left, top + 33), f"{low:g}", PALE, font(_SMALL))
-    draw.text((left + length, top + 33), f"{high:g}", PALE, font(_SMALL), "ra")
+    draw.text((left, top + 33), f"{low:.3g}", PALE, font(_SMALL))
+    draw.text((left + length, top + 33), f"{high:.3g}", PALE, font(_SMALL), "ra")
     right = left + length + 30
     for y, colour, words in (
         (top + 2, (0, 150, 80), "true place"),

@@ -101,6 +101,8 @@ def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:
     parser = TrlParser(types)
     if use_cpu:
         parser.set_defaults(use_cpu=True, bf16=False)
+    if importlib.util.find_spec("tensorboard") is not None:
+        parser.set_defaults(report_to="tensorboard")
     _check_early(parser, argv)
     try:
         return Settings(*parser.parse_args_and_config(argv))
