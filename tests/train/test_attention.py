@@ -80,7 +80,7 @@ class TestTwoPart:
             expected.append(reference(*part, attn_mask=mask))
             start += count
         assert start == length
-        found = layout.attend(0, *inputs, SCALING, 0.0)
+        found = layout.attend(0, inputs[0], inputs[1], inputs[2], SCALING, 0.0)
         torch.testing.assert_close(found, torch.cat(expected, dim=2))
 
     def test_keys_hold_no_products_between_completions(self):
@@ -96,7 +96,8 @@ class TestTwoPart:
         )  # fmt: skip
         inputs = [states(1, heads, 5) for heads in (HEADS, KV_HEADS, KV_HEADS)]
         expected = reference(*inputs, is_causal=True)
-        torch.testing.assert_close(TwoPart([span]).attend(0, *inputs, SCALING, 0.0), expected)
+        found = TwoPart([span]).attend(0, inputs[0], inputs[1], inputs[2], SCALING, 0.0)
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("num_own", [1, 4])

@@ -126,6 +126,8 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--load_in_4bit", "true"], "load_in_4bit"),
         (["--answer_frame", "nope"], "per_mille"),
         (["--shared_prefix", "maybe"], "auto, on, off"),
+        (["--shared_prefix_attention", "fast"], "auto, two_part, dense, flex"),
+        (["--shared_prefix_attention", "flex"], "use two_part"),
         (["--block_shards", "0"], "block_shards=0"),
         (["--num_reader_threads", "-1"], "num_reader_threads=-1"),
         (["--num_decode_processes", "-1"], "num_decode_processes=-1"),
@@ -220,6 +222,33 @@ def test_the_first_prompt_is_in_the_policys_words_and_sizes(shapes, tiny_folder)
     text = plan_run(settings(shapes, *words)).describe()
     assert "is 56x56 pixels." in text
     assert "not known" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "auto, attention two_part"),
+        (["--shared_prefix", "off"], "off"),
+        (["--shared_prefix_attention", "dense"], "auto, attention dense"),
+        (["--freeze_vision_tower", "true"], "features of the frozen vision tower once per prompt"),
+        (["--attn_implementation", "flash_attention_2"], "off: attn_implementation 'flash_att"),
+    ],
+)
+def test_how_groups_are_computed_is_shown(shapes, tiny_folder, flags, words):
+    folder = ["--model_name_or_path", str(tiny_folder)]
+    (line,) = [
+        value
+        for label, value in plan_run(settings(shapes, *folder, *flags)).lines
+        if label == "shared prefix"
+    ]
+    assert words in line
+
+
+def test_shared_prefix_is_refused_where_it_cannot_be(shapes, tiny_folder):
+    words = ["--model_name_or_path", str(tiny_folder), "--shared_prefix", "on"]
+    plan_run(settings(shapes, *words))
+    with pytest.raises(ConfigError, match="knows no shared prefix; use 'sdpa'; use 'auto'"):
+        plan_run(settings(shapes, *words, "--attn_implementation", "flash_attention_2"))
 
 
 def test_a_first_sample_that_cannot_be_read_is_shown(shapes, tmp_path):
