@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         byte_counts,
         first_batch,
         growth,
+        kill_resume,
         loader,
         memory,
         order,
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (order, loader, first_batch, byte_counts, workers, plan_size):
         module.add_command(commands)
-    for module in (build, upload, memory, step, growth, scale):
+    for module in (build, upload, memory, step, growth, scale, kill_resume):
         module.add_command(commands)
     args = parser.parse_args(argv)
     try:

@@ -1,0 +1,82 @@
+"""Runs that are killed, and runs that go on with other ranks, beside undisturbed ones."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from grpo_stream.train.universal import make_universal
+from tests.launch.support import load_script
+from tools.bench.kill_resume import ZERO3, Run, measure, prepare, rank_server
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with rank_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize(("num_ranks", "num_kills", "num_steps"), [(1, 5, 6), (2, 2, 4)])
+def test_a_killed_run_ends_as_if_it_had_not_been(server, tmp_path, num_ranks, num_kills, num_steps):
+    found = measure(server, tmp_path, num_kills, num_ranks, num_steps=num_steps, seed=1)
+    assert found["differences"] == []
+    assert len(found["kills"]) == num_kills
+    assert found["num_partial"] > 0  # one at least was killed while it saved
+
+
+def early_reward(completions, trainer_state, **_):
+    """Tells answers apart for two global steps. Then no gradient is left, and the optimizer's state
+    alone moves the weights, whatever the ranks sample.
+    """
+    scale = 1.0 if trainer_state.global_step < 2 else 0.0
+    return [scale * (sum(map(ord, str(text))) % 5) for text in completions]
+
+
+def test_the_number_of_ranks_may_change(server, tmp_path, capsys):
+    """2 ranks -> 1 -> 2, with the same 8 prompts for each generation batch."""
+    settings = prepare(tmp_path) | {
+        "deepspeed": ZERO3,
+        "reward_funcs": f"{__name__}:early_reward",
+        "num_iterations": 1,
+        "weight_decay": 0.5,
+        "lr_scheduler_type": "constant",
+        "save_steps": 2,
+        "save_total_limit": 9,
+        "logging_steps": 1,
+        "max_steps": 6,
+    }
+    two = Run(server, tmp_path / "two", 2, settings)
+    two.start()
+    checkpoint = two.out / "checkpoint-2"
+    alone = settings | {"resume_from_checkpoint": checkpoint, "per_device_train_batch_size": 8}
+    with pytest.raises(RuntimeError, match=r"was written by 2 ranks, and there are 1: first run"):
+        Run(server, tmp_path / "refused", 1, alone).start()
+    convert = load_script("convert_checkpoint")
+    for _ in range(2):  # the second time there is nothing to do
+        assert convert.main(["--checkpoint", str(checkpoint)]) == 0
+        assert "global_step2_universal" in capsys.readouterr().out
+
+    loaded = Run(server, tmp_path / "loaded", 1, alone | {"max_steps": 2})
+    loaded.start()
+    assert weights(loaded.out).items() == weights(checkpoint).items()
+
+    one = Run(server, tmp_path / "one", 1, alone | {"max_steps": 4})
+    one.start()
+    last = one.out / "checkpoint-4"
+    make_universal(last)
+    again = Run(server, tmp_path / "again", 2, settings | {"resume_from_checkpoint": last})
+    again.start()
+    # A step counter that counts twice, or another group's weight decay, would be 1e-4 and more.
+    for found, expected in ((last, two.out / "checkpoint-4"), (again.out, two.out)):
+        np.testing.assert_allclose(vector(found), vector(expected), rtol=1e-6, atol=1e-9)
+    assert np.abs(vector(again.out) - vector(checkpoint)).mean() > 1e-4
+
+
+def weights(folder):
+    return {name: w.tobytes() for name, w in load_file(folder / "model.safetensors").items()}
+
+
+def vector(folder):
+    found = load_file(folder / "model.safetensors")
+    return np.concatenate([found[name].ravel() for name in sorted(found)])
