@@ -158,12 +158,10 @@ class TestTraining:
         trainer, _, trained = train(is_even, max_steps=-1, num_train_epochs=1)
         assert trainer.state.global_step == len(trained) == 2  # 13 shapes, 6 lanes
 
-    @pytest.mark.parametrize("num_iterations", [1, 2])
-    def test_a_resumed_run_is_the_same_run(self, train, tmp_path, num_iterations):
-        changes = SAVING | {"num_iterations": num_iterations, "optim": "sgd", "max_steps": 3}
+    def test_a_resumed_run_is_the_same_run(self, train, tmp_path):
+        changes = SAVING | {"num_iterations": 2, "optim": "sgd", "max_steps": 3}
         whole, _, trained = train(is_even, **changes)
-        epoch_and_batch = place_of(tmp_path / "out/checkpoint-1")
-        assert epoch_and_batch == (0, 1 // num_iterations)
+        assert place_of(tmp_path / "out/checkpoint-1") == (0, 0)  # in use
         resumed, _, rest = train(is_even, str(tmp_path / "out/checkpoint-1"), **changes)
         assert rest == trained[1:]
         expected = weights_of(whole)
