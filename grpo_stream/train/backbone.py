@@ -39,9 +39,13 @@ def freeze_vision_tower(model: Any) -> None:
     """Takes the vision tower out of training.
 
     Raises:
-        ConfigError: LoRA has weights in it, which would stay as they are.
+        ConfigError: LoRA has weights in it, which would stay as they are; or the model has it
+            elsewhere than the Qwen-VL families.
     """
-    tower = backbone_of(model).visual
+    tower = getattr(backbone_of(model), "visual", None)
+    if tower is None:
+        expected = f"is not known for model_type {model.config.model_type!r}; use False"
+        raise ConfigError("freeze_vision_tower", True, expected)
     if any(".lora_" in name for name, _ in tower.named_parameters()):
         expected = "LoRA has weights in the vision tower; leave it out of lora_target_modules"
         raise ConfigError("freeze_vision_tower", True, expected)

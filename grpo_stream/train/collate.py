@@ -13,8 +13,9 @@ from grpo_stream.grounding.frames import frame_size, from_original
 from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages
 from grpo_stream.stream.records import sample_from_record
 from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.other_families import encode_by_processor
 from grpo_stream.train.patches import device_rule, image_inputs, image_tensor
-from grpo_stream.train.processor import resize_rule
+from grpo_stream.train.processor import known_rule
 
 Batch = dict[str, Any]
 """One entry per prompt in every list; see :class:`PromptCollator`."""
@@ -29,8 +30,8 @@ class PromptCollator:
         processor: The model's processor; its tokenizer and chat template are used.
         template: The words around an instruction.
         answer_frame: Frame that the model answers in.
-        image_processor: Used for images instead of the processor's own. Where it is not of the
-            Qwen-VL kind (``patches.device_rule``), it is run here, and its patches handed on.
+        image_processor: Used for images instead of the processor's own. Where it does not do what
+            its settings say (``patches.device_rule``), it is run here, and its patches handed on.
         images_root: Folder that the ``image`` of a raw record is relative to.
         chat_template_kwargs: Further variables of the model's chat template.
 
@@ -41,6 +42,8 @@ class PromptCollator:
       in pinned memory where there is CUDA; ``patches.image_inputs`` makes the model's patches of
       them on its device. A collator of your own may hand over a float tensor instead, shape
       (patches of all images, patch dimension), which the trainer takes as it is;
+      In a family without Qwen-VL's patches the processor makes all of it, in a float tensor with
+      one entry per image (:func:`~grpo_stream.train.other_families.encode_by_processor`);
     * ``patch_rule``: how those images are normalised and cut; None beside float patches;
     * ``image_grid_thw``: int64, shape (prompts, 3): patches in time, height and width;
     * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;
@@ -70,8 +73,8 @@ class PromptCollator:
         self.answer_frame = answer_frame
         self.images_root = images_root
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.rule = resize_rule(self.image_processor)
-        self.patch_rule = device_rule(self.image_processor)
+        self.rule = known_rule(self.image_processor)
+        self.patch_rule = None if self.rule is None else device_rule(self.image_processor)
         tokenizer = processor.tokenizer
         self._image_token = getattr(processor, "image_token", "<|image_pad|>")
         self._image_token_id = tokenizer.convert_tokens_to_ids(self._image_token)
@@ -79,8 +82,25 @@ class PromptCollator:
     def __call__(self, features: Sequence[StreamSample | Mapping[str, Any]]) -> Batch:
         """See the class."""
         samples = [self._loaded(feature) for feature in features]
-        images, grids = self._images(samples)
         prompts = [self._messages(sample) for sample in samples]
+        if self.rule is None:
+            pixels, texts = [sample.pixels for sample in samples], map(self._text, prompts)
+            encoded = encode_by_processor(self.processor, pixels, list(texts))
+        else:
+            encoded = self._encoded(samples, prompts)
+        return {
+            **encoded,
+            "prompt": prompts,
+            "solution": [list(sample.solution) for sample in samples],
+            "scales": [tuple(sample.scales) for sample in samples],
+            "model_size": [tuple(sample.model_size) for sample in samples],
+            "answer_frame": [self.answer_frame] * len(samples),
+            "key": [sample.key for sample in samples],
+            "extra": [sample.extra for sample in samples],
+        }
+
+    def _encoded(self, samples: Sequence[StreamSample], prompts: Sequence[Any]) -> Batch:
+        images, grids = self._images(samples)
         prompt_ids = [
             self._prompt_ids(prompt, grid) for prompt, grid in zip(prompts, grids, strict=True)
         ]
@@ -90,13 +110,6 @@ class PromptCollator:
             "image_grid_thw": grids,
             "prompt_ids": prompt_ids,
             "mm_token_type_ids": [(ids == self._image_token_id).long() for ids in prompt_ids],
-            "prompt": prompts,
-            "solution": [list(sample.solution) for sample in samples],
-            "scales": [tuple(sample.scales) for sample in samples],
-            "model_size": [tuple(sample.model_size) for sample in samples],
-            "answer_frame": [self.answer_frame] * len(samples),
-            "key": [sample.key for sample in samples],
-            "extra": [sample.extra for sample in samples],
         }
 
     def _loaded(self, feature: StreamSample | Mapping[str, Any]) -> StreamSample:
@@ -121,11 +134,15 @@ class PromptCollator:
         )
         return messages(self.template, sample.prompt, size)
 
-    def _prompt_ids(self, prompt: list[dict[str, Any]], grid: torch.Tensor) -> torch.Tensor:
-        """Token ids with the image placeholder repeated, as Qwen's processor does in text."""
-        text = self.processor.apply_chat_template(
+    def _text(self, prompt: list[dict[str, Any]]) -> str:
+        text: str = self.processor.apply_chat_template(
             prompt, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
         )
+        return text
+
+    def _prompt_ids(self, prompt: list[dict[str, Any]], grid: torch.Tensor) -> torch.Tensor:
+        """Token ids with the image placeholder repeated, as Qwen's processor does in text."""
+        text = self._text(prompt)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
         places = [i for i, token in enumerate(ids) if token == self._image_token_id]

@@ -19,7 +19,7 @@ from grpo_stream.stream.sources import Source
 from grpo_stream.stream.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.stream.world import World
 from grpo_stream.train.config import DataArguments
-from grpo_stream.train.processor import resize_rule
+from grpo_stream.train.processor import known_rule
 
 _FLAGS = {
     "num_threads": "num_reader_threads",
@@ -108,13 +108,14 @@ def make_stream(
         data: How they are read.
         num_lanes: Prompts per generation batch over all ranks.
         seed: Of the order, where ``data.stream_seed`` is None.
-        image_processor: Its target size is what the stream resizes to.
+        image_processor: Its target size is what the stream resizes to; a family that has none
+            (``known_rule``) gets the images as they are.
         world: This process.
 
     Raises:
         ConfigError: the world size does not divide the lanes, or there are too few samples.
     """
-    config = stream_config(data, num_lanes=num_lanes, seed=seed, rule=resize_rule(image_processor))
+    config = stream_config(data, num_lanes=num_lanes, seed=seed, rule=known_rule(image_processor))
     return PromptStream(data_sets.sources, config, world, weights=data_sets.weights)
 
 

@@ -158,8 +158,7 @@ class GroupTrainer(CheckpointTrainer):
             return self._generate_by_engine(self._engine, prompt_ids, num_generations)
         if not self.shared_prefix:
             longest = max(len(ids) for ids in prompt_ids)
-            fields = multimodal_fields | groups.repeated_images()
-            fields["mm_token_type_ids"] = groups.token_types(longest, 0)
+            fields = multimodal_fields | groups.model_inputs(longest, 0)
             return super()._generate_single_turn(
                 prompt_ids, images, fields, num_generations, **kwargs
             )
@@ -228,10 +227,7 @@ class GroupTrainer(CheckpointTrainer):
                         logits_to_keep,
                         compute_entropy=compute_entropy,
                         num_images=[1] * part.num_rows,
-                        mm_token_type_ids=part.token_types(
-                            input_ids.size(1) - logits_to_keep, logits_to_keep
-                        ),
-                        **part.repeated_images(),
+                        **part.model_inputs(input_ids.size(1) - logits_to_keep, logits_to_keep),
                     )[:2]
                 else:
                     scored = self._score_packed(

@@ -33,9 +33,9 @@ class PromptGroups:
     mm_token_type_ids: list[torch.Tensor]
     """Per prompt int64, the same shape: 0 text, 1 image."""
     pixel_values: torch.Tensor
-    """float, shape (patches of all images, patch dimension)."""
+    """float, shape (patches of all images, patch dimension); or one entry per image."""
     image_grid_thw: torch.Tensor
-    """int64, shape (prompts, 3)."""
+    """int64, shape (prompts, 3): its product says how many entries of ``pixel_values`` each has."""
     sizes: list[int]
     """Completions per prompt."""
     positions: list[torch.Tensor] | None = None
@@ -43,6 +43,8 @@ class PromptGroups:
     image_features: tuple[torch.Tensor, ...] | None = None
     """Per prompt, shape (1 + D, image tokens, hidden size), from ``backbone.encode_images``: of a
     vision tower that is not trained, where they have been computed."""
+    types_name: str | None = "mm_token_type_ids"
+    """What the model calls its token types; None where it has none."""
 
     @classmethod
     def from_batch(cls, batch: Batch, num_generations: int, device: torch.device) -> "PromptGroups":
@@ -57,6 +59,7 @@ class PromptGroups:
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             sizes=[num_generations] * len(batch["prompt_ids"]),
+            types_name=batch.get("types_name", cls.types_name),
         )
 
     @property
@@ -80,6 +83,7 @@ class PromptGroups:
             sizes=[min(stop, ends[i]) - max(start, starts[i]) for i in kept],
             positions=None if self.positions is None else self.positions[prompts],
             image_features=None if self.image_features is None else self.image_features[prompts],
+            types_name=self.types_name,
         )
 
     @classmethod
@@ -95,22 +99,27 @@ class PromptGroups:
             sizes=[size for part in parts for size in part.sizes],
             positions=[own for part in positions for own in part] or None,
             image_features=tuple(own for part in features for own in part) or None,
+            types_name=parts[0].types_name,
         )
 
     def repeated_images(self) -> dict[str, Any]:
-        """``pixel_values`` and ``image_grid_thw`` once per completion: trl's own layout."""
-        num_patches = self.image_grid_thw.prod(dim=-1).tolist()
-        images = self.pixel_values.split(num_patches)
+        """``pixel_values`` and, of patches, ``image_grid_thw`` once per completion, as in trl."""
+        num_entries = self.image_grid_thw.prod(dim=-1).tolist()
+        images = self.pixel_values.split(num_entries)
+        repeated = [
+            image.repeat(size, *[1] * (image.dim() - 1))
+            for image, size in zip(images, self.sizes, strict=True)
+        ]
+        if self.pixel_values.dim() > 2:  # not patches, but one entry per image
+            return {"pixel_values": torch.cat(repeated)}
         sizes = torch.tensor(self.sizes, device=self.image_grid_thw.device)
         return {
-            "pixel_values": torch.cat(
-                [image.repeat(n, 1) for image, n in zip(images, self.sizes, strict=True)]
-            ),
+            "pixel_values": torch.cat(repeated),
             "image_grid_thw": self.image_grid_thw.repeat_interleave(sizes, dim=0),
         }
 
     def token_types(self, prompt_length: int, completion_length: int) -> torch.Tensor:
-        """``mm_token_type_ids`` of padded rows: without it M-RoPE falls back to text positions.
+        """Types of padded rows: without them M-RoPE falls back to text positions.
 
         Args:
             prompt_length: Of the prompts, padded on the left.
@@ -125,6 +134,13 @@ class PromptGroups:
             for _ in range(size)
         ]
         return torch.stack(rows)
+
+    def model_inputs(self, prompt_length: int, completion_length: int) -> dict[str, Any]:
+        """What a model takes besides tokens: repeated images, and token types where it has them."""
+        inputs = self.repeated_images()
+        if self.types_name is not None:
+            inputs[self.types_name] = self.token_types(prompt_length, completion_length)
+        return inputs
 
 
 def reward_rows(batch: Batch, num_generations: int) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ from grpo_stream.train.describe import (
 )
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import shared_prefix_obstacle
-from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.processor import known_rule, load_processor
 from grpo_stream.train.refill import check_refill
 from grpo_stream.train.zero import check_batch_arithmetic, check_zero_config, load_zero_config
 
@@ -239,7 +239,7 @@ def _check_model(settings: Settings) -> tuple[str | None, ResizeRule | None]:
     if is_folder:
         data = settings.data
         processor = load_processor(name, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
-        rule = resize_rule(processor.image_processor)
+        rule = known_rule(processor.image_processor)
     if task.shared_prefix not in SHARED_PREFIX:
         expected = f"must be one of {', '.join(SHARED_PREFIX)}"
         raise ConfigError("shared_prefix", task.shared_prefix, expected)

@@ -102,8 +102,8 @@ def policy_config(model_id: str | Path, revision: str = "main") -> Any:
         raise ConfigError(
             "model_name_or_path",
             str(model_id),
-            f"its architecture {name!r} is no image-and-text model of transformers "
-            f"{transformers.__version__}; use for example {_EXAMPLE}",
+            f"its architecture {name!r} (model_type {config.model_type!r}) is no image-and-text "
+            f"model of transformers {transformers.__version__}; use for example {_EXAMPLE}",
         )
     return config
 

@@ -86,8 +86,9 @@ def load_processor(
         revision: Branch, tag or commit of a hub id; a folder has none.
 
     Returns:
-        The model's ordinary processor where torchvision is installed; otherwise an
-        :class:`ImageTextProcessor`, which gives the same tensors for images and text.
+        The model's ordinary processor where torchvision is installed, and for families without
+        Qwen-VL's patches; otherwise an :class:`ImageTextProcessor`, which gives the same tensors
+        for images and text.
 
     Raises:
         ConfigError: there is no such folder or hub id, or it holds no processor.
@@ -101,6 +102,12 @@ def load_processor(
             f"holds no processor ({str(error).strip().partition(chr(10))[0]}); give a folder or "
             "hub id, for example Qwen/Qwen2.5-VL-3B-Instruct",
         ) from error
+    if known_rule(processor.image_processor) is None:
+        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            if value is not None:
+                expected = f"is not for {type(processor).__name__}, which has sizes of its own"
+                raise ConfigError(name, value, f"{expected}; leave it out")
+        return processor
     size = dict(processor.image_processor.size)
     if min_pixels is not None:
         size["shortest_edge"] = min_pixels
@@ -111,14 +118,15 @@ def load_processor(
 
 
 def _loaded(model_id: str | Path, revision: str) -> Any:
-    if importlib.util.find_spec("torchvision") is not None:
+    settings, _ = ImageTextProcessor.get_processor_dict(model_id, revision=revision)
+    stands_for = settings.get("processor_class", Qwen2_5_VLProcessor.__name__)
+    is_known = stands_for in PROCESSORS.values()
+    if importlib.util.find_spec("torchvision") is not None or not is_known:
         return AutoProcessor.from_pretrained(model_id, padding_side="left", revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left", revision=revision)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id, revision=revision)
     # The template may lie in chat_template.json, which only a processor reads.
-    settings, _ = ImageTextProcessor.get_processor_dict(model_id, revision=revision)
     template = settings.get("chat_template") or tokenizer.chat_template
-    stands_for = settings.get("processor_class", Qwen2_5_VLProcessor.__name__)
     return ImageTextProcessor(
         image_processor, tokenizer, chat_template=template, stands_for=stands_for
     )
@@ -144,3 +152,12 @@ def resize_rule(image_processor: Any) -> ResizeRule:
             "must have patch_size, merge_size and a size of shortest_edge and longest_edge, "
             "like Qwen2VLImageProcessor",
         ) from error
+
+
+def known_rule(image_processor: Any) -> ResizeRule | None:
+    """:func:`resize_rule`; None for a family without Qwen-VL's patches, which resizes by itself.
+
+    Raises:
+        ConfigError: sizes that cannot be.
+    """
+    return resize_rule(image_processor) if hasattr(image_processor, "merge_size") else None

@@ -36,7 +36,7 @@ from grpo_stream.train.data import num_eval_lanes
 from grpo_stream.train.group_trainer import GroupTrainer
 from grpo_stream.train.model import policy_config
 from grpo_stream.train.prefix import shared_prefix_obstacle
-from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.processor import known_rule, load_processor, resize_rule
 from grpo_stream.train.refill import check_refill
 from grpo_stream.train.rollout import suppressed_token_ids
 from grpo_stream.train.task_file import Task, write_task
@@ -144,7 +144,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             _check_stream(eval_stream, args, num_eval_prompts)
         if data_collator is None:  # another collator may take images of any size
             for stream in (train_stream, eval_stream):
-                _check_sizes(stream, resize_rule(images[0]))
+                _check_sizes(stream, known_rule(images[0]))
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
@@ -201,7 +201,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
 
     def _suppress(self, token_ids: list[int]) -> None:
         given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
-        ids = sorted({*token_ids, *given})
+        ids = sorted({*token_ids, *given, self.model.config.image_token_id})
         self.generation_kwargs["suppress_tokens"] = ids
         self.generation_config.suppress_tokens = ids
 
@@ -244,7 +244,7 @@ def _stream(
 ) -> PromptStream:
     if isinstance(data, PromptStream):
         return data
-    rule = resize_rule(image_processor)
+    rule = known_rule(image_processor)
     config = StreamConfig(num_lanes=num_lanes, seed=args.seed, resize=rule)
     source = RecordSource(data, images_root, limits=config.limits)
     return PromptStream(source, config, _world(args))
@@ -262,8 +262,10 @@ def _check_stream(stream: PromptStream, args: GRPOConfig, num_prompts: int) -> N
         raise ConfigError("world", stream.world, f"the trainer runs as {_world(args)}")
 
 
-def _check_sizes(stream: PromptStream | None, rule: ResizeRule) -> None:
+def _check_sizes(stream: PromptStream | None, rule: ResizeRule | None) -> None:
     """Images are cut into patches as they come: the stream must have brought them to a size."""
+    if rule is None:
+        return
     given = rule if stream is None else stream.config.resize
     if given is None or given.multiple % rule.multiple:
         raise ConfigError(

@@ -3,17 +3,20 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
 from trl import GRPOConfig, GRPOTrainer
 
+from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.train.backbone import encode_images
+from grpo_stream.train.other_families import encode_by_processor
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.tiny import FAMILIES, make_tiny_policy
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
-from tests.train.support import TASK_TEXTS, load_model, make_groups
+from tests.train.support import TASK_TEXTS, load_model, make_groups, make_llava
 from tests.train.test_prefix import (
     LENGTHS,
     gradients,
@@ -77,46 +80,123 @@ def trained(trainer, tokenizer):
     return loss, {name: p.detach() - before[name] for name, p in trainer.model.named_parameters()}
 
 
-def assert_equal(found, expected):
+def assert_equal(found, expected, *, all_move=True):
     assert found[0] == pytest.approx(expected[0], abs=1e-5)
     total = sum(change.norm() for change in expected[1].values())
     assert total > 0
     assert sum((found[1][n] - change).norm() for n, change in expected[1].items()) < 1e-4 * total
-    assert [name for name, change in expected[1].items() if not change.abs().max()] == []
+    still = [name for name, change in expected[1].items() if not change.abs().max()]
+    assert bool(still) is not all_move
+
+
+def train_ours(folder, shapes, args, **changes):
+    """What our trainer makes of a step, the samples that it read and what it asked."""
+    processor = load_processor(folder)
+    trainer = PersonalizedGRPOTrainer(
+        str(folder),
+        spread,
+        args,
+        shapes.records,
+        processing_class=processor,
+        images_root=shapes.images,
+        **changes,
+    )
+    found = trained(trainer, processor.tokenizer)
+    samples = trainer.train_stream.read_batch(0, 0)
+    texts = [
+        prompt[-1]["content"][-1]["text"] for prompt in trainer.data_collator(samples)["prompt"]
+    ]
+    trainer.close()
+    return found, samples, texts
+
+
+def train_theirs(folder, args, samples, texts):
+    """What trl's own trainer makes of the same prompts."""
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    images = {
+        json.dumps(prompt): Image.fromarray(sample.pixels)
+        for prompt, sample in zip(prompts, samples, strict=True)
+    }
+    data = Dataset.from_list([{"prompt": prompt} for prompt in prompts]).with_transform(
+        lambda rows: rows | {"image": [images[json.dumps(prompt)] for prompt in rows["prompt"]]}
+    )
+    processor = load_processor(folder)
+    trainer = GRPOTrainer(str(folder), spread, args, data, processing_class=processor)
+    return trained(trainer, processor.tokenizer)
 
 
 def test_both_ways_train_what_trl_trains(folder, family, shapes, tmp_path):
-    processor = load_processor(folder)
-    ours = {}
-    for shared_prefix in ("on", "off"):
+    on, samples, texts = train_ours(folder, shapes, make_args(tmp_path), shared_prefix="on")
+    off, *_ = train_ours(folder, shapes, make_args(tmp_path), shared_prefix="off")
+    assert all(FRAME_SIZES[family] in text for text in texts)
+    expected = train_theirs(folder, make_args(tmp_path, shuffle_dataset=False), samples, texts)
+    assert_equal(on, expected)
+    assert_equal(off, expected)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return make_llava(tmp_path_factory.mktemp("llava"))
+
+
+class TestAnotherFamily:
+    def test_trains_what_trl_trains(self, llava, shapes, tmp_path):
+        asks = {"answer_frame": "per_mille"}
+        found, samples, texts = train_ours(llava, shapes, make_args(tmp_path), **asks)
+        assert {sample.model_size for sample in samples} == {(112, 112)}  # as they are
+        args = make_args(tmp_path, shuffle_dataset=False)
+        # Weights of the vision tower's last layers are not used: LLaVA takes the last but one.
+        assert_equal(found, train_theirs(llava, args, samples, texts), all_move=False)
+
+    def test_samples(self, llava, shapes, tmp_path, caplog):
+        args = make_args(tmp_path, steps_per_generation=2, gradient_accumulation_steps=2)
         trainer = PersonalizedGRPOTrainer(
-            str(folder),
-            spread,
-            make_args(tmp_path),
+            str(llava),
+            "format_reward",
+            args,
             shapes.records,
-            processing_class=processor,
             images_root=shapes.images,
-            shared_prefix=shared_prefix,
+            answer_frame="per_mille",
         )
-        ours[shared_prefix] = trained(trainer, processor.tokenizer)
-        samples = trainer.train_stream.read_batch(0, 0)
+        assert not trainer.shared_prefix
+        image_token = trainer.model.config.image_token_id
+        assert image_token in trainer.generation_config.suppress_tokens
+        trainer.train()
         trainer.close()
-    rows = []
-    for sample in samples:
-        size = trainer.data_collator([sample])["prompt"][0][-1]["content"][-1]["text"]
-        assert FRAME_SIZES[family] in size
-        prompt = [{"role": "user", "content": size}]
-        rows.append({"prompt": prompt, "image": Image.fromarray(sample.pixels)})
-    data = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
-    images = {json.dumps(row["prompt"]): row["image"] for row in rows}
-    data = data.with_transform(
-        lambda batch: batch | {"image": [images[json.dumps(p)] for p in batch["prompt"]]}
+        assert trainer.state.global_step == 1
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({}, "answer_frame=None: is not known for model_type 'llava'"),
+            ({"shared_prefix": "on"}, "model_type 'llava' is not one of"),
+            ({"freeze_vision_tower": True}, "freeze_vision_tower=True: is not known for"),
+        ],
     )
-    args = make_args(tmp_path, shuffle_dataset=False)
-    theirs = GRPOTrainer(str(folder), spread, args, data, processing_class=processor)
-    expected = trained(theirs, processor.tokenizer)
-    assert_equal(ours["off"], expected)
-    assert_equal(ours["on"], expected)
+    def test_what_it_cannot_do_is_named(self, llava, shapes, tmp_path, changes, words):
+        if changes:
+            changes = changes | {"answer_frame": "per_mille"}
+        with pytest.raises(ConfigError, match=words):
+            train_ours(llava, shapes, make_args(tmp_path), **changes)
+
+    def test_sizes_are_its_own(self, llava):
+        with pytest.raises(ConfigError, match="max_pixels=5: is not for LlavaProcessor"):
+            load_processor(llava, max_pixels=5)
+
+    def test_a_text_with_two_images(self, llava):
+        processor = load_processor(llava)
+        pixels = [np.zeros((56, 56, 3), np.uint8)]
+        with pytest.raises(RecordError, match="image_token"):
+            encode_by_processor(processor, pixels, ["<|image_pad|><|image_pad|>"])
+
+    def test_a_processor_that_makes_more(self, llava):
+        def processor(**_):
+            ids, tiles = torch.ones(1, 3, dtype=torch.long), torch.zeros(1, 5, 3, 8, 8)
+            return {"input_ids": ids, "pixel_values": tiles, "pixel_attention_mask": tiles}
+
+        pixels = [np.zeros((56, 56, 3), np.uint8)]
+        with pytest.raises(ConfigError, match="makes pixel_attention_mask"):
+            encode_by_processor(processor, pixels, ["?"])
 
 
 def test_answers_behind_a_shared_prompt(folder, family):
