@@ -69,7 +69,7 @@ def test_a_reward_that_stalls_ends_both_ranks_and_is_named(told):
     assert (report["stage"], report["global_step"]) == ("rewards", 2)
     assert report["place"].startswith("rewards_that_stall (")
     assert len(report["in_use"]) == 2
-    assert "no progress within step_timeout_seconds=6: rank 1 " in stalled
+    assert "no progress within step_timeout_seconds=8: rank 1 " in stalled
     assert "behind: rank 1 " in waiting
     assert "at rewards_that_stall (" in waiting
     assert "rank 0: in all_gather" in waiting
