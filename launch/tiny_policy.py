@@ -1,4 +1,4 @@
-"""Makes a tiny from-scratch policy with the real Qwen2.5-VL architecture; downloads nothing.
+"""Makes a tiny from-scratch policy with the real architecture of Qwen-VL; downloads nothing.
 
     python launch/tiny_policy.py --json records.json --out out/tiny --max-coordinate 112 --snap 8
 
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.train.tiny import make_tiny_policy, read_prompts, task_texts
+from grpo_stream.train.tiny import FAMILIES, make_tiny_policy, read_prompts, task_texts
 
 
 def main(argv: list[str]) -> int:
@@ -23,11 +23,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the policy")
     parser.add_argument("--max-coordinate", type=int, default=112, help="in pixels, exclusive")
     parser.add_argument("--snap", type=int, default=8, help="answers are multiples of this")
+    parser.add_argument("--family", choices=FAMILIES, default="qwen2_5_vl", help="model_type")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     args = parser.parse_args(argv)
     try:
         texts = task_texts(read_prompts(args.json), args.max_coordinate, args.snap)
-        make_tiny_policy(args.out, texts, seed=args.seed)
+        make_tiny_policy(args.out, texts, seed=args.seed, family=args.family)
     except GrpoStreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -34,7 +34,7 @@ ONCE = {
 
 def test_one_rank(tiny_folder, tmp_path):
     shards = write_shapes(tmp_path, PER_RANK).shards
-    counts = work_probe.run(tiny_folder, shards, tmp_path / "out")
+    counts, _ = work_probe.run(tiny_folder, shards, tmp_path / "out")
     assert counts == {name: [times] * PER_RANK for name, times in ONCE.items()}
 
 
@@ -81,7 +81,7 @@ def test_of_trl_itself(tiny_folder, tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_under_zero_3(tiny_folder, tmp_path):
+def test_two_ranks_under_zero_3_with_a_reference_model(tiny_folder, tmp_path):
     shards = write_shapes(tmp_path, 2 * PER_RANK).shards
     words = [sys.executable, "-m", "tests.train.work_probe", tiny_folder, shards, tmp_path]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -108,5 +108,8 @@ def test_two_ranks_under_zero_3(tiny_folder, tmp_path):
             process.kill()
             process.wait()
     for rank in range(2):
-        counts = json.loads((tmp_path / f"rank-{rank}.json").read_text())
-        assert counts == {name: [times] * PER_RANK for name, times in ONCE.items()}
+        seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert seen["counts"] == {name: [times] * PER_RANK for name, times in ONCE.items()}
+        # The policy of the beginning, and then of the second generation batch's beginning.
+        assert seen["kl"][::2] == pytest.approx([0, 0], abs=1e-6)
+        assert min(seen["kl"][1::2]) > 1e-4

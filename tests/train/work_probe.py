@@ -113,7 +113,7 @@ def spread(completions, **_):
 
 
 def run(policy, shards, out, world=None, **changes):
-    """Trains; what was done to each sample that this rank touched."""
+    """Trains; what was done to each sample that this rank touched, and the log."""
     work, world = Work(), world or World()
     processor = load_processor(policy, max_pixels=MAX_PIXELS)
     num_lanes = world.world_size * STEPS_PER_GENERATION
@@ -133,7 +133,7 @@ def run(policy, shards, out, world=None, **changes):
         work.watch(trainer)
         trainer.train()
         trainer.close()
-    return work.counts(source)
+    return work.counts(source), trainer.state.log_history
 
 
 def settings(out, **changes):
@@ -161,8 +161,21 @@ def main(policy, shards, out):
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)  # before the model is loaded
     world = World.from_env()
-    counts = run(policy, shards, out, world, deepspeed="ds_configs/zero3_cpu.json")
-    Path(out, f"rank-{world.rank}.json").write_text(json.dumps(counts))
+    counts, log = run(
+        policy,
+        shards,
+        out,
+        world,
+        deepspeed="ds_configs/zero3_cpu.json",
+        beta=0.1,
+        learning_rate=1e-3,
+        logging_steps=1,
+        sync_ref_model=True,
+        ref_model_sync_steps=NUM_ITERATIONS,
+        ref_model_mixup_alpha=1.0,
+    )
+    seen = {"counts": counts, "kl": [entry["kl"] for entry in log if "kl" in entry]}
+    Path(out, f"rank-{world.rank}.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()  # a rank that just leaves keeps the others waiting
 
 
