@@ -2,28 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from grpo_stream.errors import ManifestError, StoreError
+from grpo_stream.shards.shard_table import ShardInfo, ShardTable, TableReader
 from grpo_stream.shards.store import Store
+
+__all__ = ["MANIFEST_NAME", "MANIFEST_VERSION", "Manifest", "ShardInfo"]
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """What the manifest says of one shard."""
-
-    name: str
-    """File name beside the manifest."""
-    num_samples: int
-    num_bytes: int
-    """Size of the tar in bytes."""
-    sha256: str
-    """Hex digest of the whole tar."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +26,8 @@ class Manifest:
 
     version: int
     """:data:`MANIFEST_VERSION` at the time of writing."""
-    shards: tuple[ShardInfo, ...]
-    """In the order that the stream's arithmetic uses."""
+    shards: Sequence[ShardInfo]
+    """In the order that the stream's arithmetic uses; a million of them cost little memory."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Build settings that decided the content; no machine paths."""
     builder_version: str = ""
@@ -45,7 +39,21 @@ class Manifest:
     @property
     def num_samples(self) -> int:
         """Samples in all shards."""
-        return sum(shard.num_samples for shard in self.shards)
+        return int(self.sample_counts.sum())
+
+    @cached_property
+    def sample_counts(self) -> NDArray[np.int64]:
+        """Samples of each shard: int64, shape (num_shards,)."""
+        if isinstance(self.shards, ShardTable):
+            return self.shards.num_samples
+        return np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def byte_counts(self) -> NDArray[np.int64]:
+        """Bytes of each shard: int64, shape (num_shards,)."""
+        if isinstance(self.shards, ShardTable):
+            return self.shards.num_bytes
+        return np.array([shard.num_bytes for shard in self.shards], dtype=np.int64)
 
     @cached_property
     def digest(self) -> str:
@@ -55,6 +63,10 @@ class Manifest:
         built; any change of content or order changes it.
         """
         digest = hashlib.sha256(f"manifest {self.version}\n".encode())
+        if isinstance(self.shards, ShardTable):
+            for lines in self.shards.digest_lines():
+                digest.update(lines)
+            return digest.hexdigest()
         for shard in self.shards:
             line = json.dumps([shard.name, shard.num_samples, shard.sha256])
             digest.update(f"{line}\n".encode())
@@ -83,7 +95,7 @@ class Manifest:
                 shards of one name, or with a digest that does not fit the shards.
         """
         try:
-            raw = json.loads(data)
+            raw, table = _parse(data)
             version = raw["version"]
         except (ValueError, RecursionError, TypeError, KeyError) as error:
             raise ManifestError(f"{MANIFEST_NAME} is no manifest: {error!r}") from error
@@ -95,7 +107,7 @@ class Manifest:
         try:
             manifest = cls(
                 version=version,
-                shards=tuple(_shard_info(shard) for shard in raw["shards"]),
+                shards=tuple(map(_shard_info, raw["shards"])) if table is None else table,
                 settings=dict(raw["settings"]),
                 builder_version=str(raw["builder_version"]),
                 totals=dict(raw["totals"]),
@@ -103,7 +115,7 @@ class Manifest:
             )
         except (TypeError, KeyError, ValueError) as error:
             raise ManifestError(f"{MANIFEST_NAME}: missing or wrong field: {error!r}") from error
-        if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+        if _has_twice(manifest.shards):
             raise ManifestError(f"{MANIFEST_NAME} names a shard twice")
         if raw.get("digest", manifest.digest) != manifest.digest:
             raise ManifestError(f"{MANIFEST_NAME}: its digest does not fit its shards")
@@ -131,6 +143,20 @@ class Manifest:
     def save(self, store: Store) -> None:
         """Writes the manifest; the last act of a build, after every shard and index."""
         store.write(MANIFEST_NAME, self.to_json())
+
+
+def _parse(data: bytes) -> tuple[Any, ShardTable | None]:
+    """The JSON, and its shards as a table; without one where a shard is not of the usual kind."""
+    reader = TableReader()
+    raw = json.loads(data, object_hook=reader)
+    table = reader.table(raw["shards"]) if isinstance(raw, dict) and "shards" in raw else None
+    return (raw, table) if table is not None else (json.loads(data), None)
+
+
+def _has_twice(shards: Sequence[ShardInfo]) -> bool:
+    if isinstance(shards, ShardTable):
+        return shards.has_a_name_twice()
+    return len({shard.name for shard in shards}) < len(shards)
 
 
 def _shard_info(raw: dict[str, Any]) -> ShardInfo:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from grpo_stream.boxes import Size
 from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError, ShardFormatError
@@ -202,7 +200,7 @@ class ShardSource:
             self.cache = ShardCache(store, self.manifest, cache.folder, cache.max_bytes)
         self._reader = self.cache or store
         self._max_sample_bytes = max_sample_bytes
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indexes: OrderedDict[int, tuple[str, ShardIndex]] = OrderedDict()
         self._num_open_indexes = _NUM_OPEN_INDEXES
         self._lock = threading.Lock()
 
@@ -214,7 +212,7 @@ class ShardSource:
     @property
     def shard_counts(self) -> Indices:
         """int64, shape (num_shards,)."""
-        return np.array([shard.num_samples for shard in self.manifest.shards], dtype=np.int64)
+        return self.manifest.sample_counts
 
     @property
     def is_remote(self) -> bool:
@@ -237,14 +235,14 @@ class ShardSource:
 
     def sample_bytes(self, shard: int) -> int:
         """See :meth:`Source.sample_bytes`: the mean of the shard."""
-        info = self.manifest.shards[shard]
-        return info.num_bytes // max(1, info.num_samples)
+        counts, sizes = self.manifest.sample_counts, self.manifest.byte_counts
+        return int(sizes[shard]) // max(1, int(counts[shard]))
 
     def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:
         """See :meth:`Source.runs`: neighbours, up to 8 MiB or ``max_sample_bytes``."""
         if len(samples) == 1:
             return [list(samples)]
-        index = self._index(shard)
+        _, index = self._index(shard)
         sizes = index.samples["num_bytes"]
         max_bytes = min(_MAX_RUN_BYTES, self._max_sample_bytes)  # fetch refuses samples, not runs
         groups: list[list[int]] = []
@@ -262,8 +260,7 @@ class ShardSource:
 
     def fetch(self, shard: int, samples: Sequence[int]) -> list[StoredSample]:
         """See :meth:`Source.fetch`."""
-        name = self.manifest.shards[shard].name
-        index = self._index(shard)
+        name, index = self._index(shard)
         entries, ranges, ends = [], list[Range](), []
         for sample in samples:
             entry = index[sample]
@@ -308,20 +305,22 @@ class ShardSource:
         if self.cache is not None:
             self.cache.close()
 
-    def _index(self, shard: int) -> ShardIndex:
+    def _index(self, shard: int) -> tuple[str, ShardIndex]:
+        """The shard's name and index."""
         with self._lock:
-            index = self._indexes.get(shard)
-            if index is not None:
+            found = self._indexes.get(shard)
+            if found is not None:
                 self._indexes.move_to_end(shard)
-                return index
+                return found
         # Loaded outside the lock: two threads may fetch the same index once each at the start,
         # which is cheaper than making every reader wait for one slow request.
-        index = ShardIndex.load(self._store, self.manifest.shards[shard])
+        info = self.manifest.shards[shard]
+        found = info.name, ShardIndex.load(self._store, info)
         with self._lock:
-            self._indexes[shard] = index
+            self._indexes[shard] = found
             while len(self._indexes) > self._num_open_indexes:
                 self._indexes.popitem(last=False)
-        return index
+        return found
 
 
 def _check_totals(url: str, totals: dict[str, int]) -> None:

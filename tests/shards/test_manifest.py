@@ -1,10 +1,11 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from grpo_stream.errors import ManifestError
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from grpo_stream.shards.shard_table import ShardTable
 from grpo_stream.shards.store import LocalStore
 
 SHARDS = (ShardInfo("a.tar", 3, 4096, "aa"), ShardInfo("b.tar", 2, 2048, "bb"))
@@ -84,3 +85,69 @@ def test_a_shard_twice():
 def test_no_manifest_at_all(data):
     with pytest.raises(ManifestError, match=MANIFEST_NAME):
         Manifest.from_json(data)
+
+
+class TestManyShards:
+    """What is read is kept in columns; it is what was written all the same."""
+
+    SHARDS = tuple(
+        ShardInfo(f"train/{i:03d} {'x' * (i % 7)}.tar", i % 5, 10**10 + i, f"{i:064x}")
+        for i in range(5000)
+    )
+
+    @pytest.fixture
+    def read(self):
+        manifest = Manifest(1, self.SHARDS, {"rules": {"k": [1, {"name": "a"}]}})
+        return Manifest.from_json(manifest.to_json())
+
+    def test_is_equal_to_what_was_written(self, read):
+        written = Manifest(1, self.SHARDS, {"rules": {"k": [1, {"name": "a"}]}})
+        assert isinstance(read.shards, ShardTable)
+        assert read == written
+        assert written == read
+        assert read.digest == written.digest
+        assert read.to_json() == written.to_json()
+        assert read.num_samples == written.num_samples
+
+    def test_columns(self, read):
+        assert read.sample_counts.tolist() == [shard.num_samples for shard in self.SHARDS]
+        assert read.byte_counts.tolist() == [shard.num_bytes for shard in self.SHARDS]
+        assert replace(read, shards=self.SHARDS).byte_counts.tolist() == read.byte_counts.tolist()
+
+    def test_is_a_sequence(self, read):
+        assert len(read.shards) == 5000
+        assert read.shards[7] == self.SHARDS[7]
+        assert read.shards[-1] == self.SHARDS[-1]
+        assert read.shards[3:9] == self.SHARDS[3:9]
+        assert read.shards != self.SHARDS[:-1]
+        assert read.shards != (*self.SHARDS[:-1], self.SHARDS[0])
+        with pytest.raises(IndexError):
+            read.shards[5000]
+
+    def test_takes_less_than_a_hundred_bytes_a_shard(self, read):
+        table = read.shards
+        columns = (table._names, table.num_samples, table.num_bytes, table._sha256)
+        assert sum(column.nbytes for column in columns) < 100 * len(table)
+
+    @pytest.mark.parametrize(
+        "shard",
+        [
+            ShardInfo('quote".tar', 1, 1, "0" * 64),
+            ShardInfo("ä.tar", 1, 1, "0" * 64),
+            ShardInfo("a.tar", 1, 1, "no digest"),
+            ShardInfo("a.tar", 1, 2**70, "0" * 64),
+        ],
+    )
+    def test_one_of_another_kind_is_read_too(self, shard):
+        manifest = Manifest(1, (*self.SHARDS[:3], shard))
+        read = Manifest.from_json(manifest.to_json())
+        assert read == manifest
+        assert read.digest == manifest.digest
+
+    def test_settings_that_look_like_a_shard(self):
+        manifest = Manifest(1, self.SHARDS[:3], {"like": asdict(self.SHARDS[0])})
+        assert Manifest.from_json(manifest.to_json()) == manifest
+
+    def test_a_shard_twice(self):
+        with pytest.raises(ManifestError, match="names a shard twice"):
+            Manifest.from_json(Manifest(1, (*self.SHARDS, self.SHARDS[3])).to_json())

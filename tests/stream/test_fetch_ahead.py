@@ -228,7 +228,7 @@ class TestNeighbours:
     def test_requests_to_one_shard_share_calls_by_urgency(self, tmp_path, is_urgent, calls):
         store = RemoteStore(write_numbered_set(tmp_path, 24, 24))
         source = ShardSource(store)
-        index = source._index(0)
+        _, index = source._index(0)
         offsets = [[index[n].offset for n in call] for call in calls]
         wanted = [Wanted(n, Place(0, 0, n), Future()) for n in range(0, 22, 2)]
         fetcher = Fetcher([source], 1)
@@ -243,7 +243,7 @@ class TestNeighbours:
         folder = write_numbered_set(tmp_path, 24, 24)
         source = ShardSource(RemoteStore(folder))
         path = next(folder.glob("*.tar"))
-        path.write_bytes(path.read_bytes()[: source._index(0)[4].offset + 700])
+        path.write_bytes(path.read_bytes()[: source._index(0)[1][4].offset + 700])
         wanted = [Wanted(n, Place(0, 0, n), Future()) for n in (0, 2, 4, 6)]
         fetcher = Fetcher([source], 1)
         fetcher.start(wanted)

@@ -1,9 +1,11 @@
 """Times the order of a data set of a cluster's size: no data, arithmetic alone.
 
-Each part is run twice: for its time, and under ``tracemalloc`` for its peak memory.
+Each part is run twice: for its time, and under ``tracemalloc`` for its peak memory and what of it
+stays.
 """
 
 import argparse
+import hashlib
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.stream.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.stream.world import World
 from tools.bench.figures import Row, show
@@ -22,6 +25,7 @@ first      and the places of a rank's first 16 generation batches
 resume     the same at nine tenths of the epoch, from a new plan
 locate     16 batches more; microseconds of one sample of one rank
 epoch      the first batches of the next epoch, with a permutation of its own
+manifest   reading a manifest of that many shards, once for its time and memory: not in the others
 """
 _BATCHES = 16
 
@@ -40,6 +44,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--samples-per-shard", type=int, default=700, help="mean (%(default)s)")
     add("--ranks", type=int, default=10**4, help="(%(default)s)")
     add("--prompts-per-rank", type=int, default=8, help="of a generation batch (%(default)s)")
+    add("--no-manifest", action="store_true", help="leave the manifest out; it takes a minute")
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=run)
 
@@ -69,9 +74,20 @@ def run(args: argparse.Namespace) -> None:
         "next epoch": _measured(lambda: places(plan, next(new_epochs), 0)),
         "locate": _measured(lambda: places(plan, 0, 0.5), num_located),
     }
+    if not args.no_manifest:
+        data = _manifest(counts.tolist())
+        rows["manifest"] = _measured(lambda: Manifest.from_json(data))
     total = int(counts.sum())
     title = f"{args.num_shards:,} shards, {total:,} samples, {args.ranks:,} ranks, one rank's part"
     show(args, title, {"plan": rows})
+
+
+def _manifest(counts: list[int]) -> bytes:
+    shards = [
+        ShardInfo(f"shard-{i:09d}.tar", n, 88_000 * n, hashlib.sha256(b"%d" % i).hexdigest())
+        for i, n in enumerate(counts)
+    ]
+    return Manifest(1, shards).to_json()
 
 
 def _measured(action: Callable[[], Any], num_located: int = 0) -> Row:
@@ -79,11 +95,13 @@ def _measured(action: Callable[[], Any], num_located: int = 0) -> Row:
     action()
     seconds = time.perf_counter() - start
     tracemalloc.start()
-    action()
-    _, peak = tracemalloc.get_traced_memory()
+    kept = action()
+    left, peak = tracemalloc.get_traced_memory()
+    del kept
     tracemalloc.stop()
     return {
         "seconds": float(f"{seconds:.4g}"),
         "peak_mb": round(peak / 1e6, 2),
+        "kept_mb": round(left / 1e6, 2),
         "us_per_sample": float(f"{seconds / num_located * 1e6:.4g}") if num_located else None,
     }

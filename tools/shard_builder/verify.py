@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -193,7 +193,7 @@ def _check_solutions(sample: Sample, where: str) -> None:
             raise VerifyError(f"{where}: {detail}")
 
 
-def _check_keys(store: Store, shards: tuple[ShardInfo, ...], book: KeyBook) -> None:
+def _check_keys(store: Store, shards: Sequence[ShardInfo], book: KeyBook) -> None:
     hashes = book.repeated()
     if not hashes:
         return
