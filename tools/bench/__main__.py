@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         memory,
         order,
         plan_size,
+        scale,
         step,
         upload,
         workers,
