@@ -1,0 +1,92 @@
+"""The real launcher over ssh: trains, stops, resumes, and survives what happens to clusters.
+
+Every loss is compared with that of two ranks on one host that nobody disturbed.
+"""
+
+import signal
+import time
+
+import pytest
+
+from tests.cluster.machines import paused, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+TIMEOUT_SECONDS = 20
+"""Of the runs' collectives (``ddp_timeout``)."""
+END_SECONDS = 60
+"""Within which a run must have ended after a fault: the time-out, and what a busy machine adds."""
+LOST = "another rank has gone, or did not answer"
+
+
+def test_it_trains_stops_when_asked_and_goes_on_as_if_nothing_had_been(cluster, uninterrupted):
+    run = cluster.run("stopped").reaches(3)
+    assert [len(cluster.ranks(number)) for number in (1, 2)] == [1, 1]
+    (run.folder / "stop").touch()
+    run.wait()
+    # DeepSpeed and pdsh hand the code on. Whoever restarts the run can tell this from a failure.
+    assert "exit code 75" in run.log()
+    assert run.last_checkpoint() >= 3
+    assert not (run.folder / "model.safetensors").exists()
+    assert goes_on(cluster, run) == uninterrupted
+
+
+def test_a_cut_link_ends_the_run_within_the_time_out(cluster, uninterrupted):
+    run = cluster.run("cut", ddp_timeout=TIMEOUT_SECONDS).reaches(3)
+    cluster.switch.cut(2)
+    cut = time.monotonic()
+    code = run.wait(END_SECONDS)
+    assert code != 0
+    assert time.monotonic() - cut > TIMEOUT_SECONDS / 2
+    assert "Timed out waiting" in run.log()
+    assert LOST in run.log()
+    # The far side is on its own now, and must not hold its GPUs.
+    wait_for(lambda: not cluster.ranks(1) and not cluster.ranks(2), END_SECONDS)
+    cluster.repair()
+    assert goes_on(cluster, run) == uninterrupted
+
+
+def test_a_node_that_dies_ends_the_run_at_once(cluster, uninterrupted):
+    run = cluster.run("node").reaches(3)
+    cluster.nodes[2].kill()
+    assert run.wait(END_SECONDS) != 0
+    assert LOST in run.log()
+    wait_for(lambda: not cluster.ranks(1), END_SECONDS)
+    cluster.repair()
+    assert goes_on(cluster, run) == uninterrupted
+
+
+def test_an_object_store_that_is_silent_for_20_seconds_is_waited_for(cluster, uninterrupted):
+    # Next to nothing is read ahead, or the run would not notice.
+    run = cluster.run("store", max_steps=cluster.num_steps, fetch_ahead_bytes=4096).reaches(3)
+    with paused(cluster.store, 20):
+        pass
+    assert run.wait() == 0, run.log()
+    assert max(run.logged("stream/num_retries")) > 0
+    assert max(run.logged("stream/wait_seconds")) > 10
+    assert run.losses() == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("hosts", "name"),
+    [
+        (None, "deepspeed.launcher.launch"),
+        (None, "pdsh -S"),
+        (["--num_gpus", 2], "bin/deepspeed"),  # on one host, the program that was called
+    ],
+)
+def test_ranks_do_not_outlive_their_launchers(cluster, hosts, name):
+    run = cluster.run("launcher", hosts=hosts).reaches(1)
+    for process in cluster.launchers(name):
+        process.send_signal(signal.SIGKILL)
+    wait_for(lambda: not cluster.ranks(1) and not cluster.ranks(2), END_SECONDS)
+    run.wait(END_SECONDS)
+
+
+def goes_on(cluster, run):
+    """Losses of the run's whole length, of which the same command does the rest."""
+    assert run.last_checkpoint() < cluster.num_steps
+    rest = cluster.run(run.name, max_steps=cluster.num_steps)
+    assert rest.wait() == 0, rest.log()
+    assert f"begins from {run.folder}/checkpoint-" in rest.log()
+    return rest.losses()
