@@ -1,9 +1,14 @@
 """Runs that are killed, and runs that go on with other ranks, beside undisturbed ones."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from grpo_stream.train.model import load_policy
+from grpo_stream.train.processor import load_processor
 from grpo_stream.train.universal import make_universal
 from tests.launch.support import load_script
 from tools.bench.kill_resume import ZERO3, Run, measure, prepare, rank_server
@@ -17,11 +22,12 @@ def server():
         yield server
 
 
-@pytest.mark.parametrize(("num_ranks", "num_kills", "num_steps"), [(1, 5, 6), (2, 2, 4)])
+@pytest.mark.parametrize(("num_ranks", "num_kills", "num_steps"), [(1, 4, 5), (2, 2, 4)])
 def test_a_killed_run_ends_as_if_it_had_not_been(server, tmp_path, num_ranks, num_kills, num_steps):
-    found = measure(server, tmp_path, num_kills, num_ranks, num_steps=num_steps, seed=1)
+    found = measure(server, tmp_path, num_kills, num_ranks, num_steps=num_steps, seed=2)
     assert found["differences"] == []
     assert len(found["kills"]) == num_kills
+    assert found["num_resumed"] > 0
     assert found["num_partial"] > 0  # one at least was killed while it saved
 
 
@@ -33,9 +39,11 @@ def early_reward(completions, trainer_state, **_):
     return [scale * (sum(map(ord, str(text))) % 5) for text in completions]
 
 
-def test_the_number_of_ranks_may_change(server, tmp_path, capsys):
-    """2 ranks -> 1 -> 2, with the same 8 prompts for each generation batch."""
-    settings = prepare(tmp_path) | {
+@pytest.fixture(scope="module")
+def two(server, tmp_path_factory):
+    """A run on 2 ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    settings = prepare(folder) | {
         "deepspeed": ZERO3,
         "reward_funcs": f"{__name__}:early_reward",
         "num_iterations": 1,
@@ -46,8 +54,14 @@ def test_the_number_of_ranks_may_change(server, tmp_path, capsys):
         "logging_steps": 1,
         "max_steps": 6,
     }
-    two = Run(server, tmp_path / "two", 2, settings)
-    two.start()
+    run = Run(server, folder / "run", 2, settings)
+    run.start()
+    return run
+
+
+def test_the_number_of_ranks_may_change(server, two, tmp_path, capsys):
+    """2 ranks -> 1 -> 2, with the same 8 prompts for each generation batch."""
+    settings = two.settings
     checkpoint = two.out / "checkpoint-2"
     alone = settings | {"resume_from_checkpoint": checkpoint, "per_device_train_batch_size": 8}
     with pytest.raises(RuntimeError, match=r"was written by 2 ranks, and there are 1: first run"):
@@ -71,6 +85,20 @@ def test_the_number_of_ranks_may_change(server, tmp_path, capsys):
     for found, expected in ((last, two.out / "checkpoint-4"), (again.out, two.out)):
         np.testing.assert_allclose(vector(found), vector(expected), rtol=1e-6, atol=1e-9)
     assert np.abs(vector(again.out) - vector(checkpoint)).mean() > 1e-4
+
+
+def test_shards_become_a_model(two, tmp_path, capsys):
+    """As ZeRO-3 leaves them where ``stage3_gather_16bit_weights_on_model_save`` is false."""
+    shards, plain = tmp_path / "shards", tmp_path / "models/plain"
+    shutil.copytree(two.out / "checkpoint-4", shards)
+    for name in ("model.safetensors", "complete.json"):
+        (shards / name).unlink()
+    assert load_script("export").main(["--checkpoint", str(shards), "--to", str(plain)]) == 0
+    assert "the shards of ZeRO, in torch.float32" in capsys.readouterr().out
+    exported = load_policy(plain, dtype="auto").state_dict()
+    for name, weight in load_policy(two.out / "checkpoint-4", dtype="auto").state_dict().items():
+        assert torch.equal(exported[name], weight), name
+    load_processor(plain)
 
 
 def weights(folder):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tools.make_shapes import write_set
 
 _ROOT = Path(__file__).resolve().parents[2]
 ZERO3 = _ROOT / "ds_configs/zero3_cpu.json"
-_TIMED = ("time/", "speed/", "stream/", "step_time", "train_")
+_TIMED = ("time/", "speed/", "health/", "stream/", "step_time", "train_")
 """Logged values that depend on the clock, or on how far was read ahead."""
 _SETTINGS: dict[str, Any] = {
     "resume_from_checkpoint": "auto",
@@ -80,8 +81,9 @@ def run(args: argparse.Namespace) -> None:
         for what in figures["kills"]:
             print(f"  killed at {what}")
         print(
-            f"{len(figures['kills'])} kills, {figures['num_partial']} partial checkpoints passed "
-            f"over, {figures['num_runs']} runs to the end in {figures['seconds']:.0f} s; "
+            f"{len(figures['kills'])} kills, {figures['num_resumed']} starts from a checkpoint, "
+            f"{figures['num_partial']} partial ones passed over, {figures['num_runs']} runs to "
+            f"the end in {figures['seconds']:.0f} s; "
             f"differences: {figures['differences'] or 'none'}"
         )
     if figures["differences"]:
@@ -109,8 +111,9 @@ def measure(
 
     Returns:
         ``kills``: what was about to happen at each; ``num_partial``: how often a partial checkpoint
-        was passed over; ``num_runs``: runs that were killed, and reached their end;
-        ``differences``: what of them was not as in the undisturbed run; ``seconds``.
+        was passed over; ``num_resumed``: starts from a whole one; ``num_runs``: runs that were
+        killed, and reached their end; ``differences``: what of them was not as in the undisturbed
+        run; ``seconds``.
     """
     started = time.monotonic()
     rng = random.Random(seed)  # noqa: S311 - moments, no secrets
@@ -119,10 +122,10 @@ def measure(
         settings["deepspeed"] = ZERO3
     whole = Run(server, folder / "whole", num_ranks, settings)
     whole.start()
-    limits = [max(1, n // 3) for n in whole.num_moments()]  # a start gets some steps further
+    limits = [max(1, n // 2) for n in whole.num_moments()]  # a start gets some steps further
     kills: list[str] = []
     differences: list[str] = []
-    num_partial = num_runs = 0
+    num_partial = num_resumed = num_runs = 0
     while len(kills) < num_kills:
         num_runs += 1
         killed = Run(server, folder / f"killed_{num_runs}", num_ranks, settings)
@@ -133,10 +136,12 @@ def measure(
             if not has_ended:
                 kills.append(killed.last_kill())
         differences += [f"run {num_runs}: {what}" for what in whole.differences(killed)]
-        num_partial += killed.num_partial()
+        num_partial += killed.num_in_log("passed over: ")
+        num_resumed += killed.num_in_log("begins from ")
     return {
         "kills": kills,
         "num_partial": num_partial,
+        "num_resumed": num_resumed,
         "num_runs": num_runs,
         "differences": differences,
         "seconds": time.monotonic() - started,
@@ -195,16 +200,24 @@ class Run:
         paths = [self.folder / f"moments_{rank}.txt" for rank in range(self.num_ranks)]
         return [int(path.read_text()) for path in paths]
 
-    def num_partial(self) -> int:
-        """How often a partial checkpoint was passed over."""
-        return (self.folder / "log_0.txt").read_text().count("passed over: ")
+    def num_in_log(self, words: str) -> int:
+        """How often the first rank has said ``words`` in all starts."""
+        return (self.folder / "log_0.txt").read_text().count(words)
 
     def differences(self, other: "Run") -> list[str]:
-        """Names of what is not the same in both."""
-        parts = {"samples": Run._samples, "log": Run._log, "weights": Run._weights}
-        return [name for name, part in parts.items() if part(self) != part(other)]
+        """What is not the same in both, in words."""
+        found = []
+        if self.samples() != other.samples():
+            found.append("other samples")
+        nothing: dict[str, float] = {}
+        for one, its in zip_longest(self.logged(), other.logged(), fillvalue=nothing):
+            names = [name for name in one | its if one.get(name) != its.get(name)]
+            found += [f"{name} {one.get(name)} became {its.get(name)}" for name in names]
+        if self.weights() != other.weights():
+            found.append("other weights")
+        return found
 
-    def _samples(self) -> list[dict[int, list[str]]]:
+    def samples(self) -> list[dict[int, list[str]]]:
         """Per rank: global step -> keys scored there; what was done again counts once."""
         found = []
         for rank in range(self.num_ranks):
@@ -213,12 +226,14 @@ class Run:
             found.append({note["global_step"]: note["keys"] for note in notes})
         return found
 
-    def _log(self) -> list[dict[str, float]]:
+    def logged(self) -> list[dict[str, float]]:
+        """What does not depend on the clock."""
         state = json.loads((self.out / "trainer_state.json").read_text())
         entries = [entry for entry in state["log_history"] if "loss" in entry]
         return [{k: v for k, v in one.items() if not k.startswith(_TIMED)} for one in entries]
 
-    def _weights(self) -> list[bytes]:
+    def weights(self) -> list[bytes]:
+        """The files of the final model."""
         return [path.read_bytes() for path in sorted(self.out.glob("*.safetensors"))]
 
 
