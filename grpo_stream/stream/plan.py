@@ -158,6 +158,11 @@ class EpochPlan:
         starts: Indices = np.asarray(slots, dtype=np.int64) * self.num_batches
         return self._ordinals_of(np.asarray(batches, dtype=np.int64)[:, None] + starts)
 
+    def reserve_ordinals(self) -> Indices:
+        """Ordinals that no slot reads in this epoch, int64."""
+        first = self.num_batches * self.num_lanes
+        return self._ordinals_of(np.arange(first, first + self.num_reserve, dtype=np.int64))
+
     def stand_ins(self, batch_index: int, slot: int, count: int) -> Indices:
         """Ordinals to try in turn when slot ``slot`` of a batch cannot be read, int64.
 

@@ -225,6 +225,19 @@ class StreamPlan:
         )
         return np.asarray(self._by_digest)[source], shard, sample
 
+    def reserve(self, epoch: int) -> Places:
+        """Samples that no batch of ``epoch`` reads; none of a blend, whose sources have none in it.
+
+        Returns:
+            Source, shard and sample, int64, each of shape (reserve,).
+        """
+        if len(self.sources) > 1:
+            nothing = np.zeros(0, dtype=np.int64)
+            return nothing, nothing, nothing
+        plan = self._epoch_plan(epoch)
+        shard, sample = plan.locate(plan.reserve_ordinals())
+        return np.zeros_like(shard), shard, sample
+
     def _segments_of(self, epoch: int) -> Segments:
         return self.segments if epoch == self.segments_epoch else ()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,6 +17,7 @@ from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.train.batches import MicroStepDataset, first_of
 from grpo_stream.train.collate import Batch
+from grpo_stream.train.eval_batches import EvalBatches, EvalLoader
 from grpo_stream.train.metrics import stream_metrics
 from grpo_stream.train.position import (
     Position,
@@ -49,10 +51,10 @@ class StreamTrainer(WatchedTrainer):
         """Starts nothing yet: reading begins with the first batch that is asked for."""
         self.train_stream = train_stream
         self.train_loader = PromptLoader(train_stream, self.data_collator)
-        self.eval_loader: PromptLoader[Batch] | None = None
+        self.eval_loader: EvalLoader | None = None
         if eval_stream is not None:
-            self.eval_loader = PromptLoader(eval_stream, self.data_collator)
-            self._eval_micro_steps = MicroStepDataset(ReadTogether(self.eval_loader), 1)
+            self.eval_loader = EvalLoader(eval_stream, self.data_collator)
+            self._eval_batches = EvalBatches(self.eval_loader)
         self._reader = ReadTogether(self.train_loader)
         self._micro_steps = MicroStepDataset(
             self._reader, self.args.steps_per_generation * self.num_iterations
@@ -78,7 +80,7 @@ class StreamTrainer(WatchedTrainer):
         """Overrides ``GRPOTrainer.get_eval_dataloader`` (trl 1.16), as for training."""
         if self.eval_loader is None:
             raise ConfigError("eval_dataset", eval_dataset, "none was given to the trainer")
-        return DataLoader(self._eval_micro_steps, batch_size=1, collate_fn=first_of)
+        return DataLoader(self._eval_batches, batch_size=1, collate_fn=first_of)
 
     def _in_use(self, stage: str) -> Sequence[str]:
         """Extends ``WatchedTrainer._in_use``: where the samples lie that are waited for."""
@@ -95,6 +97,25 @@ class StreamTrainer(WatchedTrainer):
         reader: ReadTogether[Batch] = dataloader.dataset.reader  # type: ignore[attr-defined]
         stream = reader.loader.stream
         return stream.num_batches * stream.config.num_lanes
+
+    def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``GRPOTrainer.prediction_step`` (trl 1.16): a batch weighs as much as it holds.
+
+        trl logs the mean over batches, and the last one of an evaluation may be smaller.
+        """
+        metrics = self._metrics["eval"]
+        before = {name: len(values) for name, values in metrics.items()}
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        for name, values in metrics.items():
+            values.extend(values[before.get(name, 0) :] * (inputs["num_prompts"] - 1))
+        return result
+
+    def _calculate_rewards(self, *args: Any) -> torch.Tensor:
+        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): repeats are left out by NaN."""
+        rewards: torch.Tensor = super()._calculate_rewards(*args)
+        if not self.model.training:
+            rewards[self._batch["num_prompts"] * self.num_generations_eval :] = torch.nan
+        return rewards
 
     # ---------------------------------------------------------------- position
 
