@@ -80,6 +80,11 @@ def open_cache(data, folder, max_bytes=10**6, store=None, **options):
     return ShardCache(store, Manifest.load(store), folder, max_bytes, **options)
 
 
+def content(data, name):
+    """The bytes of a shard of :func:`make_set`."""
+    return (data / name).read_bytes()
+
+
 def names(*numbers):
     return [f"{number}.tar" for number in numbers]
 

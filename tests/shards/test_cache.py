@@ -12,6 +12,7 @@ from tests.shards.cache_support import (
     StreamStore,
     bring,
     cached,
+    content,
     make_set,
     names,
     open_cache,
@@ -19,21 +20,6 @@ from tests.shards.cache_support import (
     used_bytes,
     wait_for,
 )
-
-
-@pytest.fixture
-def data(tmp_path):
-    make_set(tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache"
-
-
-def content(data, name):
-    return (data / name).read_bytes()
 
 
 def test_announced_shards_arrive_once_and_are_read_from_the_cache(data, folder):

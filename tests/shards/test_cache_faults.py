@@ -15,6 +15,7 @@ from tests.shards.cache_support import (
     StreamStore,
     bring,
     cached,
+    content,
     make_set,
     names,
     open_cache,
@@ -37,21 +38,6 @@ wait_for(lambda: parts(folder))
 print("stalled", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def data(tmp_path):
-    make_set(tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache"
-
-
-def content(data, name):
-    return (data / name).read_bytes()
 
 
 def cached_path(folder, name):

@@ -8,9 +8,7 @@ import pytest
 from grpo_stream.shards import cache_fetcher
 from grpo_stream.shards.cache_folder import Download
 from tests.shards.cache_support import cached, wait_for
-from tests.shards.faulty_server import faulty_server
-from tests.shards.s3_server import s3_environment
-from tests.stream.fault_support import URL, open_loader, serve
+from tests.stream.fault_support import URL, open_loader
 from tests.stream.support import epoch_keys, write_numbered_set
 
 pytest.importorskip("obstore")
@@ -28,15 +26,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def epoch(folder):
     return epoch_keys(folder)
-
-
-@pytest.fixture
-def server(folder, monkeypatch):
-    with faulty_server() as server:
-        for name, value in s3_environment(server.url).items():
-            monkeypatch.setenv(name, value)
-        serve(server, folder)
-        yield server
 
 
 @pytest.fixture

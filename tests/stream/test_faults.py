@@ -18,7 +18,6 @@ from grpo_stream.shards.store import LocalStore
 from tests.shards import real_servers
 from tests.shards.cache_support import wait_for
 from tests.shards.faulty_server import RULES, FaultyServer, faulty_server
-from tests.shards.s3_server import s3_environment
 from tests.stream.fault_support import URL, open_loader, serve
 from tests.stream.support import epoch_keys, write_numbered_set
 
@@ -42,15 +41,6 @@ def epochs(folder):
     with open_loader(str(folder)) as loader:
         state = loader.state_dict() | state
     return first + epoch_keys(folder, state=state)
-
-
-@pytest.fixture
-def server(folder, monkeypatch):
-    with faulty_server() as server:
-        for name, value in s3_environment(server.url).items():
-            monkeypatch.setenv(name, value)
-        serve(server, folder)
-        yield server
 
 
 def two_epochs(loader):
