@@ -4,11 +4,13 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.train.zero import check_zero_config, load_zero_config
 
 FOLDER = Path(__file__).parents[1] / "ds_configs"
@@ -45,7 +47,9 @@ def told(cell, name):
 
 
 def test_every_file_is_there():
-    assert FILES == ["zero2.json", "zero3.json", "zero3_cpu.json", "zero3_offload.json"]
+    kinds = ("cpu", "multinode", "nvme", "offload", "zeropp")
+    expected = ["zero2.json", "zero3.json", *(f"zero3_{kind}.json" for kind in kinds)]
+    assert expected == FILES
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -128,6 +132,20 @@ def test_a_tiny_model_is_partitioned_on_cpu():
     zero = load_zero_config(FOLDER / ON_CPU)["zero_optimization"]
     a_tiny_projection = 32 * 32
     assert zero["stage3_param_persistence_threshold"] < a_tiny_projection
+
+
+@pytest.mark.parametrize("name", ["zero3_multinode.json", "zero3_zeropp.json"])
+def test_a_second_copy_lies_in_whole_nodes(name):
+    config = load_zero_config(FOLDER / name)
+    run: dict[str, Any] = {
+        "per_device_train_batch_size": 6,
+        "gradient_accumulation_steps": 5,
+        "max_grad_norm": 0.2,
+    }
+    for world_size in (1, 4, 8, 16):
+        check_zero_config(config, **run, world_size=world_size, bf16=True, fp16=False)
+    with pytest.raises(ConfigError, match="hpz_partition_size=8: must divide the 12 ranks"):
+        check_zero_config(config, **run, world_size=12, bf16=True, fp16=False)
 
 
 @pytest.mark.parametrize("name", FILES)

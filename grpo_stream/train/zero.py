@@ -69,6 +69,7 @@ def check_zero_config(
     zero = config["zero_optimization"]
     _check_offload(zero, stage)
     _check_names(zero)
+    _check_second_copy(zero, world_size)
     micro, accumulation = per_device_train_batch_size, gradient_accumulation_steps
     _check_batch(config, micro=micro, accumulation=accumulation, world_size=world_size)
     _check_precision(config, bf16=bf16, fp16=fp16)
@@ -183,6 +184,16 @@ def _check_offload(zero: dict[str, Any], stage: int) -> None:
         if device == "nvme" and not section.get("nvme_path"):
             expected = 'must name a folder on the NVMe disk, such as "/local_nvme", or device "cpu"'
             raise ConfigError(f"{field}.nvme_path", section.get("nvme_path"), expected)
+
+
+def _check_second_copy(zero: dict[str, Any], world_size: int) -> None:
+    name = "zero_hpz_partition_size"
+    size = zero.get(name, 1)
+    if size > 1 and world_size % min(size, world_size):
+        expected = (
+            f"must divide the {world_size} ranks: the GPUs of a node, or 1 for no second copy"
+        )
+        raise ConfigError(f"zero_optimization.{name}", size, expected)
 
 
 def _check_names(zero: dict[str, Any]) -> None:
