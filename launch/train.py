@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
 
     0 done, 1 another rank was lost, 2 settings or data that cannot work, 75 stopped on demand.
     """
-    end_with_launcher()
     stop = StopOnDemand()
     stop.listen()
+    end_with_launcher(stop.is_asked)
     use_cpu = use_cpu_only()
     try:
         # Settings are parsed with the ranks joined: GRPOConfig counts them.

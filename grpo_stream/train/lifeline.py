@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -31,15 +32,17 @@ def launchers() -> list[psutil.Process]:
     return found
 
 
-def end_with_launcher(seconds: float = 1.0) -> None:
+def end_with_launcher(is_ending: Callable[[], bool], seconds: float = 1.0) -> None:
     """Ends this process with exit code 1 soon after one of its launchers has gone.
 
     Args:
+        is_ending: Whether the process was asked to end, as its launchers may have been: then it is
+            left to do so in good order.
         seconds: How often it looks.
     """
     watched = launchers()
     if watched:
-        threading.Thread(target=_watch, args=(watched, seconds), daemon=True).start()
+        threading.Thread(target=_watch, args=(watched, is_ending, seconds), daemon=True).start()
 
 
 def _program(words: list[str]) -> str:
@@ -49,10 +52,10 @@ def _program(words: list[str]) -> str:
     return Path(words[0]).name if words else ""
 
 
-def _watch(watched: list[psutil.Process], seconds: float) -> None:
+def _watch(watched: list[psutil.Process], is_ending: Callable[[], bool], seconds: float) -> None:
     # By its parents a process knows best: those that have died are replaced at once.
     pids = [process.pid for process in watched]
-    while _parents(len(pids)) == pids:
+    while _parents(len(pids)) == pids or is_ending():
         time.sleep(seconds)
     with contextlib.suppress(OSError):
         rank = os.environ.get("RANK", "0")

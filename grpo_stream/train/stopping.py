@@ -40,6 +40,10 @@ class StopOnDemand(TrainerCallback):
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
+    def is_asked(self) -> bool:
+        """Whether this rank has received a signal."""
+        return self._received is not None
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RANK = """\
 import sys, time
 from grpo_stream.train.lifeline import end_with_launcher
-end_with_launcher(0.05)
+end_with_launcher(lambda: sys.argv[-1] == "ending", 0.05)
 print("rank", flush=True)
 time.sleep(60)
 """
@@ -24,8 +24,8 @@ def start(tmp_path):
     """Starts a rank below processes of the given names; (those, outermost first, and the rank)."""
     started = []
 
-    def start(*names):
-        words = [sys.executable, "-c", RANK]
+    def start(*names, flags=()):
+        words = [sys.executable, "-c", RANK, *flags]
         for name in reversed(names):
             script = tmp_path / name
             script.write_text(STARTER)
@@ -71,5 +71,12 @@ def test_a_rank_ends_with_torchrun_but_not_with_what_began_that(start):
 def test_a_run_that_was_begun_by_hand_may_outlive_its_shell(start):
     shell, rank = start("shell")
     shell.kill()
+    time.sleep(0.5)
+    assert rank.is_running()
+
+
+def test_a_rank_that_is_ending_anyhow_is_left_to_it(start):
+    deepspeed, _, rank = start("deepspeed", "deepspeed.launcher.launch", flags=["ending"])
+    deepspeed.kill()
     time.sleep(0.5)
     assert rank.is_running()
