@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tools.bench.build import SCREENSHOTS
 
-_PARTS = ("step", "input", "rollout", "score", "update")
+_PARTS = ("step", "step_cpu", "input", "rollout", "score", "update")
 _MiB = 2**20
 
 
@@ -162,8 +162,11 @@ def _by_tokens(found: Any) -> NDArray[np.float32]:
 
 
 def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
-    times = {"step": [second for run in runs for second in run["seconds"]]}
-    for part in _PARTS[1:]:
+    times = {
+        "step": [second for run in runs for second in run["seconds"]],
+        "step_cpu": [second for run in runs for second in run["cpu_seconds"]],
+    }
+    for part in _PARTS[2:]:
         times[part] = [second for run in runs for second in run["phases"][part]]
     return {part: statistics.median(values) for part, values in times.items()}
 

@@ -46,6 +46,7 @@ def main(path: str) -> None:
     trainer.train()
     figures = {
         "seconds": clock.steps[_NUM_UNTIMED:],
+        "cpu_seconds": clock.cpu[_NUM_UNTIMED:],
         "phases": {name: times[_NUM_UNTIMED:] for name, times in clock.phases.items()},
         "peak_bytes": _peak_bytes() - loaded,
         "num_parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -117,13 +118,14 @@ def _reward(completions: list[Any], **_: Any) -> list[float | None]:
 
 
 class _Clock:
-    """Seconds of each step and of its phases, without the first one."""
+    """Seconds of each step and of its phases, and the CPU seconds of each step, of all threads."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
+        self.cpu: list[float] = []
         self.phases: dict[str, list[float]] = {name: [] for name in PHASES}
         self._open: defaultdict[str, float] = defaultdict(float)
-        self._started = 0.0
+        self._started = self._cpu_started = 0.0
         self._depth = 0
 
     @contextmanager
@@ -141,7 +143,7 @@ class _Clock:
     def begin(self) -> None:
         """A step begins: the one before has ended."""
         self._open.clear()
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def got_input(self) -> None:
         """Its batch is there."""
@@ -151,6 +153,7 @@ class _Clock:
         """It has ended."""
         total = time.perf_counter() - self._started
         self.steps.append(total)
+        self.cpu.append(time.process_time() - self._cpu_started)
         for name in PHASES[:3]:
             self.phases[name].append(self._open[name])
         # What is in no other phase: loss, backward and the optimizer.
