@@ -1,0 +1,85 @@
+"""Two ranks under ZeRO-3: who holds how much of a model while it is loaded, and in training."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from grpo_stream.train.memory_estimate import Batch, Zero, estimate
+from grpo_stream.train.shapes import ModelShape
+from tests.multiprocess.test_zero3 import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_LAYERS = 8
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def config():
+    text = {
+        "num_hidden_layers": NUM_LAYERS,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 4000,
+        "layer_types": ["full_attention"] * NUM_LAYERS,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [8, 12, 12],
+            "rope_theta": 1e6,
+        },
+        "pad_token_id": 0,
+    }
+    vision = {"depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4}
+    vision["out_hidden_size"] = 512
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=3999)
+
+
+@pytest.fixture(scope="module")
+def seen(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "model")
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ranks = []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "tests/multiprocess/start_probe.py", folder / "model", folder],
+                cwd=ROOT,
+                env={**os.environ, **place, **more, **own},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        for process in ranks:
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_only_rank_0_reads_the_weights(config, seen):
+    whole = 4 * ModelShape.from_config(config.to_dict()).num_weights
+    assert seen[1]["peak_bytes"] < 0.95 * whole < seen[0]["peak_bytes"]
+
+
+def test_states_are_those_of_the_estimate(config, seen):
+    shape = ModelShape.from_config(config.to_dict())
+    expected = estimate(shape, Zero(2, element_bytes=4), Batch())
+    for one in seen:
+        assert one["num_weights"] == pytest.approx(shape.num_weights / 2, rel=1e-3)
+        assert one["tensor_bytes"] == pytest.approx(expected.states, rel=0.05)
+        assert expected.states == 20 * -(-shape.num_weights // 2)
