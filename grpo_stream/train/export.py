@@ -19,7 +19,7 @@ from grpo_stream.train.model import load_policy, policy_config
 _ADAPTER = "adapter_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _OTHERS = (
-    "config.json", "generation_config.json", "chat_template.*", "*processor*.json",
+    "config.json", "generation_config.json", "task.json", "chat_template.*", "*processor*.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 
