@@ -4,7 +4,8 @@
     python launch/health.py out/qwen2_5_vl_7b --silent-after 300 --all
 
 Reads the files that the ranks leave in OUT/heartbeat, so it works beside a run that hangs or has
-ended, from any machine that sees the folder. Ends with 0 if all ranks spoke lately, else with 1.
+ended, from any machine that sees the folder. Ends with 0 if all ranks spoke lately or have ended
+their training, else with 1.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from grpo_stream.train.heartbeat import missing_ranks, read_beats, table
+from grpo_stream.train.heartbeat import ENDED, missing_ranks, read_beats, table
 
 _MAX_LINES = 20
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         return 1
     lines = table(beats, now).splitlines()
     print("\n".join(lines if args.all else lines[: _MAX_LINES + 1]))
-    silent = [beat for beat in beats if now - beat.time > args.silent_after]
+    running = [beat for beat in beats if beat.stage != ENDED]
+    silent = [beat for beat in running if now - beat.time > args.silent_after]
     missing = missing_ranks(beats)
     steps = sorted(beat.global_step for beat in beats)
     print(

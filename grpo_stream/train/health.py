@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_stream.train.heartbeat import Heartbeat
+from grpo_stream.train.heartbeat import ENDED, Heartbeat
 
 _logger = logging.getLogger(__name__)
 _WARN_SLOWDOWN = 1.2
@@ -126,7 +126,7 @@ class HealthLog(TrainerCallback):
     on_step_end = _beating("step")
     on_prediction_step = _beating("evaluate")
     on_save = _beating("save")
-    on_train_end = _beating("end")
+    on_train_end = _beating(ENDED)
 
     @classmethod
     def of_trainer(cls, trainer: Any) -> "HealthLog":
@@ -191,7 +191,7 @@ class HealthLog(TrainerCallback):
     def beat(self, global_step: int, event: str) -> None:
         """Rewrites this rank's file, if the last time was long enough ago."""
         if self._heartbeat is not None:
-            stage = event if self._stage is None else self._stage()
+            stage = event if self._stage is None or event == ENDED else self._stage()
             self._heartbeat.beat(global_step, stage, self._keys())
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 FOLDER_NAME = "heartbeat"
 """Folder of an output folder with one ``rank-NNNNN.json`` for each rank that beats."""
+ENDED = "ended"
+"""Stage of a rank whose training has ended: its silence is no sign of anything."""
 _MAX_KEYS = 8
 
 
@@ -53,9 +55,9 @@ class Heartbeat:
         self._next = 0.0
 
     def beat(self, global_step: int, stage: str, keys: Sequence[str] = ()) -> None:
-        """Says where this rank stands."""
+        """Says where this rank stands; :data:`ENDED` in any case."""
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next and stage != ENDED:
             return
         self._next = now + self._seconds
         own = (self._rank, self._world_size, socket.gethostname(), os.getpid())

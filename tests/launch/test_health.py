@@ -18,6 +18,8 @@ def test_silent_ranks_are_named(tmp_path, capsys):
     _, first, _, last = capsys.readouterr().out.splitlines()
     assert first.split()[:2] == ["1", "400"]
     assert last.startswith("2 ranks at global steps 9 to 9; 1 silent")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stage": "ended"}))
+    assert health.main([str(tmp_path)]) == 0
 
 
 def test_ranks_that_never_spoke(tmp_path, capsys):

@@ -70,7 +70,11 @@ def test_other_logs_stay_as_they_are(log, logs):
 def test_every_event_beats(log, tmp_path):
     log.made._heartbeat._seconds = 0.0
     state = TrainerState(global_step=5)
-    for event, stage in {"on_step_begin": "step", "on_save": "save", "on_train_end": "end"}.items():
+    for event, stage in {
+        "on_step_begin": "step",
+        "on_save": "save",
+        "on_train_end": "ended",
+    }.items():
         getattr(log.made, event)(None, state, None, model=None)
         (found,) = read_beats(tmp_path)
         assert (found.global_step, found.stage, found.keys) == (5, stage, ["a"])

@@ -3,7 +3,7 @@ import os
 import socket
 import time
 
-from grpo_stream.train.heartbeat import Beat, Heartbeat, missing_ranks, read_beats, table
+from grpo_stream.train.heartbeat import ENDED, Beat, Heartbeat, missing_ranks, read_beats, table
 
 
 def beat(rank, at, world_size=3, **changes):
@@ -26,6 +26,8 @@ def test_it_beats_at_most_once_in_a_while(tmp_path):
     heart.beat(1, "step")
     heart.beat(2, "step")
     assert read_beats(tmp_path)[0].global_step == 1
+    heart.beat(2, ENDED)
+    assert read_beats(tmp_path)[0].stage == ENDED
     often = Heartbeat(tmp_path, 0, 1, seconds=0.0)
     often.beat(3, "step")
     often.beat(4, "save")
