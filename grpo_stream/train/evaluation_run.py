@@ -143,8 +143,8 @@ def _results(
             **asdict(plan.task.template),
             "answer_frame": plan.task.answer_frame,
             "chat_template_kwargs": plan.task.chat_template_kwargs,
-            "min_pixels": rule.min_pixels,
-            "max_pixels": rule.max_pixels,
+            "min_pixels": None if rule is None else rule.min_pixels,
+            "max_pixels": None if rule is None else rule.max_pixels,
         },
         "settings": vars(args) | {"world_size": plan.world.world_size},
         "versions": {

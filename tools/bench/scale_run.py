@@ -134,7 +134,8 @@ def simulate(cluster: Cluster, reads: Reads, config: StreamConfig, times: StoreT
     slow = np.ones(cluster.num_ranks)
     slow[-cluster.ranks_per_node :] = cluster.slow_node
     free = np.zeros((cluster.num_ranks, config.num_fetch_threads))
-    every, ends, stalls, began = np.arange(cluster.num_ranks), [0.0], [], []
+    every, ends, began = np.arange(cluster.num_ranks), [0.0], []
+    stalls: list[float] = []
     for batch in range(num_batches):
         release = ends[calls[batch]]
         if calls[batch] == 0 and batch > config.prefetch_batches:
