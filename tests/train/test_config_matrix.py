@@ -4,7 +4,9 @@ Both ways are given the same completions and must come to the same losses and we
 """
 
 import copy
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -19,6 +21,7 @@ from grpo_stream.train.model import load_policy
 from grpo_stream.train.refused import REFUSED
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_LANES = 4  # 4 completions x 2 steps per generation / groups of 2
 UPDATES = {"num_iterations": 2}
 """The second global step then trains on completions of an older policy."""
@@ -371,3 +374,27 @@ def test_a_mixture_of_experts_needs_its_loss_turned_off(tmp_path):
     with pytest.raises(ConfigError, match=r"router_aux_loss_coef=None.*use 0"):
         check_model_supported(config, make_args(tmp_path))
     check_model_supported(config, make_args(tmp_path, router_aux_loss_coef=0.0))
+
+
+class TestPage:
+    """docs/training.md: what it names is there."""
+
+    PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+
+    def test_tests(self):
+        named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", self.PAGE)
+        assert len(named) > 20
+        lost = [
+            (path, name)
+            for path, name in named
+            if f"def {name}" not in (ROOT / path).read_text(encoding="utf-8")
+        ]
+        assert lost == []
+
+    def test_refused_settings(self):
+        table = self.PAGE.partition("Refused before")[2].partition("##")[0]
+        assert [name for name in REFUSED if f"`{name}" not in table] == []
+
+    def test_loss_types(self):
+        losses = {changes.get("loss_type", "dapo") for changes in LOSSES.values()}
+        assert [loss for loss in losses if not re.search(rf"[` ]{loss}`", self.PAGE)] == []
