@@ -1,5 +1,6 @@
 """One tiny policy for all tests of this folder; models and processors are loaded from it."""
 
+import gc
 import os
 from typing import Any
 
@@ -26,6 +27,14 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imports_are_no_garbage():
+    """Each training begins with a collection, which looked through all that imports have made."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

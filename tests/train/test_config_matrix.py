@@ -22,7 +22,6 @@ from grpo_stream.train.refused import REFUSED
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_LANES = 4  # 4 completions x 2 steps per generation / groups of 2
 UPDATES = {"num_iterations": 2}
 """The second global step then trains on completions of an older policy."""
 
@@ -67,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no dropout": {"disable_dropout": True},
     "padding": {"pad_to_multiple_of": 16},
     "temperature": {"temperature": 0.5},
-    "generation batch": {"generation_batch_size": 8, "steps_per_generation": None},
+    "generation batch": {"generation_batch_size": 4, "steps_per_generation": None},
     "one update a micro-batch": {"gradient_accumulation_steps": 1},
     "updates across iterations": {"gradient_accumulation_steps": 4},
 }  # fmt: skip
@@ -82,7 +81,7 @@ def make_args(folder, **changes):
         "save_strategy": "no",
         "disable_tqdm": True,
         "logging_steps": 1,
-        "per_device_train_batch_size": 4,
+        "per_device_train_batch_size": 2,
         "steps_per_generation": 2,
         "gradient_accumulation_steps": 2,
         "num_generations": 2,
@@ -265,8 +264,8 @@ def test_completions_are_logged(make_trainer, tmp_path, capsys):
     make_trainer(args).train()
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(tmp_path / "completions" / "completions_00001.parquet")
-    assert table["spread"].to_pylist() == [0, 1, 2, 3] * 2
-    assert [prompt[0]["role"] for prompt in table["prompt"].to_pylist()] == ["user"] * 8
+    assert table["spread"].to_pylist() == [0, 1, 2, 3]
+    assert [prompt[0]["role"] for prompt in table["prompt"].to_pylist()] == ["user"] * 4
     assert "Click on" in capsys.readouterr().out
 
 
