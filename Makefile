@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test test-cluster lint format clean
 
 PYTHON ?=
 TORCH_PIP_ARGS ?=
@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## Make .venv with the pinned versions; does nothing when it is up to date
 
@@ -34,6 +34,9 @@ quickstart: setup  ## Shards, ZeRO-3 GRPO of a tiny policy and a report, in out/
 
 test: setup lint  ## Everything that CI runs: lint and pytest
 	.venv/bin/pytest
+
+test-cluster: setup  ## Two nodes in network namespaces and what fails there (root, pdsh, sshd; minutes)
+	.venv/bin/pytest tests/cluster -m cluster
 
 lint: setup  ## ruff, mypy --strict and the floors (import-linter)
 	.venv/bin/ruff format --check .
