@@ -68,16 +68,16 @@ def test_an_object_store_that_is_silent_for_20_seconds_is_waited_for(cluster, un
 
 
 @pytest.mark.parametrize(
-    ("hosts", "name"),
+    ("name", "hosts", "launcher"),
     [
-        (None, "deepspeed.launcher.launch"),
-        (None, "pdsh -S"),
-        (["--num_gpus", 2], "bin/deepspeed"),  # on one host, the program that was called
+        ("of_nodes", None, "deepspeed.launcher.launch"),
+        ("pdsh", None, "pdsh -S"),
+        ("one_host_alone", ["--num_gpus", 2], "bin/deepspeed"),
     ],
 )
-def test_ranks_do_not_outlive_their_launchers(cluster, hosts, name):
-    run = cluster.run("launcher", hosts=hosts).reaches(1)
-    for process in cluster.launchers(name):
+def test_ranks_do_not_outlive_their_launchers(cluster, name, hosts, launcher):
+    run = cluster.run(name, hosts=hosts).reaches(1)
+    for process in cluster.launchers(launcher):
         process.send_signal(signal.SIGKILL)
     wait_for(lambda: not cluster.ranks(1) and not cluster.ranks(2), END_SECONDS)
     run.wait(END_SECONDS)
