@@ -140,7 +140,7 @@ def plan_run(settings: Settings) -> RunPlan:
         num_iterations=args.num_iterations,
     )
     num_lanes = num_prompts * (1 + task.refill_zero_variance)
-    notes = _check_zero(args, num_ranks)
+    notes = [*_check_zero(args, num_ranks), *_waiting_notes(settings, num_ranks)]
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     if args.eval_strategy != "no" and data.eval_shards is None:
         raise ConfigError("eval_strategy", str(args.eval_strategy), "needs eval_shards=DIR_OR_URL")
@@ -185,6 +185,21 @@ def use_cpu_only() -> bool:
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return True
+
+
+def _waiting_notes(settings: Settings, num_ranks: int) -> list[str]:
+    """What ends too early if ranks wait no longer than ``ddp_timeout`` for each other."""
+    limits = {
+        "step_timeout_seconds": settings.log.step_timeout_seconds,
+        "retry_deadline_seconds": settings.data.retry_deadline_seconds,
+    }
+    waits = settings.args.ddp_timeout
+    return [
+        f"ddp_timeout={waits} is not above {name}={limit:g}: the other ranks end first, without "
+        "saying why"
+        for name, limit in limits.items()
+        if num_ranks > 1 and limit >= waits
+    ]
 
 
 def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:

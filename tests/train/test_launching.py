@@ -259,6 +259,25 @@ def test_a_first_sample_that_cannot_be_read_is_shown(shapes, tmp_path):
     assert value.startswith("cannot be shown: image_not_found")
 
 
+@pytest.mark.parametrize(
+    ("ddp_timeout", "names"),
+    [
+        (1800, []),
+        (1200, ["step_timeout_seconds=1200"]),
+        (60, ["step_timeout_seconds=1200", "retry_deadline_seconds=120"]),
+    ],
+)
+def test_a_short_wait_for_other_ranks_is_noted(shapes, ddp_timeout, names):
+    flags = ["--ddp_timeout", str(ddp_timeout)]
+    notes = plan_run(settings(shapes, "--num_ranks", "2", *flags)).notes
+    found = [note for note in notes if "ddp_timeout" in note]
+    assert [
+        f"ddp_timeout={ddp_timeout} is not above {name}" in note
+        for name, note in zip(names, found, strict=True)
+    ] == [True] * len(names)
+    assert not any("ddp_timeout" in note for note in plan_run(settings(shapes, *flags)).notes)
+
+
 def test_how_a_policy_is_loaded(shapes):
     model_init_kwargs = load_script("train").model_init_kwargs
     assert model_init_kwargs(settings(shapes)) == {"revision": "main", "dtype": "float32"}
