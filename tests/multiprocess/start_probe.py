@@ -1,6 +1,6 @@
 """Loads a model under ZeRO-3 and takes an update; started once per rank by test_start.py.
 
-Writes the most private memory that loading took, and the bytes of all tensors after the update.
+Writes the most private memory that loading took, whether the weights were opened, and the bytes of all tensors after the update.
 """
 
 import gc
@@ -17,7 +17,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from grpo_stream.train.zero import load_zero_config
 
 
-def main(folder, out):
+def main(folder):
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     rank = torch.distributed.get_rank()
     config = load_zero_config("ds_configs/zero3_cpu.json")
@@ -25,8 +25,11 @@ def main(folder, out):
     config |= {"train_batch_size": "auto", "gradient_clipping": 1.0}
     del config["train_batch_size"]
     kept = HfDeepSpeedConfig(config)  # as long as it lives, from_pretrained partitions
-    with Watch() as watch:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    folder = Path(folder)
+    load(folder / "small")  # what is imported and set up by a first loading shall not count
+    gc.collect()
+    with Watch(folder / "model") as watch:
+        model = load(folder / "model")
     num_weights = sum(weight.ds_tensor.numel() for weight in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters())
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
@@ -38,14 +41,25 @@ def main(folder, out):
     seen = {
         "num_weights": num_weights,
         "peak_bytes": watch.peak_bytes,
+        "has_opened": watch.has_opened,
         "tensor_bytes": tensor_bytes(),
     }
-    (Path(out) / f"rank-{rank}.json").write_text(json.dumps(seen))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
     torch.distributed.barrier()
 
 
+def load(folder):
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+
+
 class Watch:
-    """The most private memory since it began: file pages that are only read count, too."""
+    """The most private memory since it began, and whether a folder's weights were opened.
+
+    Pages of the file that are only read count as memory, too.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.has_opened = str(folder), False
 
     def __enter__(self):
         self.before, self.peak_bytes = private_bytes(), 0
@@ -61,6 +75,8 @@ class Watch:
     def _run(self):
         while not self._stop.wait(0.01):
             self.peak_bytes = max(self.peak_bytes, private_bytes() - self.before)
+            opened = f"{self.folder}/model.safetensors"
+            self.has_opened |= opened in Path("/proc/self/maps").read_text()
 
 
 def private_bytes():

@@ -14,21 +14,19 @@ from grpo_stream.train.shapes import ModelShape
 from tests.multiprocess.test_zero3 import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_LAYERS = 8
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def config():
+def make_config(num_layers):
     text = {
-        "num_hidden_layers": NUM_LAYERS,
+        "num_hidden_layers": num_layers,
         "hidden_size": 512,
         "intermediate_size": 2048,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "vocab_size": 4000,
-        "layer_types": ["full_attention"] * NUM_LAYERS,
+        "layer_types": ["full_attention"] * num_layers,
         "rope_parameters": {
             "rope_type": "default",
             "mrope_section": [8, 12, 12],
@@ -42,9 +40,15 @@ def config():
 
 
 @pytest.fixture(scope="module")
+def config():
+    return make_config(8)
+
+
+@pytest.fixture(scope="module")
 def seen(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / "model")
+    for name, one in (("model", config), ("small", make_config(1))):
+        Qwen2_5_VLForConditionalGeneration(one).save_pretrained(folder / name)
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ranks = []
@@ -52,7 +56,7 @@ def seen(config, tmp_path_factory):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "tests/multiprocess/start_probe.py", folder / "model", folder],
+                [sys.executable, "tests/multiprocess/start_probe.py", folder],
                 cwd=ROOT,
                 env={**os.environ, **place, **more, **own},
                 stdout=subprocess.PIPE,
@@ -71,9 +75,10 @@ def seen(config, tmp_path_factory):
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_only_rank_0_reads_the_weights(config, seen):
-    whole = 4 * ModelShape.from_config(config.to_dict()).num_weights
-    assert seen[1]["peak_bytes"] < 0.95 * whole < seen[0]["peak_bytes"]
+def test_only_rank_0_reads_the_weights(seen):
+    assert [one["has_opened"] for one in seen] == [True, False]
+    # No bound: what the allocator keeps of freed memory differs by half of the model.
+    assert seen[1]["peak_bytes"] < seen[0]["peak_bytes"]
 
 
 def test_states_are_those_of_the_estimate(config, seen):
