@@ -1,6 +1,6 @@
 """Loads a model under ZeRO-3 and takes an update; started once per rank by test_start.py.
 
-Writes the most private memory that loading took, whether the weights' file was opened, and the bytes
+Writes the most private memory that loading took, whether the weights were opened, and the bytes
 of all tensors after the update.
 """
 

@@ -7,7 +7,8 @@ takes is drawn.
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +70,23 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run(args: argparse.Namespace) -> None:
     """Prints tables, and draws them where asked to."""
-    logging.getLogger("grpo_stream.shards.patience").setLevel(logging.ERROR)
+    with _quiet_retries():
+        _run(args)
+
+
+@contextmanager
+def _quiet_retries() -> Iterator[None]:
+    """Simulated trouble is no news."""
+    logger = logging.getLogger("grpo_stream.shards.patience")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _run(args: argparse.Namespace) -> None:
     cluster = Cluster(
         num_ranks=args.ranks,
         ranks_per_node=args.ranks_per_node,
