@@ -129,8 +129,18 @@ class Manifest:
             ManifestError: there is none, or :meth:`from_json` refuses it.
             StoreError: the store cannot be read.
         """
+        return cls.from_json(cls.fetch(store))
+
+    @staticmethod
+    def fetch(store: Store) -> bytes:
+        """The manifest of the data set in ``store`` as it is stored; for :meth:`from_json`.
+
+        Raises:
+            ManifestError: there is none.
+            StoreError: the store cannot be read.
+        """
         try:
-            data = store.read(MANIFEST_NAME)  # not ``exists`` first: that is one more request
+            return store.read(MANIFEST_NAME)  # not ``exists`` first: that is one more request
         except StoreError as error:
             if error.cause != "not_found":
                 raise
@@ -138,7 +148,6 @@ class Manifest:
                 f"{store.url}: no manifest, no data set: run shard-builder build (or, on tars that "
                 f"others made, index) and give the folder that holds {MANIFEST_NAME}"
             ) from error
-        return cls.from_json(data)
 
     def save(self, store: Store) -> None:
         """Writes the manifest; the last act of a build, after every shard and index."""

@@ -1,12 +1,13 @@
 """From what a user names, ``a=0.7 b=0.3``, to open sources and their weights."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError
+from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.retry import RetryRules
 from grpo_stream.stream.sources import ShardSource
 
@@ -39,8 +40,11 @@ def open_shards(
     cache: CacheSettings | None = None,
     retry: RetryRules | None = None,
     max_sample_bytes: int = StreamConfig.max_sample_bytes,
+    manifests: Mapping[str, Manifest] | None = None,
 ) -> list[ShardSource]:
     """Opens data sets, all at the same time; see :class:`ShardSource`.
+
+    ``manifests`` holds those that have been read already, by URL.
 
     Raises:
         ManifestError: there is no data set, or none that this version reads.
@@ -49,7 +53,13 @@ def open_shards(
     """
 
     def open_one(url: str) -> ShardSource:
-        return ShardSource(url, cache=cache, retry=retry, max_sample_bytes=max_sample_bytes)
+        return ShardSource(
+            url,
+            cache=cache,
+            retry=retry,
+            max_sample_bytes=max_sample_bytes,
+            manifest=(manifests or {}).get(url),
+        )
 
     with ThreadPoolExecutor(len(urls), "open-shards") as pool:
         opening = [pool.submit(open_one, url) for url in urls]

@@ -11,14 +11,13 @@ from grpo_stream.boxes import Size
 from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, decode, resize
-from grpo_stream.shards.blobs import Range
 from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.index import IndexEntry, ShardIndex
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.retry import PatientStore, RetryRules, open_patient
 from grpo_stream.shards.sample import Sample
 from grpo_stream.shards.store import LocalStore, Store, is_object_store, open_store
-from grpo_stream.shards.tar import parse_pieces, piece_ranges
+from grpo_stream.shards.tar import parse_sample
 from grpo_stream.stream.plan import Indices
 
 _NUM_OPEN_INDEXES = 64  # at 700 samples a shard 60 kB each
@@ -102,13 +101,12 @@ class StoredSample(NamedTuple):
 
     shard: str
     """The shard's name, for error messages."""
-    pieces: Sequence[bytes]
-    """As ``piece_ranges`` cuts it."""
+    data: bytes
     entry: IndexEntry
 
     def sample(self) -> Sample:
         """See :meth:`Encoded.sample`."""
-        return parse_pieces(self.pieces, self.shard, self.entry)
+        return parse_sample(self.data, self.shard, self.entry)
 
 
 class Source(Protocol):
@@ -172,6 +170,7 @@ class ShardSource:
         cache: Where whole shards are kept on a local disk; None reads by range only.
         retry: How long to wait for object storage, where ``store`` is a URL.
         max_sample_bytes: Larger samples are refused before they are fetched.
+        manifest: The store's own, where it has been read already.
 
     Raises:
         ManifestError: there is no data set, or none that this version reads.
@@ -187,13 +186,14 @@ class ShardSource:
         cache: CacheSettings | None = None,
         retry: RetryRules | None = None,
         max_sample_bytes: int = StreamConfig.max_sample_bytes,
+        manifest: Manifest | None = None,
     ) -> None:
         if isinstance(store, (str, os.PathLike)):
             # A folder's reads need no patience, and counting them costs as much as a cached read.
             is_far = is_object_store(os.fspath(store))
             store = open_patient(store, retry) if is_far else open_store(store)
         self._store = store
-        self.manifest = Manifest.load(store)
+        self.manifest = manifest or Manifest.load(store)
         _check_totals(store.url, self.manifest.totals)
         self.cache: ShardCache | None = None
         if cache is not None:
@@ -261,21 +261,14 @@ class ShardSource:
     def fetch(self, shard: int, samples: Sequence[int]) -> list[StoredSample]:
         """See :meth:`Source.fetch`."""
         name, index = self._index(shard)
-        entries, ranges, ends = [], list[Range](), []
-        for sample in samples:
-            entry = index[sample]
+        entries = [index[sample] for sample in samples]
+        for sample, entry in zip(samples, entries, strict=True):
             if entry.num_bytes > self._max_sample_bytes:
                 detail = f"{self.describe(shard, sample)}: {entry.num_bytes} bytes are more than "
                 raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
-            ranges += piece_ranges(entry)
-            entries.append(entry)
-            ends.append(len(ranges))
-        pieces = self._reader.read_ranges(name, ranges)
-        start, found = 0, []
-        for entry, end in zip(entries, ends, strict=True):
-            found.append(StoredSample(name, pieces[start:end], entry))
-            start = end
-        return found
+        ranges = [(entry.offset, entry.num_bytes) for entry in entries]
+        found = self._reader.read_ranges(name, ranges)
+        return [StoredSample(name, data, e) for data, e in zip(found, entries, strict=True)]
 
     def read(self, shard: int, sample: int) -> Sample:
         """Fetches and checks one sample."""

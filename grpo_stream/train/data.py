@@ -19,6 +19,7 @@ from grpo_stream.stream.sources import Source
 from grpo_stream.stream.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.stream.world import World
 from grpo_stream.train.config import DataArguments
+from grpo_stream.train.node_manifests import load_manifests
 from grpo_stream.train.processor import known_rule
 
 _FLAGS = {
@@ -174,10 +175,14 @@ def _open_shards(data: DataArguments, words: Sequence[str]) -> OpenSources:
         cache = CacheSettings(data.cache_dir, data.num_bytes("cache_bytes"))
     with _renamed(_FLAGS):
         retry = RetryRules(deadline_seconds=data.retry_deadline_seconds)
-    size = data.num_bytes("max_sample_bytes")
-    return OpenSources(
-        urls, open_shards(urls, cache=cache, retry=retry, max_sample_bytes=size), weights
+    sources = open_shards(
+        urls,
+        cache=cache,
+        retry=retry,
+        max_sample_bytes=data.num_bytes("max_sample_bytes"),
+        manifests=load_manifests(urls, retry),
     )
+    return OpenSources(urls, sources, weights)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,12 @@
 """Two real ranks over gloo: what one meets, both stop for."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from grpo_stream.stream.sources import ShardSource
-from tests.multiprocess.test_zero3 import free_port
+from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 from tests.stream.support import damage, make_stream, write_numbered_set
-
-ROOT = Path(__file__).resolve().parents[2]
-NUM_RANKS = 2
 
 pytestmark = pytest.mark.multiprocess
 
@@ -54,29 +47,9 @@ def test_bad_samples_of_both_add_up(folder, tmp_path):
 
 
 def run(folder, tmp_path, max_bad_samples):
-    port = str(free_port())
-    ranks = []
-    for rank in range(NUM_RANKS):
-        words = [folder, tmp_path / f"rank-{rank}.json", max_bad_samples]
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "tests/multiprocess/read_probe.py", *map(str, words)],
-                cwd=ROOT,
-                env={**os.environ, **place, **address, **more},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        for process in ranks:
-            output, _ = process.communicate(timeout=60)
-            assert process.returncode == 0, output
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    def words(rank):
+        probe = "tests/multiprocess/read_probe.py"
+        return [probe, folder, tmp_path / f"rank-{rank}.json", max_bad_samples]
+
+    run_ranks(words, timeout=60)
     return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]

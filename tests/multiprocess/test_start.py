@@ -1,19 +1,13 @@
 """Two ranks under ZeRO-3: who holds how much of a model while it is loaded, and in training."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from grpo_stream.train.memory_estimate import Batch, Zero, estimate
 from grpo_stream.train.shapes import ModelShape
-from tests.multiprocess.test_zero3 import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -49,30 +43,8 @@ def seen(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     for name, one in (("model", config), ("small", make_config(1))):
         Qwen2_5_VLForConditionalGeneration(one).save_pretrained(folder / name)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    ranks = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "tests/multiprocess/start_probe.py", folder],
-                cwd=ROOT,
-                env={**os.environ, **place, **more, **own},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        for process in ranks:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    run_ranks(lambda _: ["tests/multiprocess/start_probe.py", folder], timeout=240)
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]
 
 
 def test_only_rank_0_reads_the_weights(seen):

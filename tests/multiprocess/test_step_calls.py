@@ -1,20 +1,14 @@
 """Under ZeRO-3 every rank calls the same modules equally often; a reward that stalls is named."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from grpo_stream.train.tiny import make_tiny_policy
 from grpo_stream.train.watchdog import EXIT_STALLED
-from tests.multiprocess.test_zero3 import free_port
+from tests.multiprocess.ranks import run_ranks
 from tests.shards.support import make_sample, write_set
 
-ROOT = Path(__file__).resolve().parents[2]
-NUM_RANKS = 2
 SIZES = [(28, 28), (140, 56), (60, 112), (84, 84), (400, 90), (33, 200), (56, 28), (112, 112)]
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -30,16 +24,8 @@ def told(tmp_path_factory):
         for number in range(24)
     ]
     write_set(folder / "shards", samples, 4)
-    port = str(free_port())
-    ranks = [start(rank, port, folder) for rank in range(NUM_RANKS)]
-    try:
-        texts = [rank.communicate(timeout=200)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [EXIT_STALLED] * NUM_RANKS, texts
-    return folder, texts
+    words = ["-m", "tests.multiprocess.step_probe", folder / "policy", folder / "shards", folder]
+    return folder, run_ranks(lambda _: words, timeout=200, exit_code=EXIT_STALLED)
 
 
 def test_every_rank_calls_every_module_equally_often(told):
@@ -73,18 +59,3 @@ def test_a_reward_that_stalls_ends_both_ranks_and_is_named(told):
     assert "behind: rank 1 " in waiting
     assert "at rewards_that_stall (" in waiting
     assert "rank 0: in all_gather" in waiting
-
-
-def start(rank, port, folder):
-    world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    words = ["-m", "tests.multiprocess.step_probe", folder / "policy", folder / "shards", folder]
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, **own, **address, **world},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from grpo_stream.config import StreamConfig
 from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
+from tests.multiprocess.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "data/screenshots"
@@ -205,9 +205,3 @@ def end(launcher):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

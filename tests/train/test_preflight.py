@@ -11,7 +11,7 @@ import pytest
 from grpo_stream.train.node_checks import node_name
 from grpo_stream.train.preflight import RunChecks, run_preflight
 from grpo_stream.train.preflight_report import Needs, PreflightError
-from tests.multiprocess.test_zero3 import free_port
+from tests.multiprocess.ranks import free_port
 from tests.stream.support import write_numbered_set
 
 ROOT = Path(__file__).resolve().parents[2]

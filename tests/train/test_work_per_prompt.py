@@ -13,7 +13,7 @@ from PIL import Image
 from trl import GRPOTrainer
 
 from grpo_stream.train.processor import load_processor
-from tests.multiprocess.test_zero3 import free_port
+from tests.multiprocess.ranks import free_port
 from tests.train import work_probe
 from tests.train.support import write_shapes
 
