@@ -5,7 +5,7 @@ images of a sample are members ``{key}.1.jpg``, ``{key}.2.png``, ... before the 
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,6 @@ from typing import BinaryIO
 
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
-from grpo_stream.shards.blobs import Range
 from grpo_stream.shards.files import commit, temp_beside, write_atomic
 from grpo_stream.shards.hashed_file import HashedFile
 from grpo_stream.shards.index import (
@@ -44,9 +43,7 @@ __all__ = [
     "energon_index_name",
     "index_name",
     "iter_samples",
-    "parse_pieces",
     "parse_sample",
-    "piece_ranges",
     "read_sample",
     "split_name",
 ]
@@ -187,41 +184,9 @@ def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sa
         ShardFormatError: the causes of :func:`iter_samples`, ``num_samples`` (not exactly one
             sample) and ``checksum``.
     """
-    if entry is None:
-        return _parse_by_headers(data, shard, None)
-    start = entry.offset
-    pieces = [data[offset - start : offset - start + size] for offset, size in piece_ranges(entry)]
-    return parse_pieces(pieces, shard, entry)
-
-
-def piece_ranges(entry: IndexEntry) -> list[Range]:
-    """Ranges of a shard that a sample is best read by: its image comes by itself, not to be copied.
-
-    Returns:
-        Neighbours: what lies before the image, the image and what lies behind it; or the whole,
-        where the sample is not an image and its JSON.
-    """
-    offset, num_bytes, parts = entry
-    if len(parts) == 2:
-        image = parts[0]
-        before = image.offset - offset
-        if before > 0 < image.num_bytes:
-            behind = before + image.num_bytes
-            return [
-                (offset, before),
-                (image.offset, image.num_bytes),
-                (offset + behind, num_bytes - behind),
-            ]
-    return [(offset, num_bytes)]
-
-
-def parse_pieces(pieces: Sequence[bytes], shard: str, entry: IndexEntry) -> Sample:
-    """As :func:`parse_sample`, from what was read by :func:`piece_ranges`."""
-    sample = _parse_as_we_write(pieces, shard, entry) if len(pieces) == 3 else None
-    return _parse_by_headers(b"".join(pieces), shard, entry) if sample is None else sample
-
-
-def _parse_by_headers(data: bytes, shard: str, entry: IndexEntry | None) -> Sample:
+    sample = None if entry is None else _parse_as_we_write(data, shard, entry)
+    if sample is not None:
+        return sample
     base = 0 if entry is None else entry.offset
     runs = list(iter_runs(iter_members(io.BytesIO(data), shard, base, is_whole=False), shard))
     if len(runs) != 1:
@@ -241,36 +206,34 @@ def _parse_by_headers(data: bytes, shard: str, entry: IndexEntry | None) -> Samp
     return sample
 
 
-def _parse_as_we_write(pieces: Sequence[bytes], shard: str, entry: IndexEntry) -> Sample | None:
-    """A sample of one image, cut by its index; None where it looks otherwise.
+def _parse_as_we_write(data: bytes, shard: str, entry: IndexEntry) -> Sample | None:
+    """A sample of one image, cut out by its index; None where it looks otherwise.
 
     A third of the time of reading headers. What is damaged looks otherwise: contents are held to
     their CRC-32, and names, which have none, to each other; the long way then says what is wrong.
     """
-    head, content, tail = pieces
+    if len(entry.parts) != 2:
+        return None
     image, meta = entry.parts
-    suffix = _SUFFIXES[image.kind]
-    name = head[:100].rstrip(b"\0")
-    stem = name[: -len(suffix)]
-    header = -image.num_bytes % BLOCK
-    start = header + BLOCK
-    encoded = tail[start : start + meta.num_bytes]
+    start, end = image.offset - entry.offset, meta.offset - entry.offset
+    name = data[:100].rstrip(b"\0")
+    stem = name.removesuffix(_SUFFIXES[image.kind])
     if (
-        len(head) != BLOCK
-        or len(tail) < start
-        or not image.width
-        or meta.offset != image.offset + image.num_bytes + start
+        start != BLOCK
+        or end != start + image.num_bytes + -image.num_bytes % BLOCK + BLOCK
         or meta.kind != _JSON
-        or name != stem + suffix
+        or stem is name
         or b"." in stem
-        or tail[header : header + 100].rstrip(b"\0") != stem + b".json"
-        or head[156] != _FILE
-        or tail[header + 156] != _FILE
-        or head[345]
-        or tail[header + 345]
-        or crc32(content) != image.crc32
-        or crc32(encoded) != meta.crc32
+        or data[end - BLOCK : end - BLOCK + 100].rstrip(b"\0") != stem + b".json"
+        or data[156] != _FILE
+        or data[end - BLOCK + 156] != _FILE
+        or data[345]
+        or data[end - BLOCK + 345]
     ):
+        return None
+    content = data[start : start + image.num_bytes]
+    encoded = data[end : end + meta.num_bytes]
+    if crc32(content) != image.crc32 or crc32(encoded) != meta.crc32:
         return None
     key = stem.decode()
     parsed = parse_meta(encoded, f"{shard} at byte {entry.offset}: key={key!r}", content)
@@ -286,7 +249,7 @@ def read_sample(store: Store, shard: str, entry: IndexEntry) -> Sample:
         StoreError: the bytes cannot be had.
         ShardFormatError: as :func:`parse_sample`.
     """
-    return parse_pieces(store.read_ranges(shard, piece_ranges(entry)), shard, entry)
+    return parse_sample(store.read_range(shard, entry.offset, entry.num_bytes), shard, entry)
 
 
 def iter_samples(fileobj: BinaryIO, shard: str) -> Iterator[Sample]:

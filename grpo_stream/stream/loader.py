@@ -16,7 +16,6 @@ encoded samples that ``fetch_ahead_bytes`` allows.
 """
 
 import itertools
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,8 @@ T = TypeVar("T")
 _Outcomes = list[Outcome]
 
 _MAX_BATCHES_AHEAD = 1024
-_CHEAP_SECONDS = 150e-6  # a sample; what is decoded takes longer
+_CHEAP_SECONDS = 200e-6  # of CPU for a sample; what is decoded takes more
+_MAX_WAITING = 4  # times the CPU time: what waits for a disk is better asked for by many threads
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ class PromptLoader(Generic[T]):
         self._works: deque[_Work[T]] = deque()
         self._coming: tuple[int, int] | None = None
         self._num_works = 0
-        self._seconds_per_sample = math.inf  # that reading and opening one took of late
+        self._is_cheap = False  # what reading and opening samples took of late
         config = stream.config
         self._decoders: PriorityPool | None = None
         self._processes: DecodeProcesses | None = None
@@ -253,7 +253,7 @@ class PromptLoader(Generic[T]):
         assert self._assembler is not None  # noqa: S101 - there are threads
         if self._processes is not None:
             outcomes = [self._open_elsewhere(self._processes, work, n) for n in _all(work)]
-        elif work.fetches or self._seconds_per_sample > _CHEAP_SECONDS:
+        elif work.fetches or not self._is_cheap:
             outcomes = self._open_in_pieces(work)
         else:
             # Threads would take longer to wait for each other than they save: one does it all.
@@ -305,9 +305,13 @@ class PromptLoader(Generic[T]):
         return outcome
 
     def _attempt(self, slots: Sequence[SlotPlace]) -> _Outcomes:
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.thread_time()
         outcomes = list(map(self.stream.attempt, slots))
-        self._seconds_per_sample = (time.perf_counter() - started) / len(slots)
+        cpu_seconds = time.thread_time() - started_cpu
+        seconds = time.perf_counter() - started
+        # Threads that wait for each other take up to twice as long, and less than for a disk.
+        is_little = cpu_seconds <= _CHEAP_SECONDS * len(slots)
+        self._is_cheap = is_little and seconds <= _MAX_WAITING * cpu_seconds
         return outcomes
 
     def _make(self, slots: Sequence[SlotPlace]) -> T:

@@ -166,6 +166,7 @@ class TestReadingAhead:
         self, folder, open_loader, monkeypatch, cheap_seconds, makers
     ):
         monkeypatch.setattr("grpo_stream.stream.loader._CHEAP_SECONDS", cheap_seconds)
+        monkeypatch.setattr("grpo_stream.stream.loader._MAX_WAITING", 10**6)
         loader = open_loader(num_threads=3, prefetch_batches=1)
         attempt, found = loader.stream.attempt, []
 
