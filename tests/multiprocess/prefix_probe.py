@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from grpo_stream.train.process_group import start_process_group
 from grpo_stream.train.processor import load_processor
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.support import QUIET
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_GENERATIONS, NUM_PROMPTS = 4, 2  # per rank
@@ -44,12 +45,7 @@ def run(
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "output_dir": str(folder / "out"),
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": [],
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         "logging_strategy": "no",
         "deepspeed": str(ROOT / "ds_configs/zero3_cpu.json"),
         "per_device_train_batch_size": NUM_PROMPTS * NUM_GENERATIONS,

@@ -18,7 +18,7 @@ from grpo_stream.train.processor import load_processor
 from grpo_stream.train.tiny import make_tiny_policy
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.runs import NUM_LANES, spread_reward
-from tests.train.support import TASK_TEXTS, load_model, write_shapes
+from tests.train.support import QUIET, TASK_TEXTS, load_model, write_shapes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,12 +63,7 @@ def make_args(tmp_path):
     def make(**changes):
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": [],
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-            "disable_tqdm": True,
+            **QUIET,
             "logging_steps": 1,
             "per_device_train_batch_size": 4,
             "steps_per_generation": 2,

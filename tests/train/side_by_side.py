@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo_stream.boxes import Size
 from grpo_stream.grounding.prompts import load_template, messages
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
-from tests.train.support import load_model, make_stream_sample
+from tests.train.support import QUIET, load_model, make_stream_sample
 
 SIZES = ((56, 56), (112, 84), (84, 140), (112, 112))  # no processor has anything left to resize
 NUM_PROMPTS = 2  # of a generation batch
@@ -164,12 +164,7 @@ class SideBySide:
         num_generations = changes.get("num_generations", 2)
         settings: dict[str, Any] = {
             "output_dir": str(self._folder / "out"),
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": [],
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-            "disable_tqdm": True,
+            **QUIET,
             "logging_strategy": "no",
             "per_device_train_batch_size": NUM_PROMPTS * num_generations,
             "gradient_accumulation_steps": 1,

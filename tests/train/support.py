@@ -24,6 +24,16 @@ from tools.make_shapes import COLOURS, SHAPES, make_shape
 
 CPU = torch.device("cpu")
 
+QUIET: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": [],
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Settings of a short training in float32 that leaves nothing behind."""
+
 TASK_TEXTS = [
     *(f"Click on the {colour} {shape}" for colour in COLOURS for shape in SHAPES),
     *(f"({x}, {y})" for x in range(112) for y in (x, 111 - x)),

@@ -20,6 +20,7 @@ from grpo_stream.train.config import check_model_supported, check_supported
 from grpo_stream.train.model import load_policy
 from grpo_stream.train.refused import REFUSED
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.support import QUIET
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES = {"num_iterations": 2}
@@ -74,12 +75,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def make_args(folder, **changes):
     settings: dict[str, Any] = {
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": [],
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         "logging_steps": 1,
         "per_device_train_batch_size": 2,
         "steps_per_generation": 2,

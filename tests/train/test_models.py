@@ -16,7 +16,7 @@ from grpo_stream.train.other_families import encode_by_processor
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.tiny import FAMILIES, make_tiny_policy
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
-from tests.train.support import TASK_TEXTS, load_model, make_groups, make_llava
+from tests.train.support import QUIET, TASK_TEXTS, load_model, make_groups, make_llava
 from tests.train.test_prefix import (
     LENGTHS,
     gradients,
@@ -43,12 +43,7 @@ def folder(family, tmp_path_factory, tiny_folder):
 
 def make_args(folder, **changes):
     settings = {
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": [],
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         "logging_steps": 1,
         "per_device_train_batch_size": 4,
         "num_generations": 2,

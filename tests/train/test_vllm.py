@@ -11,6 +11,7 @@ from grpo_stream.train.config import check_supported
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import banning_kwargs, engine_images
+from tests.train.support import QUIET
 from tests.train.vllm_stand_in import Server, install_client, install_engine
 
 NUM_GENERATIONS = 4
@@ -33,12 +34,7 @@ def make_trainer(tiny_folder, shapes, tmp_path, processor):
 
     def make(rewards=None, **changes):
         settings = {
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": [],
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-            "disable_tqdm": True,
+            **QUIET,
             "logging_steps": 1,
             "per_device_train_batch_size": 8,
             "num_generations": NUM_GENERATIONS,

@@ -1,9 +1,6 @@
 """The work on one prompt is 1 per phase, whatever G, steps_per_generation and num_iterations."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +10,7 @@ from PIL import Image
 from trl import GRPOTrainer
 
 from grpo_stream.train.processor import load_processor
-from tests.multiprocess.ranks import free_port
+from tests.multiprocess.ranks import run_ranks
 from tests.train import work_probe
 from tests.train.support import write_shapes
 
@@ -83,30 +80,8 @@ def test_of_trl_itself(tiny_folder, tmp_path):
 @pytest.mark.multiprocess
 def test_two_ranks_under_zero_3_with_a_reference_model(tiny_folder, tmp_path):
     shards = write_shapes(tmp_path, 2 * PER_RANK).shards
-    words = [sys.executable, "-m", "tests.train.work_probe", tiny_folder, shards, tmp_path]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    ranks = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        ranks.append(
-            subprocess.Popen(
-                list(map(str, words)),
-                cwd=ROOT,
-                env={**os.environ, **own, **address, **place},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        for process in ranks:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    words = ["-m", "tests.train.work_probe", tiny_folder, shards, tmp_path]
+    run_ranks(lambda _: words, timeout=120)
     for rank in range(2):
         seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert seen["counts"] == {name: [times] * PER_RANK for name, times in ONCE.items()}

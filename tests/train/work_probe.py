@@ -22,6 +22,7 @@ from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from grpo_stream.train.processor import load_processor, resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.support import QUIET
 
 NUM_GENERATIONS, STEPS_PER_GENERATION, NUM_ITERATIONS = 8, 4, 2
 NUM_BATCHES = 2  # generation batches of the run; a rank has 4 prompts in each
@@ -138,12 +139,7 @@ def run(policy, shards, out, world=None, **changes):
 
 def settings(out, **changes):
     same = {
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": [],
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
         "per_device_train_batch_size": NUM_GENERATIONS,
         "num_generations": NUM_GENERATIONS,
         "steps_per_generation": STEPS_PER_GENERATION,
