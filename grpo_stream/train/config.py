@@ -60,7 +60,8 @@ class DataArguments:
         metadata={"help": "Processes per rank that decode and resize in the threads' place."},
     )
     num_fetch_threads: int = field(
-        default=16, metadata={"help": "Requests per rank to object storage at a time."}
+        default=16,
+        metadata={"help": "Calls per rank to object storage at a time, each of up to 8 requests."},
     )
     prefetch_batches: int = field(
         default=2, metadata={"help": "Generation batches that are decoded ahead."}
