@@ -1,4 +1,4 @@
-"""Short runs on two ZeRO-3 ranks, with the shared prefix and without, in one process per rank.
+"""Short runs on one or two ZeRO-3 ranks, with the shared prefix and without; a process per rank.
 
 Every rank writes what it saw of each run to ``PROBE_DIR/rank-N.json``.
 """

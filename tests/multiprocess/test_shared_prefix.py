@@ -1,8 +1,7 @@
-"""The shared prefix on two ZeRO-3 ranks over gloo, against trl's own path on the same ranks."""
+"""The shared prefix on one and two ZeRO-3 ranks over gloo, against trl's path on the same ranks."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_stream.train.tiny import make_tiny_policy
+from tests.multiprocess.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_BATCHES = 2  # generation batches of each run, of 2 global steps each
@@ -17,18 +17,15 @@ NUM_BATCHES = 2  # generation batches of each run, of 2 global steps each
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
+def seen(request, tmp_path_factory):
     """What each rank saw of each run."""
     folder = tmp_path_factory.mktemp("prefix")
     records = json.loads((ROOT / "data/screenshots/records.json").read_text())[:8]
     (folder / "records.json").write_text(json.dumps(records))
     make_tiny_policy(folder / "tiny", [record["prompt"] for record in records])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     deepspeed = Path(sys.executable).parent / "deepspeed"
-    command = [deepspeed, "-q", "--num_gpus", 2, "--master_port", port]
+    command = [deepspeed, "-q", "--num_gpus", request.param, "--master_port", free_port()]
     done = subprocess.run(
         [*map(str, command), "--module", "tests.multiprocess.prefix_probe"],
         cwd=ROOT,
@@ -47,7 +44,7 @@ def seen(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(request.param)]
 
 
 @pytest.mark.parametrize("name", ["shared", "checkpointing"])
@@ -58,7 +55,8 @@ def test_equals_trls_own_path(seen, name):
         assert not expected["shared_prefix"]
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["weights"] == pytest.approx(expected["weights"], abs=1e-6)
-    assert seen[0]["shared"]["losses"] != seen[1]["shared"]["losses"]
+    if len(seen) == 2:
+        assert seen[0]["shared"]["losses"] != seen[1]["shared"]["losses"]
 
 
 def test_a_frozen_tower_runs_once_per_generation_batch_on_every_rank(seen):
@@ -69,6 +67,7 @@ def test_a_frozen_tower_runs_once_per_generation_batch_on_every_rank(seen):
         assert rank["frozen"]["losses"][0] == pytest.approx(rank["plain"]["losses"][0], abs=1e-5)
 
 
+@pytest.mark.parametrize("seen", [2], indirect=True, ids=["two ranks"])
 def test_a_rank_that_has_ended_samples_along_until_the_other_has(seen):
     lengths = [[len(row) for row in rank["sampled"]["completions"][0]] for rank in seen]
     assert set(lengths[1]) == {1}
