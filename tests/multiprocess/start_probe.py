@@ -1,6 +1,6 @@
 """Loads a model under ZeRO-3 and takes an update; started once per rank by test_start.py.
 
-Writes the most private memory that loading took, whether the weights were opened, and the bytes
+Writes the most private memory that loading took, how much of the weights was read, and the bytes
 of all tensors after the update.
 """
 
@@ -42,7 +42,7 @@ def main(folder):
     seen = {
         "num_weights": num_weights,
         "peak_bytes": watch.peak_bytes,
-        "has_opened": watch.has_opened,
+        "file_bytes": watch.file_bytes,
         "tensor_bytes": tensor_bytes(),
     }
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
@@ -54,13 +54,13 @@ def load(folder):
 
 
 class Watch:
-    """The most private memory since it began, and whether a folder's weights were opened.
+    """The most private memory since it began, and the most of a folder's weights that was mapped.
 
     Pages of the file that are only read count as memory, too.
     """
 
     def __init__(self, folder):
-        self.folder, self.has_opened = str(folder), False
+        self.path, self.file_bytes = f"{folder}/model.safetensors", 0
 
     def __enter__(self):
         self.before, self.peak_bytes = private_bytes(), 0
@@ -76,13 +76,18 @@ class Watch:
     def _run(self):
         while not self._stop.wait(0.01):
             self.peak_bytes = max(self.peak_bytes, private_bytes() - self.before)
-            opened = f"{self.folder}/model.safetensors"
-            self.has_opened |= opened in Path("/proc/self/maps").read_text()
+            self.file_bytes = max(self.file_bytes, resident_bytes(self.path))
 
 
 def private_bytes():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def resident_bytes(path):
+    """Of a mapped file, what has been read: to open it for its header alone reads next to none."""
+    _, *mappings = Path("/proc/self/smaps").read_text().split(path + "\n")
+    return sum(int(mapping.split("Rss:")[1].split()[0]) * 1024 for mapping in mappings)
 
 
 def tensor_bytes():
