@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,7 +158,12 @@ def _cut(path):
 )
 def test_what_was_lost_since_is_done_again(raw, tmp_path, name, harm):
     settings = make_settings(raw, tmp_path / "out")
-    assert build_and_die(settings, 65)
+    # A thread finishes shards: how far it is at a step differs from run to run.
+    for step in range(65, 100, 5):
+        assert build_and_die(settings, step)
+        if (tmp_path / "out" / name).exists():
+            break
+        shutil.rmtree(tmp_path / "out")
     harm(tmp_path / "out" / name)
     build(settings)
     build(make_settings(raw, tmp_path / "reference"))
