@@ -20,7 +20,14 @@ _ALONE = {
 }
 """torch's variables for a process that no launcher started."""
 
-_LOST = ("gloo", "NCCL", "ncclRemoteError", "TCPStore", "Connection closed by peer")
+_LOST = (
+    "gloo",
+    "NCCL",
+    "ncclRemoteError",
+    "TCPStore",
+    "Connection closed by peer",
+    "Application timeout caused pair closure",  # gloo's, without its name
+)
 """Words of torch's errors when another rank does not answer; those of gloo are RuntimeErrors."""
 
 

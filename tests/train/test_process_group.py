@@ -32,6 +32,7 @@ def seconds_of(group):
     [
         (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset"), True),
         (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
         (distributed.DistBackendError("NCCL error: remote process exited"), True),
         (RuntimeError("CUDA out of memory"), False),
         (ValueError("gloo"), False),
