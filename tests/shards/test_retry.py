@@ -8,7 +8,7 @@ from grpo_stream.errors import StoreError
 from grpo_stream.shards.retry import PatientStore, RetryRules, open_patient
 from grpo_stream.shards.store import LocalStore, open_store
 from grpo_stream.stream.sources import ShardSource
-from tests.shards.faulty_server import RULES, faulty_server
+from tests.shards.faulty_server import RULES, faulty_server, rules_for
 from tests.shards.s3_server import s3_environment
 from tests.shards.support import make_sample, write_set
 
@@ -67,15 +67,20 @@ WAYS = [(read_range, DATA[1000:51_000]), (read, DATA), (read_stream, DATA)]
 @pytest.mark.parametrize(("way", "expected"), WAYS)
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_what_passes_is_got_over(server, url, fault, way, expected):
-    store = open_patient(url, RULES)
-    server.faults = [fault] * 2 if TRANSIENT[fault] != "timed_out" else [fault]
+    rules, certain = rules_for([fault])
+    store = open_patient(url, rules)
+    server.faults = [fault] * (2 if certain else 1)
     num_faults = len(server.faults)
     assert way(store) == expected
     assert server.faults == []
     counts = store.counters.snapshot()
-    assert (counts.num_requests, counts.num_retries) == (num_faults + 1, num_faults)
+    assert counts.num_requests - 1 == counts.num_retries >= num_faults
     assert counts.num_bytes == len(expected)
-    assert getattr(counts, f"num_{TRANSIENT[fault]}") == counts.num_retries
+    if certain:
+        assert counts.num_retries == num_faults
+        assert getattr(counts, f"num_{TRANSIENT[fault]}") == num_faults
+    else:
+        assert getattr(counts, f"num_{TRANSIENT[fault]}") >= num_faults
     assert counts.num_failures == 0
 
 
@@ -117,8 +122,9 @@ class TestSeveralRanges:
     @pytest.mark.parametrize("fault", ["slow_down", "reset", "truncated", "short", "stall"])
     @pytest.mark.parametrize("num_faults", [1, 5])
     def test_what_passes_is_got_over_one_by_one(self, server, url, fault, num_faults):
-        store = open_patient(url, RULES)
-        server.faults = [fault] * (num_faults if fault != "stall" else 1)
+        rules, certain = rules_for([fault])
+        store = open_patient(url, rules)
+        server.faults = [fault] * (num_faults if certain else 1)
         assert store.read_ranges("x", RANGES) == CONTENT
         counts = store.counters.snapshot()
         assert server.faults == []

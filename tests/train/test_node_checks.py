@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from grpo_stream.shards.retry import open_patient
@@ -11,7 +13,7 @@ from grpo_stream.train.node_checks import (
     read_head,
     slowest,
 )
-from tests.shards.faulty_server import RULES, faulty_server
+from tests.shards.faulty_server import HASTY_RULES, RULES, faulty_server
 from tests.stream.support import write_numbered_set
 
 
@@ -56,8 +58,7 @@ def test_nodes_begin_with_different_shards(served):
     ],
 )
 def test_a_store_that_does_not(served, monkeypatch, always, word):
-    short = type(RULES)(**{**vars(RULES), "deadline_seconds": 0.4})
-    monkeypatch.setattr(node_checks, "RULES", short)
+    monkeypatch.setattr(node_checks, "RULES", replace(HASTY_RULES, deadline_seconds=0.4))
     served.always = always
     assert str(probe_store(f"{served.url}/bucket/set").error).startswith(f"{word}: ")
 
