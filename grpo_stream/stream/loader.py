@@ -28,6 +28,7 @@ from typing import Any, Generic, TypeVar
 from grpo_stream.stream.cursor import Cursor
 from grpo_stream.stream.dataset import Outcome, PromptStream, SlotPlace, is_damage
 from grpo_stream.stream.fetch import Fetcher, Wanted
+from grpo_stream.stream.look_ahead import LookAhead
 from grpo_stream.stream.memory import keep_freed_memory
 from grpo_stream.stream.pool import PriorityPool
 from grpo_stream.stream.processes import DecodeProcesses, worker_died
@@ -37,7 +38,6 @@ T = TypeVar("T")
 
 _Outcomes = list[Outcome]
 
-_MAX_BATCHES_AHEAD = 1024
 _CHEAP_SECONDS = 200e-6  # of CPU for a sample; what is decoded takes more
 _MAX_WAITING = 4  # times the CPU time: what waits for a disk is better asked for by many threads
 
@@ -99,6 +99,8 @@ class PromptLoader(Generic[T]):
         self._works: deque[_Work[T]] = deque()
         self._coming: tuple[int, int] | None = None
         self._num_works = 0
+        self._rule = LookAhead(stream.config, stream.world)
+        self._num_calls = 0  # since the last seek, of those that look further than is near
         self._is_cheap = False  # what reading and opening samples took of late
         config = stream.config
         self._decoders: PriorityPool | None = None
@@ -203,19 +205,14 @@ class PromptLoader(Generic[T]):
             self._start_fetching(self._fetcher, fresh, is_urgent=only_near)
 
     def _new_works(self, *, only_near: bool) -> Iterator[_Work[T]]:
-        config = self.stream.config
         num_works = len(self._works)
         num_bytes = sum(work.num_bytes for work in self._works)
-        # Not one batch at a time: samples that lie side by side are fetched together.
-        is_refill = num_bytes <= config.fetch_ahead_bytes // 2
+        limit = 0
         # With a cache whole shards come ahead, and by range only what is needed before that.
-        if self._fetcher is None or only_near or self.stream.keeps_shards:
-            is_refill = False
-        while self._coming is not None:
-            if num_works > config.prefetch_batches:
-                has_room = is_refill and num_works < _MAX_BATCHES_AHEAD
-                if not has_room or num_bytes >= config.fetch_ahead_bytes:
-                    return
+        if self._fetcher is not None and not only_near and not self.stream.keeps_shards:
+            limit = self._rule.limit(self._num_calls, num_works, num_bytes)
+            self._num_calls += 1
+        while self._coming is not None and self._rule.has_room(limit, num_works, num_bytes):
             slots = self.stream.slot_places(*self._coming)
             work: _Work[T] = _Work(self._num_works, self._coming, slots, self._size(slots))
             num_bytes += work.num_bytes
@@ -338,6 +335,7 @@ class PromptLoader(Generic[T]):
         while self._works:
             self._works.pop().cancel()
         self._coming = None
+        self._num_calls = 0
 
 
 def _all(work: _Work[Any]) -> range:

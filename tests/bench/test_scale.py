@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from grpo_stream.config import StreamConfig
 from grpo_stream.shards.patience import RetryRules
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.look_ahead import LookAhead
 from tests.stream.support import make_stream, write_numbered_set
 from tools.bench.__main__ import main
 from tools.bench.scale_run import Cluster, plan_reads, release_calls, simulate, traffic
@@ -18,6 +18,11 @@ PERFECT = StoreModel(spread=0.0, tail_share=0.0, refused_share=0, reset_share=0,
 CONFIG = StreamConfig(num_lanes=64)
 
 
+@pytest.fixture(scope="module")
+def numbered_set(tmp_path_factory):
+    return write_numbered_set(tmp_path_factory.mktemp("set"), 96, per_shard=8)
+
+
 def outcome(cluster=SMALL, model=PERFECT, config=CONFIG, num_batches=20):
     reads = plan_reads(cluster, cluster.plan(4), num_batches)
     return simulate(cluster, reads, config, StoreTimes(model, RetryRules(), 0))
@@ -25,7 +30,9 @@ def outcome(cluster=SMALL, model=PERFECT, config=CONFIG, num_batches=20):
 
 def draw(model, size, start=0.0):
     times = StoreTimes(model, RetryRules(), 0)
-    return times, times.draw(np.full(size, start), np.full(size, 6e6), 6e7, np.ones(size))
+    return times, times.draw(
+        np.full(size, start), np.full(size, 6e6), np.full(size, 6e7), np.ones(size)
+    )
 
 
 def test_a_perfect_store_takes_latency_and_transfer():
@@ -54,27 +61,36 @@ def test_an_outage_longer_than_the_deadline_ends_reads():
     assert 59.0 < seconds.min() <= seconds.max() < 59.0 + 11.0
 
 
-def test_what_is_fetched_when_is_the_loaders_rule(tmp_path):
-    folder = write_numbered_set(tmp_path / "set", 96, per_shard=8)
-    for ahead in (1, 2_000, 8_000, 10**9):
-        stream = make_stream(folder, fetch_ahead_bytes=ahead)
-        num_batches = stream.num_batches
-        loader: Any = PromptLoader(stream, list)
-        # A folder is not fetched from ahead; what would be, this asks.
-        loader._fetcher = type("Fetcher", (), {"start": lambda *_: None, "close": lambda _: None})()
-        loader._coming = (0, 0)
-        batch_bytes, began = 0, {}
-        for call in range(num_batches):
-            for only_near in (True, False) if call == 0 else (False,):
-                for work in loader._new_works(only_near=only_near):
-                    loader._works.append(work)
-                    began[work.place[1]] = call
-                    batch_bytes = work.num_bytes
-            loader._works.popleft()
-        computed = release_calls(num_batches, batch_bytes, stream.config)
-        assert computed.tolist() == [began[batch] for batch in range(num_batches)]
-        loader._works.clear()
-        loader.close()
+@pytest.mark.parametrize("ahead", [1, 2_000, 8_000, 20_000, 10**9])
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (0, 2), (1, 2), (2, 4), (3, 4)])
+def test_what_is_fetched_when_is_the_loaders_rule(numbered_set, ahead, rank, world_size):
+    sample_bytes = 500
+    changes = {"num_threads": 1, "fetch_ahead_bytes": ahead}
+    stream = make_stream(numbered_set, rank=rank, world_size=world_size, **changes)
+    source, call, began = stream.sources[0], 0, {}
+    source.sample_bytes = lambda _: sample_bytes
+
+    class Fetcher:
+        """A folder is not fetched from ahead; what would be, this is asked for."""
+
+        def start(self, wanted, **_):
+            for one in wanted:
+                began[one.priority] = call
+                one.future.set_result(source.fetch(one.place.shard, [one.place.sample])[0])
+
+        def close(self):
+            pass
+
+    with PromptLoader(stream, list) as loader:
+        loader._fetcher = Fetcher()
+        for place in (7, 0):  # a seek begins anew
+            began.clear()
+            num_batches = stream.num_batches - place
+            for call in range(num_batches):
+                loader.get(0, place + call)
+            rule = LookAhead(stream.config, stream.world)
+            computed = release_calls(num_batches, len(stream.slots) * sample_bytes, rule)
+            assert computed.tolist() == [began[number] for number in sorted(began)]
 
 
 def test_without_failures_only_the_start_waits():

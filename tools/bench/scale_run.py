@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_stream.config import StreamConfig
+from grpo_stream.stream.look_ahead import LookAhead
 from grpo_stream.stream.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.stream.world import World
-from tools.bench.scale_store import Floats, StoreTimes
+from tools.bench.scale_store import Floats, StoreModel, StoreTimes
 
 Indices = NDArray[np.int64]
 
@@ -98,25 +99,21 @@ def plan_reads(cluster: Cluster, plan: StreamPlan, num_batches: int) -> Reads:
     return Reads(sizes, is_first)
 
 
-def release_calls(num_batches: int, batch_bytes: float, config: StreamConfig) -> Indices:
-    """At which call for a batch each batch begins to be fetched, as ``PromptLoader`` has it.
+def release_calls(num_batches: int, batch_bytes: float, rule: LookAhead) -> Indices:
+    """At which call for a batch each batch of a rank begins to be fetched, shape (batches,).
 
-    The batches up to ``prefetch_batches`` ahead always; more, up to ``fetch_ahead_bytes`` and
-    never more than 1024 at all, when half of those bytes are used up. The first call asks for what
-    is further ahead when it has its own batch; of that, too, call 0 is told.
+    The first call fetches what is near, and looks further when it has its own batch; of both,
+    call 0 is told.
     """
     calls = np.zeros(num_batches, dtype=np.int64)
-    released = 0
+    released = min(rule.config.prefetch_batches + 1, num_batches)
     for call in range(num_batches):
-        held = released - call
-        is_refill = held * batch_bytes <= config.fetch_ahead_bytes // 2
-        while released < num_batches:
-            held = released - call
-            has_room = is_refill and held < 1024 and held * batch_bytes < config.fetch_ahead_bytes
-            if held > config.prefetch_batches and not has_room:
-                break
+        held = released - max(call, 1)
+        limit = rule.limit(call, held, held * batch_bytes)
+        while released < num_batches and rule.has_room(limit, held, held * batch_bytes):
             calls[released] = call
             released += 1
+            held += 1
     return calls
 
 
@@ -125,28 +122,27 @@ def simulate(cluster: Cluster, reads: Reads, config: StreamConfig, times: StoreT
 
     Each rank has ``num_fetch_threads`` connections, and takes its reads in order. A generation
     batch begins when the one before it has ended and every rank has its samples. Connections
-    share a node's link and the store as if all that were asked for together ran together.
+    share a node's link and the store as if all that were asked for at one call ran together.
     """
     num_batches, num_sampled, num_prompts = reads.num_bytes.shape
     repeat = np.arange(cluster.num_ranks) % num_sampled
-    calls = release_calls(num_batches, num_prompts * float(cluster.sample_bytes), config)
-    together = np.bincount(calls, minlength=num_batches)[calls] * num_prompts
+    batch_bytes = num_prompts * float(cluster.sample_bytes)
+    rules = [LookAhead(config, World(rank, cluster.num_ranks)) for rank in range(num_sampled)]
+    by_rank = [release_calls(num_batches, batch_bytes, rule) for rule in rules]
+    calls = np.stack(by_rank, axis=1)[:, repeat]
+    asked = [np.bincount(one, minlength=num_batches) * num_prompts for one in by_rank]
+    active = np.minimum(np.stack(asked, axis=1)[:, repeat], config.num_fetch_threads)
+    rates = _rates(cluster, times.model, active)
     slow = np.ones(cluster.num_ranks)
     slow[-cluster.ranks_per_node :] = cluster.slow_node
     free = np.zeros((cluster.num_ranks, config.num_fetch_threads))
     every, ends, began = np.arange(cluster.num_ranks), [0.0], []
     stalls: list[float] = []
     for batch in range(num_batches):
-        release = ends[calls[batch]]
-        if calls[batch] == 0 and batch > config.prefetch_batches:
-            release = stalls[0]  # behind the first batch
-        active = min(config.num_fetch_threads, int(together[batch]))
-        model = times.model
-        rate = min(
-            model.connection_rate,
-            model.node_rate / (cluster.ranks_per_node * active),
-            model.store_rate / (cluster.num_ranks * active),
-        )
+        release = np.array(ends)[calls[batch]]
+        if batch > config.prefetch_batches:
+            release[calls[batch] == 0] = stalls[0]  # behind the first batch
+        rate = rates[calls[batch], every]
         ready = 0.0
         for prompt in range(num_prompts):
             thread = free.argmin(axis=1)
@@ -155,7 +151,7 @@ def simulate(cluster: Cluster, reads: Reads, config: StreamConfig, times: StoreT
             first = np.flatnonzero(reads.is_first[batch, repeat, prompt])
             if first.size:
                 index = np.full(first.size, float(cluster.index_bytes))
-                waits[first] = times.draw(starts[first], index, rate, slow[first])
+                waits[first] = times.draw(starts[first], index, rate[first], slow[first])
                 began.append(starts[first])
             began.append(starts + waits)
             size = reads.num_bytes[batch, repeat, prompt]
@@ -174,6 +170,16 @@ def simulate(cluster: Cluster, reads: Reads, config: StreamConfig, times: StoreT
         len(times.retry_times),
         times.num_given_up,
     )
+
+
+def _rates(cluster: Cluster, model: StoreModel, active: Indices) -> Floats:
+    """Bytes per second of a connection by call and rank, from how many of them are in use."""
+    num_ranks, per_node = cluster.num_ranks, cluster.ranks_per_node
+    of_nodes = np.add.reduceat(active, np.arange(0, num_ranks, per_node), axis=1)
+    of_node = of_nodes[:, np.arange(num_ranks) // per_node].clip(1)
+    of_all = active.sum(axis=1, keepdims=True).clip(1)
+    rates: Floats = np.minimum(model.node_rate / of_node, model.store_rate / of_all)
+    return rates.clip(max=model.connection_rate)
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,13 @@ class StoreTimes:
         self.retry_times: list[float] = []
         """When tries after the first one began."""
 
-    def draw(self, starts: Floats, num_bytes: Floats, rate: float, slow: Floats) -> Floats:
+    def draw(self, starts: Floats, num_bytes: Floats, rate: Floats, slow: Floats) -> Floats:
         """Seconds from the start of each read to its last byte.
 
         Args:
             starts: When each begins, shape (reads,).
             num_bytes: How much each brings, shape (reads,).
-            rate: Bytes per second of each.
+            rate: Bytes per second of each, shape (reads,).
             slow: How many times slower each comes, shape (reads,).
         """
         model, size = self.model, len(starts)
