@@ -52,8 +52,8 @@ class LookAhead:
             return most if num_bytes <= half else 0
         # Where batches are so small that 1024 of them are less, levels have to lie below that.
         reachable = min(most, _MAX_BATCHES * num_bytes / max(num_batches, 1))
-        level = reachable - (reachable - half) * (self.world.rank * _GOLDEN % 1)
-        return int(level * (call + 1) / self.num_pieces)
+        level = int(reachable - (reachable - half) * (self.world.rank * _GOLDEN % 1))
+        return level * (call + 1) // self.num_pieces
 
     def has_room(self, limit: int, num_batches: int, num_bytes: float) -> bool:
         """Whether one more batch is to be fetched.

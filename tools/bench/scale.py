@@ -24,6 +24,7 @@ _EPILOG = """\
 start      seconds until every rank has its first batch; stall_%: share of the time after it
 stalled    generation batches that waited; longest: seconds
 req/s      requests per second, mean over the run; peak: of its busiest second
+later      of the busiest second after 64 batches, when ranks have filled up for the first time
 retries    tries after the first one; lost: reads that were given up, each of which ends the run
 
 What is assumed:
@@ -33,13 +34,15 @@ What is assumed:
 * The store takes any number of requests per second; what it would refuse, compare with peak.
 * Latency is log-normal with a Pareto tail; failures come independently, outages hit all tries.
 * Decoding and handing over take no time; neighbours that come by one request count as two.
-* Samples of 1,000 ranks come from the plan and serve for the others, too: lanes are alike. Every
-  rank's requests are drawn by themselves. Outages are drawn with 1,000 ranks.
+* Samples of 1,000 ranks come from the plan and serve for the others, too: lanes are alike; so does
+  when each of them fetches. Every rank's requests are drawn by themselves. Outages are drawn with
+  1,000 ranks, and begin with the 11th step where nothing else is said.
 * An epoch's bytes are those of one node, walked from its first batch to its last; what a cache
   has no room for counts as fetched again, where the real one would read by range.
 """
 _NOTHING_AHEAD = 1
 _SMALL = 16 * 2**20
+_FIRST_FILL = 64  # calls, at most
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -148,15 +151,16 @@ class _Bench:
         ahead: int | None = None,
         threads: int | None = None,
         outage_seconds: float = 0.0,
+        outage_step: int = 10,
         num_batches: int | None = None,
     ) -> Outcome:
-        """One run; an outage begins with its first step, while most is being fetched."""
+        """One run; an outage begins in the middle of a step."""
         config = replace(
             self.config,
             fetch_ahead_bytes=ahead or self.config.fetch_ahead_bytes,
             num_fetch_threads=threads or self.config.num_fetch_threads,
         )
-        begin = self.cluster.step_seconds * 1.5
+        begin = self.cluster.step_seconds * (outage_step + 0.5)
         outage = (begin, begin + outage_seconds)
         times = StoreTimes(replace(self.model, outage=outage), RetryRules(), 1)
         return simulate(cluster, self._reads_of(cluster, num_batches), config, times)
@@ -174,6 +178,9 @@ class _Bench:
             "steps of 1 s": self.simulate(fast),
             "the same, 2 batches ahead": self.simulate(fast, ahead=_NOTHING_AHEAD),
             "store down for 60 s": self.simulate(self.part, outage_seconds=60.0),
+            "the same, from the 2nd step": self.simulate(
+                self.part, outage_seconds=60.0, outage_step=1
+            ),
             "the same, 2 batches ahead ": self.simulate(
                 self.part, ahead=_NOTHING_AHEAD, outage_seconds=60.0
             ),
@@ -188,7 +195,8 @@ class _Bench:
             "stalled": int((later > 0.01).sum()),
             "longest": round(float(later.max(initial=0.0)), 1),
             "req/s": round(len(outcome.request_times) / outcome.wall_seconds),
-            "peak": int(outcome.per_second.max()),
+            "peak": outcome.peak(0),
+            "later": outcome.peak(_FIRST_FILL),
             "retries": outcome.num_retries,
             "lost": outcome.num_given_up,
         }
@@ -203,8 +211,11 @@ class _Bench:
         """Four charts in one picture."""
         per_second = self.usual.per_second
         outages, steps = (0, 10, 20, 30, 45, 60, 80, 100), (0.5, 1, 2, 3, 5, 10)
-        sizes = (2, 16, 64, 128, 256)
+        sizes = [self.cluster.num_ranks * eighths // 8 for eighths in (1, 2, 4, 8)]
+        of_sizes = [self.simulate(replace(self.cluster, num_ranks=size)) for size in sizes]
         by_ahead = {"256 MiB ahead": None, "2 batches ahead": _NOTHING_AHEAD}
+        by_outage = {name: (ahead, 10) for name, ahead in by_ahead.items()}
+        by_outage["256 MiB, from the 2nd step"] = (None, 1)
         return _in_grid(
             [
                 line_chart(
@@ -216,17 +227,17 @@ class _Bench:
                 line_chart(
                     "Busiest second",
                     [
-                        Series(f"{threads} connections a rank", sizes, self._peaks(sizes, threads))
-                        for threads in (16, 2)
+                        Series(name, sizes, [one.peak(first_batch) / 1e3 for one in of_sizes])
+                        for name, first_batch in {"start": 0, "later": _FIRST_FILL}.items()
                     ],
-                    x_label="fetch_ahead_bytes, MiB",
+                    x_label="ranks",
                     y_label="thousand requests per second",
                 ),
                 line_chart(
                     "The store is down",
                     [
-                        Series(name, outages, [self._waits(ahead, s) for s in outages])
-                        for name, ahead in by_ahead.items()
+                        Series(name, outages, [self._waits(*how, s) for s in outages])
+                        for name, how in by_outage.items()
                     ],
                     x_label="seconds of the outage",
                     y_label="seconds that training waits",
@@ -243,15 +254,10 @@ class _Bench:
             ]
         )
 
-    def _peaks(self, sizes: Sequence[int], threads: int) -> list[float]:
-        found = (
-            self.simulate(self.cluster, ahead=size * 2**20, threads=threads, num_batches=80)
-            for size in sizes
+    def _waits(self, ahead: int | None, step: int, seconds: float) -> float:
+        outcome = self.simulate(
+            self.part, ahead=ahead, outage_seconds=seconds, outage_step=step, num_batches=80
         )
-        return [float(outcome.per_second.max()) / 1e3 for outcome in found]
-
-    def _waits(self, ahead: int | None, seconds: float) -> float:
-        outcome = self.simulate(self.part, ahead=ahead, outage_seconds=seconds, num_batches=80)
         return float(outcome.stalls[1:].sum())
 
     def _share(self, ahead: int | None, step_seconds: float) -> float:

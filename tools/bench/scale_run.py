@@ -63,6 +63,8 @@ class Outcome:
 
     stalls: Floats
     """Wait before each generation batch; of the first it is the start of the run."""
+    begins: Floats
+    """When each generation batch began."""
     wall_seconds: float
     request_times: Floats
     """When every try of a request began."""
@@ -75,6 +77,11 @@ class Outcome:
     def __post_init__(self) -> None:
         bins = np.bincount(self.request_times.astype(np.int64))
         self.per_second = bins.astype(np.float64)
+
+    def peak(self, first_batch: int) -> int:
+        """Requests of the busiest second once a generation batch has begun; 0 without it."""
+        begin = self.begins[first_batch] if first_batch < len(self.begins) else self.wall_seconds
+        return int(self.per_second[int(begin) :].max(initial=0))
 
     @property
     def stall_share(self) -> float:
@@ -164,6 +171,7 @@ def simulate(cluster: Cluster, reads: Reads, config: StreamConfig, times: StoreT
     num_bytes = scale * (reads.num_bytes.sum() + reads.is_first.sum() * cluster.index_bytes)
     return Outcome(
         np.array(stalls),
+        np.array(ends[:-1]) + stalls,
         ends[-1],
         np.concatenate([*began, np.array(times.retry_times)]),
         float(num_bytes),
