@@ -100,6 +100,7 @@ def test_without_failures_only_the_start_waits():
     assert found.wall_seconds == pytest.approx(20 * SMALL.step_seconds + found.stalls[0])
     assert len(found.request_times) > 20 * 64  # indexes, too
     assert found.per_second.sum() == len(found.request_times)
+    assert found.peak() == found.per_second[0] > found.peak(1) > found.peak(20) == 0
 
 
 @pytest.mark.parametrize(

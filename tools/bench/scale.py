@@ -195,7 +195,7 @@ class _Bench:
             "stalled": int((later > 0.01).sum()),
             "longest": round(float(later.max(initial=0.0)), 1),
             "req/s": round(len(outcome.request_times) / outcome.wall_seconds),
-            "peak": outcome.peak(0),
+            "peak": outcome.peak(),
             "later": outcome.peak(_FIRST_FILL),
             "retries": outcome.num_retries,
             "lost": outcome.num_given_up,
@@ -211,11 +211,9 @@ class _Bench:
         """Four charts in one picture."""
         per_second = self.usual.per_second
         outages, steps = (0, 10, 20, 30, 45, 60, 80, 100), (0.5, 1, 2, 3, 5, 10)
-        sizes = [self.cluster.num_ranks * eighths // 8 for eighths in (1, 2, 4, 8)]
+        sizes = [self.cluster.num_ranks // part for part in (8, 4, 2, 1)]
         of_sizes = [self.simulate(replace(self.cluster, num_ranks=size)) for size in sizes]
         by_ahead = {"256 MiB ahead": None, "2 batches ahead": _NOTHING_AHEAD}
-        by_outage = {name: (ahead, 10) for name, ahead in by_ahead.items()}
-        by_outage["256 MiB, from the 2nd step"] = (None, 1)
         return _in_grid(
             [
                 line_chart(
@@ -228,7 +226,10 @@ class _Bench:
                     "Busiest second",
                     [
                         Series(name, sizes, [one.peak(first_batch) / 1e3 for one in of_sizes])
-                        for name, first_batch in {"start": 0, "later": _FIRST_FILL}.items()
+                        for name, first_batch in {
+                            "of all": 0,
+                            "after 64 batches": _FIRST_FILL,
+                        }.items()
                     ],
                     x_label="ranks",
                     y_label="thousand requests per second",
@@ -236,8 +237,8 @@ class _Bench:
                 line_chart(
                     "The store is down",
                     [
-                        Series(name, outages, [self._waits(*how, s) for s in outages])
-                        for name, how in by_outage.items()
+                        Series(name, outages, [self._waits(ahead, s) for s in outages])
+                        for name, ahead in by_ahead.items()
                     ],
                     x_label="seconds of the outage",
                     y_label="seconds that training waits",
@@ -254,10 +255,8 @@ class _Bench:
             ]
         )
 
-    def _waits(self, ahead: int | None, step: int, seconds: float) -> float:
-        outcome = self.simulate(
-            self.part, ahead=ahead, outage_seconds=seconds, outage_step=step, num_batches=80
-        )
+    def _waits(self, ahead: int | None, seconds: float) -> float:
+        outcome = self.simulate(self.part, ahead=ahead, outage_seconds=seconds, num_batches=80)
         return float(outcome.stalls[1:].sum())
 
     def _share(self, ahead: int | None, step_seconds: float) -> float:

@@ -63,9 +63,8 @@ class Outcome:
 
     stalls: Floats
     """Wait before each generation batch; of the first it is the start of the run."""
-    begins: Floats
-    """When each generation batch began."""
-    wall_seconds: float
+    ends: Floats
+    """When no generation batch was over, the first one, ..., all; shape (batches + 1,)."""
     request_times: Floats
     """When every try of a request began."""
     num_bytes: float
@@ -78,10 +77,15 @@ class Outcome:
         bins = np.bincount(self.request_times.astype(np.int64))
         self.per_second = bins.astype(np.float64)
 
-    def peak(self, first_batch: int) -> int:
-        """Requests of the busiest second once a generation batch has begun; 0 without it."""
-        begin = self.begins[first_batch] if first_batch < len(self.begins) else self.wall_seconds
-        return int(self.per_second[int(begin) :].max(initial=0))
+    def peak(self, num_over: int = 0) -> int:
+        """Requests of the busiest second once so many generation batches are over."""
+        begin = int(self.ends[min(num_over, len(self.stalls))])
+        return int(self.per_second[begin:].max(initial=0))
+
+    @property
+    def wall_seconds(self) -> float:
+        """What the run took."""
+        return float(self.ends[-1])
 
     @property
     def stall_share(self) -> float:
@@ -171,8 +175,7 @@ def simulate(cluster: Cluster, reads: Reads, config: StreamConfig, times: StoreT
     num_bytes = scale * (reads.num_bytes.sum() + reads.is_first.sum() * cluster.index_bytes)
     return Outcome(
         np.array(stalls),
-        np.array(ends[:-1]) + stalls,
-        ends[-1],
+        np.array(ends),
         np.concatenate([*began, np.array(times.retry_times)]),
         float(num_bytes),
         len(times.retry_times),
