@@ -102,7 +102,7 @@ class ShardIndex:
     def __getitem__(self, sample: int) -> IndexEntry:
         offset, num_bytes, first, num_parts = self.samples.item(sample)
         part = self.parts.item  # a third of the time of slicing out two rows
-        parts = [IndexPart(*part(number)) for number in range(first, first + num_parts)]
+        parts = [IndexPart._make(part(number)) for number in range(first, first + num_parts)]
         return IndexEntry(offset, num_bytes, tuple(parts))
 
     @classmethod

@@ -212,7 +212,8 @@ class PromptStream:
                 could be read either.
             StoreError: the source cannot be read.
         """
-        outcome = self._read_again(one, outcome)
+        if isinstance(outcome, Exception):
+            outcome = self._read_again(one, outcome)
         if not isinstance(outcome, Exception):
             return self._counted(outcome)
         self._count_bad(one.place, outcome)

@@ -9,7 +9,7 @@
 Threads rather than worker processes: fetching, decoding and resizing run in C code that releases
 the interpreter lock, and pixels need no second copy. What is made ahead follows from the order,
 which is known, so neither threads nor timing can change it. What takes next to no time, such as
-samples of a folder that are not decoded, one thread makes alone.
+samples of a folder that are not decoded, the caller makes itself.
 
 Memory is bounded by ``prefetch_batches + 1`` decoded generation batches of this rank, and the
 encoded samples that ``fetch_ahead_bytes`` allows.
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 _Outcomes = list[Outcome]
 
-_CHEAP_SECONDS = 200e-6  # of CPU for a sample; what is decoded takes more
+_CHEAP_SECONDS = 200e-6  # for a sample; what is decoded takes more
 _MAX_WAITING = 4  # times the CPU time: what waits for a disk is better asked for by many threads
 
 
@@ -101,7 +101,8 @@ class PromptLoader(Generic[T]):
         self._num_works = 0
         self._rule = LookAhead(stream.config, stream.world)
         self._num_calls = 0  # since the last seek, of those that look further than is near
-        self._is_cheap = False  # what reading and opening samples took of late
+        # Of late; handing a batch over would take longer than making it.
+        self._reads_cheaply = self._transforms_cheaply = False
         config = stream.config
         self._decoders: PriorityPool | None = None
         self._processes: DecodeProcesses | None = None
@@ -151,9 +152,10 @@ class PromptLoader(Generic[T]):
                 self._coming = (epoch, batch_index)
             # The first batch is not to share the link with what is needed much later.
             self._look_ahead(only_near=is_start)
-            for work in islice(self._works, self.stream.config.prefetch_batches + 1):
-                if work.batch is None:
-                    work.batch = self._start_decoding(work)
+            if not (self._reads_cheaply and self._transforms_cheaply):
+                for work in islice(self._works, self.stream.config.prefetch_batches + 1):
+                    if work.batch is None:
+                        work.batch = self._start_decoding(work)
             batch = self._take(self._works[0])
             if is_start:
                 self._look_ahead(only_near=False)
@@ -250,11 +252,8 @@ class PromptLoader(Generic[T]):
         assert self._assembler is not None  # noqa: S101 - there are threads
         if self._processes is not None:
             outcomes = [self._open_elsewhere(self._processes, work, n) for n in _all(work)]
-        elif work.fetches or not self._is_cheap:
-            outcomes = self._open_in_pieces(work)
         else:
-            # Threads would take longer to wait for each other than they save: one does it all.
-            return self._assembler.submit(work.number, lambda: self._make(work.slots))
+            outcomes = self._open_in_pieces(work)
         return self._assembler.submit(work.number, lambda: self._assemble(work.slots, outcomes))
 
     def _open_in_pieces(self, work: _Work[T]) -> "list[Future[_Outcomes]]":
@@ -308,20 +307,24 @@ class PromptLoader(Generic[T]):
         seconds = time.perf_counter() - started
         # Threads that wait for each other take up to twice as long, and less than for a disk.
         is_little = cpu_seconds <= _CHEAP_SECONDS * len(slots)
-        self._is_cheap = is_little and seconds <= _MAX_WAITING * cpu_seconds
+        self._reads_cheaply = is_little and seconds <= _MAX_WAITING * cpu_seconds
         return outcomes
 
-    def _make(self, slots: Sequence[SlotPlace]) -> T:
-        return self.transform(list(map(self.stream.settle, slots, self._attempt(slots))))
-
     def _assemble(self, slots: Sequence[SlotPlace], outcomes: "Sequence[Future[_Outcomes]]") -> T:
-        found = [outcome for future in outcomes for outcome in future.result()]
-        settle = self.stream.settle
-        return self.transform([settle(*pair) for pair in zip(slots, found, strict=True)])
+        return self._finish(slots, [one for future in outcomes for one in future.result()])
+
+    def _finish(self, slots: Sequence[SlotPlace], outcomes: _Outcomes) -> T:
+        samples = list(map(self.stream.settle, slots, outcomes))
+        started = time.perf_counter()
+        batch = self.transform(samples)
+        seconds = time.perf_counter() - started
+        self._transforms_cheaply = seconds <= _CHEAP_SECONDS * len(slots)
+        return batch
 
     def _take(self, work: _Work[T]) -> T:
-        assert work.batch is not None  # noqa: S101 - get() has started it
         try:
+            if work.batch is None:
+                return self._finish(work.slots, self._attempt(work.slots))
             return work.batch.result()
         except BaseException:
             work.cancel()  # else close() would wait for fetches that nobody needs any more

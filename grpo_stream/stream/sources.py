@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 from grpo_stream.boxes import Size
@@ -262,13 +263,13 @@ class ShardSource:
         """See :meth:`Source.fetch`."""
         name, index = self._index(shard)
         entries = [index[sample] for sample in samples]
-        for sample, entry in zip(samples, entries, strict=True):
-            if entry.num_bytes > self._max_sample_bytes:
-                detail = f"{self.describe(shard, sample)}: {entry.num_bytes} bytes are more than "
-                raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
         ranges = [(entry.offset, entry.num_bytes) for entry in entries]
+        for sample, (_, num_bytes) in zip(samples, ranges, strict=True):
+            if num_bytes > self._max_sample_bytes:
+                detail = f"{self.describe(shard, sample)}: {num_bytes} bytes are more than "
+                raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
         found = self._reader.read_ranges(name, ranges)
-        return [StoredSample(name, data, e) for data, e in zip(found, entries, strict=True)]
+        return list(map(StoredSample, repeat(name), found, entries))
 
     def read(self, shard: int, sample: int) -> Sample:
         """Fetches and checks one sample."""

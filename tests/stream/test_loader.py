@@ -1,6 +1,7 @@
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -150,6 +151,11 @@ class TestResume:
 
 
 class TestReadingAhead:
+    @pytest.fixture(autouse=True)
+    def nothing_is_cheap(self, monkeypatch):
+        """Else the caller makes what takes next to no time, as these images do."""
+        monkeypatch.setattr("grpo_stream.stream.loader._CHEAP_SECONDS", 0)
+
     @pytest.mark.parametrize("prefetch_batches", [1, 3])
     def test_is_bounded(self, open_loader, prefetch_batches):
         made: list[object] = []
@@ -161,13 +167,24 @@ class TestReadingAhead:
             assert len(made) == expected
             assert loader.stream.counters.num_samples == 4 * expected
 
-    @pytest.mark.parametrize(("cheap_seconds", "makers"), [(0, {"decoder"}), (60, {"assembler"})])
-    def test_what_takes_no_time_is_made_by_one_thread(
-        self, folder, open_loader, monkeypatch, cheap_seconds, makers
+    @pytest.mark.parametrize(
+        ("cheap_seconds", "transform_seconds", "makers"),
+        [(0, 0, {"decoder"}), (60, 0, {"MainThread"}), (1, 1.5, {"decoder"})],
+    )
+    def test_what_takes_no_time_the_caller_makes(
+        self, folder, open_loader, monkeypatch, cheap_seconds, transform_seconds, makers
     ):
-        monkeypatch.setattr("grpo_stream.stream.loader._CHEAP_SECONDS", cheap_seconds)
+        monkeypatch.setattr("grpo_stream.stream.loader._CHEAP_SECONDS", cheap_seconds / 4)
         monkeypatch.setattr("grpo_stream.stream.loader._MAX_WAITING", 10**6)
-        loader = open_loader(num_threads=3, prefetch_batches=1)
+        clock = [0.0]
+        times = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=time.thread_time)
+        monkeypatch.setattr("grpo_stream.stream.loader.time", times)
+
+        def transform(samples):
+            clock[0] += transform_seconds
+            return keys_of(samples)
+
+        loader = open_loader(transform, num_threads=3, prefetch_batches=1)
         attempt, found = loader.stream.attempt, []
 
         def noted(*words):
