@@ -47,8 +47,6 @@ _ENCODER = json.JSONEncoder(
 )
 
 
-
-
 @dataclass(frozen=True)
 class Sample:
     """Images, a prompt and a solution, as stored in a shard; mostly one image and one box.
