@@ -31,6 +31,7 @@ What is assumed:
 * All ranks take equally long for a step, and none begins one before all have their samples.
 * Requests of a rank take its connections in order; a node's link and the store are shared as if
   all that was asked for together came together, so bandwidth is never better than told here.
+* The last batch is the run's last: requests fade out towards it, as nothing comes after it.
 * The store takes any number of requests per second; what it would refuse, compare with peak.
 * Latency is log-normal with a Pareto tail; failures come independently, outages hit all tries.
 * Decoding and handing over take no time; neighbours that come by one request count as two.
@@ -62,7 +63,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--sample-bytes", type=int, default=cluster.sample_bytes, help="mean (%(default)s)")
     add("--prompts-per-rank", type=int, default=cluster.prompts_per_rank, help="(%(default)s)")
     add("--step-seconds", type=float, default=cluster.step_seconds, help="(%(default)s)")
-    add("--batches", type=int, default=300, help="generation batches (%(default)s)")
+    add("--batches", type=int, default=600, help="generation batches (%(default)s)")
     add("--latency-ms", type=float, default=store.latency * 1e3, help="median (%(default)s)")
     add("--node-gbit", type=float, default=store.node_rate * 8e-9, help="per s (%(default)s)")
     add("--store-gbit", type=float, default=store.store_rate * 8e-9, help="per s (%(default)s)")
