@@ -15,6 +15,9 @@ _Bytes = TypeVar("_Bytes", bytes, memoryview)
 Range = tuple[int, int]
 """Offset and length of a part of a blob, in bytes."""
 
+Data = bytes | memoryview
+"""What was read: a view where it lies in memory that is not Python's."""
+
 
 def check_name(name: str, url: str) -> str:
     """``name``, when it stays inside the store.
@@ -58,7 +61,7 @@ def span(run: Sequence[Range]) -> Range:
     return start, run[-1][0] + run[-1][1] - start
 
 
-def cut(data: bytes | memoryview, run: Sequence[Range]) -> list[bytes]:
+def cut(data: Data, run: Sequence[Range]) -> list[bytes]:
     """What :func:`span` of a run holds, as the run's ranges."""
     start = run[0][0]
     return [bytes(data[offset - start : offset - start + size]) for offset, size in run]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 from grpo_stream.errors import ConfigError, StoreError
-from grpo_stream.shards.blobs import Range, cut, neighbours, span
+from grpo_stream.shards.blobs import Data, Range, cut, neighbours, span
 from grpo_stream.shards.cache_fetcher import MAX_ANNOUNCED, CacheCounts, ShardFetcher
 from grpo_stream.shards.cache_folder import CacheFolder, OpenShard
 from grpo_stream.shards.manifest import Manifest
@@ -76,9 +76,9 @@ class ShardCache:
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`; as :meth:`read_ranges`."""
-        return self.read_ranges(name, [(offset, num_bytes)])[0]
+        return bytes(self.read_ranges(name, [(offset, num_bytes)])[0])
 
-    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
         """See :meth:`Store.read_ranges`; from the cache where the shard is in it.
 
         From a server that ignores ranges the shard comes whole: the read waits until it is in the
@@ -171,7 +171,7 @@ class ShardCache:
         """See :meth:`Store.walk`."""
         return self._store.walk(prefix)
 
-    def _read_missing(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+    def _read_missing(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
         if self._answers_ranges:
             try:
                 return self._store.read_ranges(name, ranges)
@@ -200,7 +200,7 @@ class ShardCache:
 
     def _read_cached(
         self, name: str, shard: OpenShard, ranges: Sequence[Range]
-    ) -> list[bytes] | None:
+    ) -> Sequence[Data] | None:
         try:
             found = [shard.read_range(offset, num_bytes) for offset, num_bytes in ranges]
         except OSError as error:

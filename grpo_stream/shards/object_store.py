@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.blobs import (
+    Data,
     Range,
     check_length,
     check_name,
@@ -103,7 +104,7 @@ class ObjectStore:
         )
         return check_length(bytes(data), self.url, name, offset, num_bytes)
 
-    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
         """See :meth:`Store.read_ranges`; up to ten requests of a call are on their way at a time.
 
         A request of many costs two thirds of the CPU of one that is made alone.
@@ -115,11 +116,12 @@ class ObjectStore:
             name,
             lambda c, n: self._obstore.get_ranges(c, n, starts=starts, lengths=sizes, coalesce=0),
         )
-        found = []
+        found: list[Data] = []
         for run, start, size, answer in zip(runs, starts, sizes, answers, strict=True):
             data = memoryview(answer)
             check_length(data, self.url, name, start, size)
-            found += cut(data, run)
+            # A view keeps the whole answer: neighbours, which may be used long after, are copied.
+            found += cut(data, run) if len(run) > 1 else [data]
         return found
 
     def open_stream(self, name: str) -> BinaryIO:

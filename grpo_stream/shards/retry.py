@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from grpo_stream.errors import StoreError
-from grpo_stream.shards.blobs import Range, neighbours
+from grpo_stream.shards.blobs import Data, Range, neighbours
 from grpo_stream.shards.causes import TRANSIENT_CAUSES
 from grpo_stream.shards.object_store import ObjectStore
 from grpo_stream.shards.patience import Patience, ReadCounters, ReadCounts, RetryRules
@@ -55,7 +55,7 @@ class PatientStore:
         self.counters.add(num_bytes=num_bytes)
         return data
 
-    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
         """See :meth:`Store.read_ranges`.
 
         When one request of several fails, each is made again alone, one after another: a server
@@ -117,7 +117,7 @@ class PatientStore:
         """See :meth:`Store.walk`."""
         return self._inner.walk(prefix)
 
-    def _read_run(self, name: str, run: Sequence[Range]) -> list[bytes]:
+    def _read_run(self, name: str, run: Sequence[Range]) -> Sequence[Data]:
         found = self._patience.run(lambda: self._inner.read_ranges(name, run))
         self.counters.add(num_bytes=sum(size for _, size in run))
         return found

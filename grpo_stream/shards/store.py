@@ -6,7 +6,7 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.shards.blobs import Range
+from grpo_stream.shards.blobs import Data, Range
 from grpo_stream.shards.local_store import LocalStore
 from grpo_stream.shards.object_store import ObjectStore
 
@@ -35,10 +35,11 @@ class Store(Protocol):
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """Exactly ``num_bytes`` bytes from ``offset``; fewer is an error (``short_read``)."""
 
-    def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
         """Several ranges of one blob, each (offset, length); raises what :meth:`read_range` does.
 
-        Neighbours come by one request, the others at the same time.
+        Neighbours come by one request, the others at the same time. What an answer holds is not
+        copied once more, so a range may be a memoryview, which cannot be pickled.
         """
 
     def open_stream(self, name: str) -> BinaryIO:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
+from grpo_stream.shards.blobs import Data
 from grpo_stream.shards.files import commit, temp_beside, write_atomic
 from grpo_stream.shards.hashed_file import HashedFile
 from grpo_stream.shards.index import (
@@ -171,7 +172,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             raise
 
 
-def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sample:
+def parse_sample(data: Data, shard: str, entry: IndexEntry | None = None) -> Sample:
     """Reads one sample from the bytes of its run of members, tar headers included.
 
     Args:
@@ -206,7 +207,7 @@ def parse_sample(data: bytes, shard: str, entry: IndexEntry | None = None) -> Sa
     return sample
 
 
-def _parse_as_we_write(data: bytes, shard: str, entry: IndexEntry) -> Sample | None:
+def _parse_as_we_write(data: Data, shard: str, entry: IndexEntry) -> Sample | None:
     """A sample of one image, cut out by its index; None where it looks otherwise.
 
     A third of the time of reading headers. What is damaged looks otherwise: contents are held to
@@ -216,7 +217,7 @@ def _parse_as_we_write(data: bytes, shard: str, entry: IndexEntry) -> Sample | N
         return None
     image, meta = entry.parts
     start, end = image.offset - entry.offset, meta.offset - entry.offset
-    name = data[:100].rstrip(b"\0")
+    name = bytes(data[:100]).rstrip(b"\0")
     stem = name.removesuffix(_SUFFIXES[image.kind])
     if (
         start != BLOCK
@@ -224,15 +225,15 @@ def _parse_as_we_write(data: bytes, shard: str, entry: IndexEntry) -> Sample | N
         or meta.kind != _JSON
         or stem is name
         or b"." in stem
-        or data[end - BLOCK : end - BLOCK + 100].rstrip(b"\0") != stem + b".json"
+        or bytes(data[end - BLOCK : end - BLOCK + 100]).rstrip(b"\0") != stem + b".json"
         or data[156] != _FILE
         or data[end - BLOCK + 156] != _FILE
         or data[345]
         or data[end - BLOCK + 345]
     ):
         return None
-    content = data[start : start + image.num_bytes]
-    encoded = data[end : end + meta.num_bytes]
+    content = bytes(data[start : start + image.num_bytes])
+    encoded = bytes(data[end : end + meta.num_bytes])
     if crc32(content) != image.crc32 or crc32(encoded) != meta.crc32:
         return None
     key = stem.decode()

@@ -12,6 +12,7 @@ from grpo_stream.boxes import Size
 from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, decode, resize
+from grpo_stream.shards.blobs import Data
 from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.index import IndexEntry, ShardIndex
 from grpo_stream.shards.manifest import Manifest
@@ -102,8 +103,11 @@ class StoredSample(NamedTuple):
 
     shard: str
     """The shard's name, for error messages."""
-    data: bytes
+    data: Data
     entry: IndexEntry
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredSample, (self.shard, bytes(self.data), self.entry)
 
     def sample(self) -> Sample:
         """See :meth:`Encoded.sample`."""

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,7 @@ def test_what_is_fetched_when_is_the_loaders_rule(numbered_set, ahead, rank, wor
         def close(self):
             pass
 
+    loader: Any
     with PromptLoader(stream, list) as loader:
         loader._fetcher = Fetcher()
         for place in (7, 0):  # a seek begins anew

@@ -44,8 +44,10 @@ def test_ranges_are_exact(store):
 def test_several_ranges_are_those_one_by_one(store):
     store.write("a", DATA)
     ranges = [(0, 3), (3, 500), (1000, 1), (len(DATA) - 7, 7), (5, 9)]
-    assert store.read_ranges("a", ranges) == [store.read_range("a", *one) for one in ranges]
-    assert all(type(data) is bytes for data in store.read_ranges("a", ranges))
+    assert list(store.read_ranges("a", ranges)) == [store.read_range("a", *one) for one in ranges]
+    neighbours, alone = store.read_ranges("a", ranges)[:2], store.read_ranges("a", [(0, 3)])
+    assert all(type(data) is bytes for data in neighbours), "a view would keep all of them"
+    assert all(memoryview(data).readonly for data in alone)
     with pytest.raises(StoreError, match="short_read"):
         store.read_ranges("a", [(0, 3), (len(DATA) - 5, 6)])
 

@@ -44,7 +44,7 @@ SIZES = st.lists(st.integers(0, AHEAD // 20), min_size=1, max_size=9)
 @SOME
 @given(world=WORLDS, sizes=SIZES, ahead=st.integers(1, AHEAD), prefetch=st.integers(1, 4))
 def test_bounds_hold_and_what_is_near_is_always_there(world, sizes, ahead, prefetch):
-    for before, after in walk(make_rule(*world, ahead, prefetch), sizes, 80):
+    for before, after in walk(make_rule(world[0], world[1], ahead, prefetch), sizes, 80):
         assert prefetch < len(after) <= 1024
         if len(after) > max(len(before), prefetch + 1):
             assert sum(after[:-1]) < ahead
