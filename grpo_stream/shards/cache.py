@@ -53,8 +53,8 @@ class ShardCache:
         pause_seconds: float = _PAUSE_SECONDS,
     ) -> None:
         self._store = store
-        self._sizes = {info.name: info.num_bytes for info in manifest.shards}
-        largest = max(self._sizes.values(), default=0)
+        self._sizes = manifest.sizes()
+        largest = int(manifest.byte_counts.max(initial=0))
         if max_bytes < largest:
             expected = f"must hold at least the largest shard, so {largest} or more"
             raise ConfigError("cache_bytes", max_bytes, expected)
@@ -85,7 +85,8 @@ class ShardCache:
         cache, announced or not, and where the cache cannot take it, reads the object from its
         start up to the range's end.
         """
-        if name not in self._sizes or max(map(sum, ranges)) > self._sizes[name]:
+        size = self._sizes.get(name)
+        if size is None or max(map(sum, ranges)) > size:
             return self._store.read_ranges(name, ranges)  # its error is the clearer one
         self._check_process()
         shard = self._fetcher.find(name)

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from grpo_stream.errors import StoreError
@@ -61,7 +61,7 @@ class ShardFetcher:
     def __init__(
         self,
         store: Store,
-        sizes: dict[str, int],
+        sizes: Mapping[str, int],
         folder: CacheFolder,
         num_threads: int,
         pause_seconds: float,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -54,6 +54,12 @@ class Manifest:
         if isinstance(self.shards, ShardTable):
             return self.shards.num_bytes
         return np.array([shard.num_bytes for shard in self.shards], dtype=np.int64)
+
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each shard, by name."""
+        if isinstance(self.shards, ShardTable):
+            return self.shards.sizes()
+        return {shard.name: shard.num_bytes for shard in self.shards}
 
     @cached_property
     def digest(self) -> str:

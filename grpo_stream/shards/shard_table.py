@@ -2,8 +2,10 @@
 
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, overload
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 _NAME = re.compile(r"[ !#-\[\]-~]+")  # ASCII that JSON writes as it is
 _HASH = re.compile("[0-9a-f]{64}")
 _PIECE = 4096
+_NUM_KNOWN = 1024
 _FIELDS = {"name", "num_samples", "num_bytes", "sha256"}
 
 
@@ -82,6 +85,10 @@ class ShardTable(Sequence[ShardInfo]):  # noqa: PLW1641 - compared by content, a
         ordered = np.sort(self._names)
         return bool(np.any(ordered[1:] == ordered[:-1]))
 
+    def sizes(self) -> Mapping[str, int]:
+        """Size in bytes of each shard, by name; a million names take 4 MB, no dict's 200."""
+        return _SizesByName(self._names, self.num_bytes)
+
     def digest_lines(self) -> Iterator[bytes]:
         """The lines that ``Manifest.digest`` is made of, some thousands at a time."""
         for start in range(0, len(self), _PIECE):
@@ -98,6 +105,33 @@ class ShardTable(Sequence[ShardInfo]):  # noqa: PLW1641 - compared by content, a
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+
+class _SizesByName(Mapping[str, int]):
+    def __init__(self, names: NDArray[np.bytes_], num_bytes: NDArray[np.int64]) -> None:
+        self._names = names
+        self._num_bytes = num_bytes
+        self._order = np.argsort(names).astype(np.int32)
+        self._find = lru_cache(_NUM_KNOWN)(self._search)  # 10 us less for each read of a shard
+
+    def __getitem__(self, name: str) -> int:
+        return self._find(name)
+
+    def _search(self, name: str) -> int:
+        wanted = name.encode()
+        # Not searchsorted, which copies the names where their dtype is not the wanted one's.
+        place = bisect_left(self._order, wanted, key=self._names.__getitem__)
+        if place < len(self._order):
+            number = self._order[place]
+            if self._names[number] == wanted:
+                return int(self._num_bytes[number])
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode() for name in self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass

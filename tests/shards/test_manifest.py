@@ -129,6 +129,15 @@ class TestManyShards:
         columns = (table._names, table.num_samples, table.num_bytes, table._sha256)
         assert sum(column.nbytes for column in columns) < 100 * len(table)
 
+    def test_sizes_by_name(self, read):
+        sizes = read.sizes()
+        assert dict(sizes) == {shard.name: shard.num_bytes for shard in self.SHARDS}
+        assert sizes == replace(read, shards=self.SHARDS).sizes()
+        assert len(sizes) == 5000
+        for name in ("", "train", "train/", self.SHARDS[7].name + "x", "zzz", "ä"):
+            assert name not in sizes
+            assert sizes.get(name) is None
+
     @pytest.mark.parametrize(
         "shard",
         [
