@@ -207,6 +207,7 @@ def test_room_is_taken_before_the_first_byte_comes(data, folder):
         cache.announce(names(0, 1))
         wait_for(lambda: cache.read_range("1.tar", 0, 9) and cache.snapshot().num_misses_full)
         assert used_bytes(folder) == SHARD_BYTES
+        wait_for(lambda: store.streams)  # the room is taken before
         assert len(store.streams) == 1
         store.gate.set()
 
