@@ -120,8 +120,8 @@ def test_ending_the_script_ends_what_it_started(tmp_path):
         time.sleep(0.05)
     inner = psutil.Process(int(mark.read_text()))
     outer.terminate()
-    assert outer.wait(timeout=30) == 143
-    _gone, alive = psutil.wait_procs([inner], timeout=30)
+    assert outer.wait(timeout=60) == 143
+    _gone, alive = psutil.wait_procs([inner], timeout=60)
     assert not alive
 
 

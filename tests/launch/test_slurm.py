@@ -86,7 +86,7 @@ def submit(tmp_path):
 def test_each_node_starts_its_ranks_and_the_run_goes_on_from_its_last_checkpoint(submit, tmp_path):
     (tmp_path / "out/grpo-123456").mkdir(parents=True)
     (tmp_path / "out/grpo-123456/stop").touch()  # of a start that was killed before it stopped
-    assert submit("--max_steps", "5", "--reward_funcs", "a b").wait(timeout=20) == 0
+    assert submit("--max_steps", "5", "--reward_funcs", "a b").wait(timeout=60) == 0
     for node in ("0", "1"):
         words, cpus = json.loads((tmp_path / f"called-{node}").read_text())
         assert words == [
@@ -111,7 +111,7 @@ def test_before_the_time_limit_the_run_is_asked_to_stop_and_queued_again(submit,
     wait_for(lambda: all((tmp_path / f"called-{node}").exists() for node in "01"))
     assert job.poll() is None
     job.send_signal(signal.SIGUSR1)  # to the script alone, as --signal=B:USR1 has it
-    assert job.wait(timeout=20) == 1
+    assert job.wait(timeout=60) == 1
     assert (tmp_path / "scontrol.log").read_text() == "requeue 123456\n"
 
 
@@ -119,7 +119,7 @@ def test_a_run_that_fails_by_itself_is_not_queued_again(submit, tmp_path):
     job = submit()
     wait_for(lambda: all((tmp_path / f"called-{node}").exists() for node in "01"))
     (tmp_path / "out/grpo-123456/stop").touch()  # which ends the stand-in with 1
-    assert job.wait(timeout=20) == 1
+    assert job.wait(timeout=60) == 1
     assert not (tmp_path / "scontrol.log").exists()
 
 

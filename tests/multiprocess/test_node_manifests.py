@@ -21,7 +21,7 @@ def test_a_manifest_is_fetched_once_and_its_absence_told_to_both(tmp_path):
         def words(rank):
             return ["tests/multiprocess/manifest_probe.py", *urls, tmp_path / f"{rank}.json"]
 
-        run_ranks(words, timeout=60)
+        run_ranks(words, timeout=200)
         names = [name for name, _ in server.ranges]
     assert names == ["train/manifest.json", "none/manifest.json"]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(NUM_RANKS)]

@@ -51,5 +51,5 @@ def run(folder, tmp_path, max_bad_samples):
         probe = "tests/multiprocess/read_probe.py"
         return [probe, folder, tmp_path / f"rank-{rank}.json", max_bad_samples]
 
-    run_ranks(words, timeout=60)
+    run_ranks(words, timeout=200)
     return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]

@@ -53,7 +53,7 @@ def start(tmp_path):
 def test_a_rank_ends_with_either_launcher_of_deepspeed(start, killed):
     family = start("deepspeed", "deepspeed.launcher.launch")
     family[killed].send_signal(signal.SIGKILL)
-    family[-1].wait(timeout=20)
+    family[-1].wait(timeout=60)
     with contextlib.suppress(psutil.NoSuchProcess):
         family[1].kill()
     assert "its launcher has gone" in family[0].stderr.read()
@@ -65,7 +65,7 @@ def test_a_rank_ends_with_torchrun_but_not_with_what_began_that(start):
     time.sleep(0.5)
     assert rank.is_running()
     torchrun.kill()
-    rank.wait(timeout=20)
+    rank.wait(timeout=60)
 
 
 def test_a_run_that_was_begun_by_hand_may_outlive_its_shell(start):

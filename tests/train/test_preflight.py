@@ -41,7 +41,7 @@ def seen(folder, tmp_path_factory):
     ]
     try:
         for process in ranks:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=200)
             assert process.returncode == 0, output
     finally:
         for process in ranks:

@@ -122,7 +122,7 @@ def test_c_code_that_holds_the_interpreter_is_ended_too(tmp_path):
         [sys.executable, "-c", HOLDS_THE_INTERPRETER, tmp_path],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 1
