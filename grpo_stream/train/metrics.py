@@ -72,16 +72,19 @@ def _is_number(logs: dict[str, Any], name: str) -> bool:
 
 @dataclass
 class Work:
-    """What all ranks together have sampled so far."""
+    """What all ranks together have done so far."""
 
     num_samples: int = 0
     """Prompts."""
     num_completion_tokens: int = 0
+    data_wait_seconds: float = 0.0
+    """For each generation batch that of the rank which waited longest for its data."""
 
     def __sub__(self, before: "Work") -> "Work":
         return Work(
             self.num_samples - before.num_samples,
             self.num_completion_tokens - before.num_completion_tokens,
+            self.data_wait_seconds - before.data_wait_seconds,
         )
 
 
@@ -103,7 +106,7 @@ def step_metrics(seconds: Mapping[str, float], work: Work, num_steps: int) -> di
     metrics = {f"time/{name}": seconds.get(name, 0.0) / num_steps for name in PHASES}
     metrics |= {f"time/{name}": seconds[name] for name in PAUSES if seconds.get(name)}
     metrics["time/step"] = total / num_steps
-    metrics["time/data_wait_share"] = _rate(seconds.get("data_wait", 0.0), total)
+    metrics["time/data_wait_share"] = _rate(work.data_wait_seconds, total)
     metrics["speed/samples_per_second"] = _rate(work.num_samples, total)
     tokens = work.num_completion_tokens
     metrics["speed/completion_tokens_per_second"] = _rate(tokens, total)

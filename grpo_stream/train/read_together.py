@@ -55,7 +55,7 @@ class BadSamples:
 class ReadTogether(Generic[T]):
     """Generation batches of this rank, in step with the other ranks.
 
-    Each batch costs one collective of two integers; texts are exchanged only when a rank has
+    Each batch costs one collective of three integers; texts are exchanged only when a rank has
     failed or met a bad sample.
 
     Args:
@@ -65,6 +65,8 @@ class ReadTogether(Generic[T]):
     def __init__(self, loader: PromptLoader[T]) -> None:
         self.loader = loader
         self.bad_samples = BadSamples()
+        self.wait_seconds = 0.0
+        """Time that all have waited for data: for each batch that of the rank with the longest."""
         self._before: dict[str, str] = {}
         self._num_bad_known = 0
 
@@ -80,18 +82,22 @@ class ReadTogether(Generic[T]):
             BadSamplesError: more than ``max_bad_samples`` were bad on all ranks together.
             GrpoStreamError: what the stream of a rank raised, with the number of the rank.
         """
+        waited_before = self.loader.wait_seconds
         try:
             batch = self.loader.get(epoch, batch_index)
         except Exception as error:
-            self._compare(error)
+            self._compare(error, 0.0)
             raise
-        self._compare(None)
+        self._compare(None, self.loader.wait_seconds - waited_before)
         return batch
 
-    def _compare(self, error: Exception | None) -> None:
+    def _compare(self, error: Exception | None, wait_seconds: float) -> None:
         # Copied at once: other threads go on counting.
         own = _Report(_told(error), self.loader.stream.counters.quarantine.copy())
-        num_failed, num_bad = self._sum([int(error is not None), len(own.quarantine)])
+        numbers = [int(error is not None), len(own.quarantine), round(wait_seconds * 1e6)]
+        failed, bad, waits = zip(*self._gather(numbers), strict=True)
+        num_failed, num_bad = sum(failed), sum(bad)
+        self.wait_seconds += max(waits) / 1e6
         if not num_failed and num_bad == self._num_bad_known:
             return
         self._num_bad_known = num_bad
@@ -105,12 +111,12 @@ class ReadTogether(Generic[T]):
     def _is_alone(self) -> bool:
         return self.loader.stream.world.world_size == 1
 
-    def _sum(self, numbers: list[int]) -> list[int]:
+    def _gather(self, numbers: list[int]) -> list[list[int]]:
         if self._is_alone:
-            return numbers
+            return [numbers]
         everyone: torch.Tensor = gather(torch.tensor([numbers], device=PartialState().device))
-        total: list[int] = everyone.sum(0).tolist()
-        return total
+        rows: list[list[int]] = everyone.tolist()
+        return rows
 
 
 def raise_together(

@@ -92,6 +92,10 @@ class StreamTrainer(WatchedTrainer):
         rows = zip(*(column.flatten().tolist() for column in columns), strict=True)
         return [stream.sources[source].describe(shard, sample) for source, shard, sample in rows]
 
+    def _data_wait_seconds(self) -> float:
+        """Overrides ``WatchedTrainer._data_wait_seconds``."""
+        return self._reader.wait_seconds
+
     def num_examples(self, dataloader: DataLoader[Batch]) -> int:
         """Overrides ``Trainer.num_examples`` (transformers 5.23): prompts of an epoch."""
         reader: ReadTogether[Batch] = dataloader.dataset.reader  # type: ignore[attr-defined]

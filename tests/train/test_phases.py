@@ -100,11 +100,11 @@ def test_calls_of_others_can_be_timed(phases, clock):
 class TestStepMetrics:
     def test_are_per_global_step_and_per_second(self):
         seconds = {"data_wait": 1.0, "rollout": 5.0, "update": 3.0, "other": 1.0, "evaluate": 90.0}
-        metrics = step_metrics(seconds, Work(20, 500), num_steps=2)
+        metrics = step_metrics(seconds, Work(20, 500, 0.5), num_steps=2)
         assert metrics["time/rollout"] == 2.5
         assert metrics["time/step"] == 5
         assert metrics["time/evaluate"] == 90
-        assert metrics["time/data_wait_share"] == 0.1
+        assert metrics["time/data_wait_share"] == 0.05
         assert metrics["speed/samples_per_second"] == 2
         assert metrics["speed/completion_tokens_per_second"] == 50
         assert metrics["speed/rollout_tokens_per_second"] == 100

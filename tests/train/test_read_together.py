@@ -29,12 +29,15 @@ class Ranks:
                     f"{cause} {rank}.{n}": cause for n in range(number)
                 }
         self.errors: list[Exception | None] = [None] * len(counts)
-        monkeypatch.setattr(ReadTogether, "_sum", lambda _, __: self.sums())
+        self.waits = [0.0] * len(counts)
+        monkeypatch.setattr(ReadTogether, "_gather", lambda _, __: self.rows())
         monkeypatch.setattr(read_together, "gather_object", lambda _: self.reports())
 
-    def sums(self):
+    def rows(self):
         totals = [counters.num_bad_by_cause.total() for counters in self.counters]
-        return [sum(error is not None for error in self.errors), sum(totals)]
+        failed = [int(error is not None) for error in self.errors]
+        microseconds = [round(wait * 1e6) for wait in self.waits]
+        return list(map(list, zip(failed, totals, microseconds, strict=True)))
 
     def reports(self):
         self.num_exchanges += 1
@@ -56,7 +59,7 @@ class Ranks:
             world=World(rank, len(self.counters)),
             config=StreamConfig(num_lanes=4, max_bad_samples=max_bad_samples),
         )
-        return ReadTogether(SimpleNamespace(stream=stream, get=get))  # type: ignore[arg-type]
+        return ReadTogether(SimpleNamespace(stream=stream, get=get, wait_seconds=0.0))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,32 @@ def test_the_tolerance_is_over_all_ranks(monkeypatch):
         words = r"4 samples .* on 3 ranks.*max_bad_samples=3.*'checksum': 3.*rank 0: checksum 0.1"
         with pytest.raises(BadSamplesError, match=words):
             ranks.reader(rank, max_bad_samples=3).get(3, 1)
+
+
+def test_of_each_batch_the_longest_wait_counts(monkeypatch):
+    ranks = Ranks(monkeypatch, [{}, {}, {}])
+    reader = ranks.reader(0)
+    for waits in ([0.25, 0.0, 0.5], [1.0, 0.0, 0.0]):
+        ranks.waits = waits
+        reader.get(0, 0)
+    assert reader.wait_seconds == 1.5
+
+
+def test_a_wait_is_that_of_the_batch(monkeypatch):
+    ranks = Ranks(monkeypatch, [{}])
+    monkeypatch.undo()
+    reader = ranks.reader(0)
+    reader.loader.wait_seconds = 7.0  # of evaluations, of other starts
+    get = reader.loader.get
+
+    def slow(*place):
+        reader.loader.wait_seconds += 0.125
+        return get(*place)
+
+    reader.loader.get = slow
+    reader.get(0, 0)
+    reader.get(0, 1)
+    assert reader.wait_seconds == 0.25
 
 
 def test_texts_are_exchanged_only_when_something_is_new(monkeypatch):

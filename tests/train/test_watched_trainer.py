@@ -34,9 +34,8 @@ def test_a_run_says_where_its_time_went_and_what_was_answered(
         assert all(seconds > 0 for seconds in spent.values()), spent
         assert sum(spent.values()) == pytest.approx(entry["time/step"])
         assert spent["rewards"] >= 0.05
-        assert entry["time/data_wait_share"] == pytest.approx(
-            spent["data_wait"] / entry["time/step"]
-        )
+        waited = entry["time/data_wait_share"] * entry["time/step"]
+        assert 0 < waited <= spent["data_wait"] + 1e-6
         assert entry["speed/samples_per_second"] == pytest.approx(4 / entry["time/step"])
         num_tokens = 8 * entry["completions/mean_length"]
         assert entry["speed/completion_tokens_per_second"] == pytest.approx(
