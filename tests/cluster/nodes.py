@@ -140,11 +140,11 @@ class Cluster(ExitStack):
         pairs = (SETTINGS | own | settings).items()
         return [word for name, value in pairs for word in (f"--{name}", value)]
 
-    def start_run(self, name, command, variables):
-        """Starts a command on node 1 that trains into the folder ``name``."""
+    def start_run(self, name, command, variables, node=1):
+        """Starts a command on a node that trains into the folder ``name``."""
         log = self.folder / f"{name}-{time.monotonic_ns()}.log"
         with log.open("w") as output:
-            process = self.nodes[1].start(
+            process = self.nodes[node].start(
                 command,
                 cwd=ROOT,
                 env=environment() | variables,

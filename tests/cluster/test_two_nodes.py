@@ -5,13 +5,16 @@ Every loss is compared with that of two ranks on one host that nobody disturbed.
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.machines import paused, wait_for
+from tests.cluster.nodes import DEEPSPEED, PYTHON
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+TORCHRUN = Path(PYTHON).parent / "torchrun"
 TIMEOUT_SECONDS = 20
 """Of the runs' collectives (``ddp_timeout``)."""
 END_SECONDS = 60
@@ -29,6 +32,27 @@ def test_it_trains_stops_when_asked_and_goes_on_as_if_nothing_had_been(cluster, 
     assert run.last_checkpoint() >= 3
     assert not (run.folder / "model.safetensors").exists()
     assert goes_on(cluster, run) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [DEEPSPEED, "--hostfile", "{hosts}", "--no_ssh", "--node_rank", "{rank}"],
+        [TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--node_rank", "{rank}"],
+    ],
+    ids=["deepspeed --no_ssh", "torchrun"],
+)
+def test_a_command_on_each_node(cluster, uninterrupted, words):
+    name = Path(words[0]).name
+    settings = {"output_dir": cluster.folder / name, "max_steps": cluster.num_steps}
+    rest = ["--master_addr", "node-1", "--master_port", "29500", "launch/train.py"]
+    rest += cluster.flags(settings)
+    runs = []
+    for rank in range(2):
+        own = [str(w).format(hosts=cluster.folder / "hostfile", rank=rank) for w in words]
+        runs.append(cluster.start_run(name, [*own, *rest], {}, node=rank + 1))
+    assert [run.wait() for run in runs] == [0, 0], "".join(run.log() for run in runs)
+    assert runs[0].losses() == uninterrupted
 
 
 def test_a_cut_link_ends_the_run_within_the_time_out(cluster, uninterrupted):
