@@ -3,6 +3,7 @@
 Every loss is compared with that of two ranks on one host that nobody disturbed.
 """
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_a_command_on_each_node(cluster, uninterrupted, words):
         runs.append(cluster.start_run(name, [*own, *rest], {}, node=rank + 1))
     assert [run.wait() for run in runs] == [0, 0], "".join(run.log() for run in runs)
     assert runs[0].losses() == uninterrupted
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs openmpi-bin")
+def test_open_mpi(cluster, uninterrupted):
+    words = "--allow-run-as-root -x MASTER_ADDR=node-1 -x MASTER_PORT=29500"
+    hosts = ["--hostfile", cluster.folder / "hostfile"]
+    hosts += ["--launcher", "openmpi", "--launcher_args", words]
+    run = cluster.run("mpirun", hosts=hosts, max_steps=cluster.num_steps)
+    assert run.wait() == 0, run.log()
+    assert run.losses() == uninterrupted
 
 
 def test_a_cut_link_ends_the_run_within_the_time_out(cluster, uninterrupted):
