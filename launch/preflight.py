@@ -13,7 +13,7 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.launching import parse_settings, use_cpu_only
 from grpo_stream.train.preflight import run_preflight
 from grpo_stream.train.preflight_report import PreflightError
-from grpo_stream.train.process_group import start_process_group
+from grpo_stream.train.process_group import leave_process_group, start_process_group
 from grpo_stream.train.run_checks import run_checks
 
 
@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     try:
         start_process_group(use_cpu=use_cpu)
         run_preflight(run_checks(parse_settings(argv, use_cpu=use_cpu)), say=print)
+        leave_process_group()
     except GrpoStreamError as error:
         if not isinstance(error, PreflightError) or World.from_env().rank == 0:
             print(f"error: {error}", file=sys.stderr)

@@ -36,7 +36,12 @@ from grpo_stream.train.lifeline import end_with_launcher
 from grpo_stream.train.metrics import ShortProgressCallback
 from grpo_stream.train.preflight import run_preflight
 from grpo_stream.train.preflight_report import PreflightError
-from grpo_stream.train.process_group import BoundWaiting, is_lost_rank, start_process_group
+from grpo_stream.train.process_group import (
+    BoundWaiting,
+    is_lost_rank,
+    leave_process_group,
+    start_process_group,
+)
 from grpo_stream.train.processor import load_processor
 from grpo_stream.train.run_checks import run_checks
 from grpo_stream.train.stopping import EXIT_STOPPED, StopOnDemand
@@ -67,6 +72,7 @@ def main(argv: list[str]) -> int:
                 print("dry run: the settings fit together; no weights were loaded")
             return 0
         train(settings, plan, stop)
+        leave_process_group()
     except PreflightError as error:
         if World.from_env().rank == 0:
             print(f"error: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from grpo_stream.stream.sources import Source, StreamSample
 from grpo_stream.stream.world import World
 from grpo_stream.train.collate import PromptCollator
 from grpo_stream.train.groups import PromptGroups
+from grpo_stream.train.process_group import leave_process_group
 from grpo_stream.train.rollout import suppressed_token_ids, trim_completions
 
 _LONGEST_WAIT = timedelta(hours=24)  # of the rank that is done first for the one that is last
@@ -210,12 +211,13 @@ def join_ranks(world: World) -> None:
 def gather_shares(share: Evaluation, world: World) -> Evaluation | None:
     """The answers of all ranks in the order of the set, on rank 0; None on the others.
 
-    Waits for the slowest rank.
+    Waits for the slowest rank; the ranks have parted then.
     """
     if world.world_size == 1:
         return share
     shares: list[Any] | None = [None] * world.world_size if world.rank == 0 else None
     dist.gather_object(share, shares)
+    leave_process_group()
     if shares is None:
         return None
     answers = [answer for one in shares for answer in one.answers]

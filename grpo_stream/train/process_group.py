@@ -50,6 +50,17 @@ def start_process_group(*, use_cpu: bool) -> None:
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
 
+def leave_process_group() -> None:
+    """Leaves the other ranks when all have come here; nothing where no group was joined.
+
+    A process that ends with its groups open may abort on the way: gloo's threads are still there
+    (seen with torch 2.13), and a run that was a success has failed.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def bound_waiting(timeout: timedelta) -> None:
     """Sets how long a collective of any process group waits for the other ranks.
 

@@ -12,7 +12,7 @@ import deepspeed
 import torch
 from trl import GRPOConfig
 
-from grpo_stream.train.process_group import start_process_group
+from grpo_stream.train.process_group import leave_process_group, start_process_group
 from grpo_stream.train.processor import load_processor
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.support import QUIET
@@ -33,6 +33,7 @@ def main() -> None:
     start_process_group(use_cpu=True)
     seen = {name: run(folder, **settings) for name, settings in RUNS.items()}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    leave_process_group()
 
 
 def run(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from grpo_stream.grounding.rewards import accuracy_reward_coord
 from grpo_stream.train import launching
-from grpo_stream.train.process_group import start_process_group
+from grpo_stream.train.process_group import leave_process_group, start_process_group
 from tests.launch.support import load_script
 
 KEYS: list[list[str]] = []
@@ -50,6 +50,7 @@ def main():
     }
     path = Path(os.environ["PROBE_DIR"]) / f"rank-{os.environ['RANK']}.json"
     path.write_text(json.dumps(seen))
+    leave_process_group()
 
 
 if __name__ == "__main__":
