@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed
 
-from grpo_stream.train.process_group import bound_waiting, is_lost_rank
+from grpo_stream.train.process_group import bound_waiting, is_lost_rank, leave_process_group
 
 
 def test_every_group_waits_as_long_as_the_run_says(tmp_path):
@@ -20,6 +20,15 @@ def test_every_group_waits_as_long_as_the_run_says(tmp_path):
         assert [seconds_of(group) for group in groups] == [3, 3]
     finally:
         distributed.destroy_process_group()
+
+
+def test_all_groups_are_left(tmp_path):
+    leave_process_group()  # of no group: nothing to do
+    url = f"file://{tmp_path}/store"
+    distributed.init_process_group("gloo", init_method=url, rank=0, world_size=1)
+    distributed.new_group([0])
+    leave_process_group()
+    assert not distributed.is_initialized()
 
 
 def seconds_of(group):
