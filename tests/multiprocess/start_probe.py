@@ -15,6 +15,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.integrations import HfDeepSpeedConfig
 
+from grpo_stream.train.process_group import leave_process_group
 from grpo_stream.train.zero import load_zero_config
 
 
@@ -46,7 +47,7 @@ def main(folder):
         "tensor_bytes": tensor_bytes(),
     }
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
-    torch.distributed.barrier()
+    leave_process_group()
 
 
 def load(folder):
