@@ -40,10 +40,9 @@ def load_manifests(urls: Sequence[str], retry: RetryRules | None = None) -> dict
             sent = [[Manifest.fetch(open_patient(url, retry)) for url in far]]
         except GrpoStreamError as error:
             sent = [error]
-    try:
-        torch.distributed.broadcast_object_list(sent, on_node[0], group)
-    finally:
-        torch.distributed.destroy_process_group(group)
+    # The group stays: torch would name the next one like it, and a rank could find the addresses of
+    # this one in the store and wait for ever (torch 2.13, ``_hash_ranks_to_str``).
+    torch.distributed.broadcast_object_list(sent, on_node[0], group)
     (read,) = sent
     if not isinstance(read, list):
         raise read or RuntimeError("the node's first rank sent nothing")
