@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
         if settings.run.dry_run:
             if settings.args.process_index == 0:
                 print("dry run: the settings fit together; no weights were loaded")
+            leave_process_group()
             return 0
         train(settings, plan, stop)
         leave_process_group()

@@ -10,10 +10,15 @@ from grpo_stream.errors import GrpoStreamError
 from grpo_stream.train.config import DataArguments
 from grpo_stream.train.data import open_sources
 
+NUM_LOADINGS = 20
+
 
 def main(url, missing, out):
     PartialState(cpu=True)
-    seen = {"digest": open_sources(DataArguments(shards=[url])).sources[0].digest}
+    digests = {  # once would not show whether the groups of two loadings get in each other's way
+        open_sources(DataArguments(shards=[url])).sources[0].digest for _ in range(NUM_LOADINGS)
+    }
+    seen = {"digest": digests.pop()}
     try:
         open_sources(DataArguments(shards=[missing]))
     except GrpoStreamError as error:

