@@ -59,13 +59,14 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 
-def probe(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
+def probe(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
     """Reads an image's header and checks it against ``limits``; decodes nothing.
 
     Raises:
         ImageError: causes ``image_empty``, ``image_unreadable``, ``image_too_large``,
             ``image_too_small``, ``image_aspect_ratio``.
     """
+    data = bytes(data)
     info = read_header(data)
     if info is not None:
         _check_limits(info.size, limits)
@@ -75,7 +76,7 @@ def probe(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
 
 
 def decode(
-    data: bytes, limits: ImageLimits = DEFAULT_LIMITS, info: ImageInfo | None = None
+    data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS, info: ImageInfo | None = None
 ) -> Pixels:
     """Decodes an image to upright RGB.
 
@@ -93,6 +94,7 @@ def decode(
     Raises:
         ImageError: as :func:`probe`, and ``image_truncated`` for damaged pixel data.
     """
+    data = bytes(data)
     pixels = _decode_plain_jpeg(data, info or probe(data, limits))
     if pixels is not None:
         return pixels

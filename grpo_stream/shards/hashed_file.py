@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from grpo_stream.shards.blobs import Data
+
 _BATCH_BYTES = 2**20  # so large that the thread seldom asks for the interpreter's lock
 
 
@@ -33,7 +35,7 @@ class HashedFile:
         self._thread: ThreadPoolExecutor | None = None
         self._batch: Future[None] | None = None
 
-    def write(self, chunks: Iterable[bytes]) -> None:
+    def write(self, chunks: Iterable[Data]) -> None:
         """Appends ``chunks``.
 
         Raises:
@@ -71,7 +73,7 @@ class HashedFile:
         self._end_thread()
         self.raw.close()
 
-    def _gather(self, chunk: bytes) -> None:
+    def _gather(self, chunk: Data) -> None:
         rest = memoryview(chunk)
         while rest:
             start = self._num_gathered

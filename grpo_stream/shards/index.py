@@ -7,7 +7,8 @@ in one go, and one request then fetches one sample. ``docs/shards.md`` has the t
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ PART_DTYPE = np.dtype(
 
 _MAGIC = b"GRPOIDX\x00"
 _HEADER = struct.Struct("<8sIIIIQQQ")
+_SAMPLE_ROW, _PART_ROW = struct.Struct("<QQII"), struct.Struct("<QQIIIHH")  # the dtypes above
 _CRC = struct.Struct("<I")
 
 
@@ -66,6 +68,9 @@ class IndexPart(NamedTuple):
     def is_image(self) -> bool:
         """Whether the part is one of the sample's images."""
         return self.width > 0
+
+
+_as_part = partial(tuple.__new__, IndexPart)  # IndexPart._make, which takes twice as long
 
 
 class IndexEntry(NamedTuple):
@@ -95,15 +100,24 @@ class ShardIndex:
     """Shape (num_parts,), dtype :data:`PART_DTYPE`; the parts of one sample after another's."""
     num_bytes: int
     """Size of the tar in bytes."""
+    _rows: tuple[memoryview, memoryview] = field(init=False, repr=False)  # of the two, as bytes
+
+    def __post_init__(self) -> None:
+        rows = self.samples.view(np.uint8).data, self.parts.view(np.uint8).data
+        object.__setattr__(self, "_rows", rows)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, sample: int) -> IndexEntry:
-        offset, num_bytes, first, num_parts = self.samples.item(sample)
-        part = self.parts.item  # a third of the time of slicing out two rows
-        parts = [IndexPart._make(part(number)) for number in range(first, first + num_parts)]
-        return IndexEntry(offset, num_bytes, tuple(parts))
+        # A third of the time of taking rows from the arrays.
+        samples, parts = self._rows
+        try:
+            offset, num_bytes, first, num_parts = _SAMPLE_ROW.unpack_from(samples, 24 * sample)
+        except struct.error:
+            raise IndexError(f"sample {sample} of {len(self)}") from None
+        rows = _PART_ROW.iter_unpack(parts[32 * first : 32 * (first + num_parts)])
+        return IndexEntry(offset, num_bytes, tuple(map(_as_part, rows)))
 
     @classmethod
     def from_entries(cls, entries: Sequence[IndexEntry], num_bytes: int) -> "ShardIndex":

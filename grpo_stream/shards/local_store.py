@@ -4,7 +4,6 @@ import os
 import shutil
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -47,14 +46,14 @@ class _OpenFile:
 class LocalStore:
     """A folder. See :class:`~grpo_stream.shards.store.Store`.
 
-    The 64 files that ranges were last read from stay open, at most; one that was replaced is
+    The 64 files that were opened last to read ranges stay open, at most; one that was replaced is
     opened anew within a second. What others delete keeps its place on the disk until it is no
     longer among them.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._open_files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._open_files: dict[str, _OpenFile] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["LocalStore"], tuple[Path]]:
@@ -74,20 +73,18 @@ class LocalStore:
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
-        return self.read_ranges(name, [(offset, num_bytes)])[0]
+        try:
+            file = self._open(name)  # held by its name: it must stay open while it is read
+            data = read_at(file.fd, offset, num_bytes)
+        except OSError as error:
+            raise store_error("unreadable", self.url, name, error) from error
+        if len(data) != num_bytes:
+            check_length(data, self.url, name, offset, num_bytes)
+        return data
 
     def read_ranges(self, name: str, ranges: Sequence[Range]) -> list[bytes]:
         """See :meth:`Store.read_ranges`; one after another."""
-        try:
-            # The file is held by its name: it must stay open while it is read.
-            file = self._open(name)
-            found = [read_at(file.fd, offset, num_bytes) for offset, num_bytes in ranges]
-        except OSError as error:
-            raise store_error("unreadable", self.url, name, error) from error
-        for data, (offset, num_bytes) in zip(found, ranges, strict=True):
-            if len(data) != num_bytes:
-                check_length(data, self.url, name, offset, num_bytes)
-        return found
+        return [self.read_range(name, offset, num_bytes) for offset, num_bytes in ranges]
 
     def open_stream(self, name: str) -> BinaryIO:
         """See :meth:`Store.open_stream`."""
@@ -160,11 +157,7 @@ class LocalStore:
             raise store_error("unreadable", self.url, prefix or "listing", error) from error
 
     def _open(self, name: str) -> _OpenFile:
-        with self._lock:
-            file = self._open_files.get(name)
-            if file is not None:
-                self._open_files.move_to_end(name)
-        # Asked outside the lock: a slow file system holds up nobody else.
+        file = self._open_files.get(name)
         try:
             if file is not None and file.is_current():
                 return file
@@ -173,10 +166,10 @@ class LocalStore:
             self._let_go(name)
             raise
         with self._lock:
+            self._open_files.pop(name, None)
             self._open_files[name] = file
-            self._open_files.move_to_end(name)
             if len(self._open_files) > _MAX_OPEN_FILES:
-                self._open_files.popitem(last=False)
+                del self._open_files[next(iter(self._open_files))]
         return file
 
     def _let_go(self, name: str) -> None:

@@ -25,6 +25,7 @@ from grpo_stream.shards.index import (
     energon_index_name,
     index_name,
 )
+from grpo_stream.shards.json_text import parse_json
 from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.members import BLOCK, END, iter_members, make_header, padding
 from grpo_stream.shards.runs import iter_runs, split_name
@@ -35,7 +36,7 @@ from grpo_stream.shards.sample import (
     check_meta,
     encode_meta,
     is_of_several_images,
-    parse_meta,
+    is_plainly_sound,
 )
 from grpo_stream.shards.store import Store
 
@@ -51,8 +52,7 @@ __all__ = [
 
 _KINDS = {kind: number for number, kind in enumerate(PART_KINDS)}
 _JSON = _KINDS["json"]
-_SUFFIXES = [f".{kind}".encode() for kind in PART_KINDS]
-_FILE = ord("0")
+_NAME_ENDS = [f".{kind}\0".encode() for kind in PART_KINDS]
 
 
 class ShardWriter(AbstractContextManager["ShardWriter"]):
@@ -113,7 +113,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         _check_images(sample)
         encoded = encode_meta(meta) if encoded_meta is None else encoded_meta
         start = position = self.num_bytes
-        chunks: list[bytes] = []
+        chunks: list[Data] = []
         parts: list[IndexPart] = []
         before = b""  # what comes before the next content; joined, while images stay uncopied
         sizes = sample.sizes
@@ -185,7 +185,7 @@ def parse_sample(data: Data, shard: str, entry: IndexEntry | None = None) -> Sam
         ShardFormatError: the causes of :func:`iter_samples`, ``num_samples`` (not exactly one
             sample) and ``checksum``.
     """
-    sample = None if entry is None else _parse_as_we_write(data, shard, entry)
+    sample = None if entry is None else _parse_as_we_write(data, entry)
     if sample is not None:
         return sample
     base = 0 if entry is None else entry.offset
@@ -207,7 +207,7 @@ def parse_sample(data: Data, shard: str, entry: IndexEntry | None = None) -> Sam
     return sample
 
 
-def _parse_as_we_write(data: Data, shard: str, entry: IndexEntry) -> Sample | None:
+def _parse_as_we_write(data: Data, entry: IndexEntry) -> Sample | None:
     """A sample of one image, cut out by its index; None where it looks otherwise.
 
     A third of the time of reading headers. What is damaged looks otherwise: contents are held to
@@ -216,29 +216,28 @@ def _parse_as_we_write(data: Data, shard: str, entry: IndexEntry) -> Sample | No
     if len(entry.parts) != 2:
         return None
     image, meta = entry.parts
-    start, end = image.offset - entry.offset, meta.offset - entry.offset
-    name = bytes(data[:100]).rstrip(b"\0")
-    stem = name.removesuffix(_SUFFIXES[image.kind])
+    end = meta.offset - entry.offset
+    first, second = bytes(data[:BLOCK]), bytes(data[end - BLOCK : end])
+    stem = first[: first.find(b".")]
     if (
-        start != BLOCK
-        or end != start + image.num_bytes + -image.num_bytes % BLOCK + BLOCK
-        or meta.kind != _JSON
-        or stem is name
-        or b"." in stem
-        or bytes(data[end - BLOCK : end - BLOCK + 100]).rstrip(b"\0") != stem + b".json"
-        or data[156] != _FILE
-        or data[end - BLOCK + 156] != _FILE
-        or data[345]
-        or data[end - BLOCK + 345]
+        image.offset - entry.offset != BLOCK
+        or end != 2 * BLOCK + image.num_bytes + -image.num_bytes % BLOCK
+        or not (image.width and meta.kind == _JSON)
+        or not first.startswith(_NAME_ENDS[image.kind], len(stem))
+        or not second.startswith(stem + b".json\0")
+        or not first[156:157] == second[156:157] == b"0"  # a file
+        or not first[345:346] == second[345:346] == b"\0"  # whose name has no first half
     ):
         return None
-    content = bytes(data[start : start + image.num_bytes])
+    content = memoryview(data)[BLOCK : BLOCK + image.num_bytes]
     encoded = bytes(data[end : end + meta.num_bytes])
     if crc32(content) != image.crc32 or crc32(encoded) != meta.crc32:
         return None
-    key = stem.decode()
-    parsed = parse_meta(encoded, f"{shard} at byte {entry.offset}: key={key!r}", content)
-    if is_of_several_images(parsed):
+    try:
+        key, parsed = stem.decode(), parse_json(encoded)
+    except (ValueError, RecursionError):
+        return None
+    if not is_plainly_sound(parsed):
         return None
     return Sample(key, content, PART_KINDS[image.kind], parsed)
 

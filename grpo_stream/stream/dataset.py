@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -164,10 +165,15 @@ class PromptStream:
             batches = range(batch_index, min(batch_index + ahead, num_batches))
             places = self._look_up(epoch, batches)
             self._window = (epoch, batches, places)
-        return [
-            SlotPlace(epoch, batch_index, slot, place)
-            for slot, place in zip(self.slots, places[batch_index - batches.start], strict=True)
-        ]
+        return list(
+            map(
+                SlotPlace,
+                repeat(epoch),
+                repeat(batch_index),
+                self.slots,
+                places[batch_index - batches.start],
+            )
+        )
 
     def attempt(self, one: SlotPlace, encoded: Callable[[], Encoded] | None = None) -> Outcome:
         """The sample of a slot, or how it is damaged.
@@ -184,8 +190,11 @@ class PromptStream:
         if known is not None:
             return known
         try:
-            got = self.fetch(place) if encoded is None else encoded()
-            sample: StreamSample = self.open_sample(got.sample(), self.config)
+            if encoded is None:
+                found = self.sources[place.source].read(place.shard, place.sample)
+            else:
+                found = encoded().sample()
+            sample: StreamSample = self.open_sample(found, self.config)
         except Exception as error:
             if not is_damage(error):
                 raise
@@ -194,11 +203,18 @@ class PromptStream:
 
     def known_damage(self, place: Place) -> Exception | None:
         """The error for a sample that was bad before: it is not read again."""
-        return _KnownBadError("known", "") if place in self._bad else None
+        return _KnownBadError("known", "") if self._bad and place in self._bad else None
 
-    def fetch(self, place: Place) -> Encoded:
-        """Reads the bytes of one sample."""
-        return self.sources[place.source].fetch(place.shard, [place.sample])[0]
+    def settle_all(
+        self, slots: Sequence[SlotPlace], outcomes: Sequence[Outcome]
+    ) -> list[StreamSample]:
+        """:meth:`settle` for all slots of a generation batch, in their order."""
+        sound = [one for one in outcomes if not isinstance(one, Exception)]
+        if len(sound) < len(outcomes):
+            return list(map(self.settle, slots, outcomes))
+        with self._lock:
+            self.counters.num_samples += len(sound)
+        return sound
 
     def settle(self, one: SlotPlace, outcome: Outcome) -> StreamSample:
         """The sample that a slot delivers: what :meth:`attempt` gave, or a stand-in.
@@ -238,7 +254,7 @@ class PromptStream:
     def read_batch(self, epoch: int, batch_index: int) -> list[StreamSample]:
         """This rank's samples of one generation batch, in slot order, read one after another."""
         places = self.slot_places(epoch, batch_index)
-        return [self.settle(one, self.attempt(one)) for one in places]
+        return self.settle_all(places, list(map(self.attempt, places)))
 
     def metrics(self) -> dict[str, float]:
         """What reading took so far, summed over the sources."""
@@ -254,8 +270,8 @@ class PromptStream:
 
     def _look_up(self, epoch: int, batches: range) -> list[list[Place]]:
         columns = self.plan.places(epoch, batches, self.slots)
-        rows = np.stack(columns, axis=-1).tolist()
-        places = [[Place(*place) for place in row] for row in rows]
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        places = [list(map(Place, *row)) for row in rows]
         for number, source in enumerate(self.sources):
             shards = dict.fromkeys(
                 place.shard for row in places for place in row if place.source == number
@@ -313,7 +329,7 @@ def read_in_order(
 
     def read(place: tuple[int, int]) -> StreamSample:
         shard, sample = place
-        return StreamSample.from_sample(source.fetch(shard, [sample])[0].sample(), rule)
+        return StreamSample.from_sample(source.read(shard, sample), rule)
 
     places = [
         (shard, sample)

@@ -132,21 +132,21 @@ class OrderedReader:
 
     def _open(self, place: Place, fetched: "Future[Encoded]") -> StreamSample | BadSample:
         try:
-            return self._decoded(fetched.result())
+            return self._decoded(fetched.result().sample())
         except Exception as error:
             if not is_damage(error):
                 raise
         # Once more, and not from a local copy: what was read may have been damaged on its way.
         self._source.distrust(place.shard)
         try:
-            return self._decoded(self._source.fetch(place.shard, [place.sample])[0])
+            return self._decoded(self._source.read(place.shard, place.sample))
         except Exception as error:
             if not is_damage(error):
                 raise
             return BadSample(self._source.describe(place.shard, place.sample), error)
 
-    def _decoded(self, encoded: Encoded) -> StreamSample:
-        return StreamSample.from_sample(encoded.sample(), self._rule, self._limits)
+    def _decoded(self, sample: Sample) -> StreamSample:
+        return StreamSample.from_sample(sample, self._rule, self._limits)
 
 
 def read_at(source: Source, ordinal: int) -> Sample:
@@ -157,7 +157,7 @@ def read_at(source: Source, ordinal: int) -> Sample:
         ShardFormatError, RecordError, ImageError: the sample cannot be used.
     """
     place = _place(np.cumsum(source.shard_counts), ordinal)
-    return source.fetch(place.shard, [place.sample])[0].sample()
+    return source.read(place.shard, place.sample)
 
 
 def spread_samples(source: Source, count: int) -> list[Sample]:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -148,6 +147,9 @@ class Source(Protocol):
             RecordError: the raw record is no sample.
         """
 
+    def read(self, shard: int, sample: int) -> Sample:
+        """Reads one sample and checks it: as :meth:`fetch` and :meth:`Encoded.sample`, in one."""
+
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """Hears which shards the near future needs, in order of need."""
 
@@ -205,7 +207,7 @@ class ShardSource:
             self.cache = ShardCache(store, self.manifest, cache.folder, cache.max_bytes)
         self._reader = self.cache or store
         self._max_sample_bytes = max_sample_bytes
-        self._indexes: OrderedDict[int, tuple[str, ShardIndex]] = OrderedDict()
+        self._indexes: dict[int, tuple[str, ShardIndex]] = {}
         self._num_open_indexes = _NUM_OPEN_INDEXES
         self._lock = threading.Lock()
 
@@ -266,18 +268,16 @@ class ShardSource:
     def fetch(self, shard: int, samples: Sequence[int]) -> list[StoredSample]:
         """See :meth:`Source.fetch`."""
         name, index = self._index(shard)
-        entries = [index[sample] for sample in samples]
-        ranges = [(entry.offset, entry.num_bytes) for entry in entries]
-        for sample, (_, num_bytes) in zip(samples, ranges, strict=True):
-            if num_bytes > self._max_sample_bytes:
-                detail = f"{self.describe(shard, sample)}: {num_bytes} bytes are more than "
-                raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
-        found = self._reader.read_ranges(name, ranges)
+        entries = [self._checked(index[sample], shard, sample) for sample in samples]
+        found = self._reader.read_ranges(name, [entry[:2] for entry in entries])
         return list(map(StoredSample, repeat(name), found, entries))
 
     def read(self, shard: int, sample: int) -> Sample:
-        """Fetches and checks one sample."""
-        return self.fetch(shard, [sample])[0].sample()
+        """See :meth:`Source.read`."""
+        name, index = self._index(shard)
+        entry = self._checked(index[sample], shard, sample)
+        data = self._reader.read_range(name, entry.offset, entry.num_bytes)
+        return parse_sample(data, name, entry)
 
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """See :meth:`Source.expect`: keeps as many indexes open; tells the cache."""
@@ -303,21 +303,26 @@ class ShardSource:
         if self.cache is not None:
             self.cache.close()
 
+    def _checked(self, entry: IndexEntry, shard: int, sample: int) -> IndexEntry:
+        if entry.num_bytes > self._max_sample_bytes:
+            detail = f"{self.describe(shard, sample)}: {entry.num_bytes} bytes are more than "
+            raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
+        return entry
+
     def _index(self, shard: int) -> tuple[str, ShardIndex]:
         """The shard's name and index."""
-        with self._lock:
-            found = self._indexes.get(shard)
-            if found is not None:
-                self._indexes.move_to_end(shard)
-                return found
+        found = self._indexes.get(shard)
+        if found is not None:
+            return found
         # Loaded outside the lock: two threads may fetch the same index once each at the start,
         # which is cheaper than making every reader wait for one slow request.
         info = self.manifest.shards[shard]
         found = info.name, ShardIndex.load(self._store, info)
         with self._lock:
             self._indexes[shard] = found
+            # The oldest: lanes walk from shard to shard, so it is the first to be done with.
             while len(self._indexes) > self._num_open_indexes:
-                self._indexes.popitem(last=False)
+                del self._indexes[next(iter(self._indexes))]
         return found
 
 

@@ -106,7 +106,7 @@ def describe_prompt(
     """
     label = "first prompt"
     try:
-        sample = data_sets.sources[0].fetch(0, [0])[0].sample()
+        sample = data_sets.sources[0].read(0, 0)
     except GrpoStreamError as error:
         return label, f"cannot be shown: {error}"
     size, note = sample.size, " (with the image's size: the model's is not known yet)"

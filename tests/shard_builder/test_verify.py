@@ -149,20 +149,20 @@ def meta(solution, size=(8, 6)):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (replace(SAMPLES[2], image=b"no image"), "image_unreadable"),
-        (replace(SAMPLES[2], image=image_bytes((9, 6))), "sizes differ: image 9x6"),
-        (replace(SAMPLES[2], meta=meta((1, 1, 9, 6))), "is outside 8x6"),
-        (replace(SAMPLES[2], meta=meta((3, 3, 3, 5))), "is outside 8x6"),
-        (replace(SAMPLES[2], meta=meta((8, 0))), "is outside 8x6"),
-        (replace(SAMPLES[2], meta=meta((1, 1), (5, 5))), "sizes differ"),
+        (SAMPLES[2]._replace(image=b"no image"), "image_unreadable"),
+        (SAMPLES[2]._replace(image=image_bytes((9, 6))), "sizes differ: image 9x6"),
+        (SAMPLES[2]._replace(meta=meta((1, 1, 9, 6))), "is outside 8x6"),
+        (SAMPLES[2]._replace(meta=meta((3, 3, 3, 5))), "is outside 8x6"),
+        (SAMPLES[2]._replace(meta=meta((8, 0))), "is outside 8x6"),
+        (SAMPLES[2]._replace(meta=meta((1, 1), (5, 5))), "sizes differ"),
         (
-            replace(SAMPLES[2], meta=meta([(1, 1), (1, 1, 2, 7)])),
+            SAMPLES[2]._replace(meta=meta([(1, 1), (1, 1, 2, 7)])),
             r"solution=\(1.0, 1.0, 2.0, 7.0\) is",
         ),
-        (replace(SAMPLES[2], key="000001"), "is not unique in the set: shard-000000.tar has it"),
+        (SAMPLES[2]._replace(key="000001"), "is not unique in the set: shard-000000.tar has it"),
         (several("000002", lies_in=(1, 1)), r"solution=\(0.0, 0.0, 8.0, 6.0\) is outside 4"),
-        (replace(several("000002"), more_images=(("png", b"x"),)), "image 1: image_unreadable"),
-        (replace(several("000002"), more_images=(("png", image_bytes()),)), "differ: image 1 8x6"),
+        (several("000002")._replace(more_images=(("png", b"x"),)), "image 1: image_unreadable"),
+        (several("000002")._replace(more_images=(("png", image_bytes()),)), "differ: image 1 8x6"),
     ],
 )
 def test_a_well_packed_but_wrong_sample_is_named(tmp_path, wrong, message):
@@ -174,8 +174,8 @@ def test_a_well_packed_but_wrong_sample_is_named(tmp_path, wrong, message):
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_the_first_fault_in_the_sets_order_is_named(tmp_path, workers):
     samples = [make_sample(f"{i:06d}", size=(300, 300) if i < 4 else (8, 6)) for i in range(12)]
-    samples[5] = replace(samples[5], image=b"early")
-    samples[8] = replace(samples[8], image=b"late")
+    samples[5] = samples[5]._replace(image=b"early")
+    samples[8] = samples[8]._replace(image=b"late")
     write_set(tmp_path, samples, per_shard=2)
     for _ in range(5):
         with pytest.raises(VerifyError, match="key='000005'"):
@@ -184,7 +184,7 @@ def test_the_first_fault_in_the_sets_order_is_named(tmp_path, workers):
 
 def test_a_repeated_key_before_another_fault_is_named_first(tmp_path):
     samples = [make_sample(key) for key in ("c", "a", "b", "a", "d", "e")]
-    samples[4] = replace(samples[4], image=b"late")
+    samples[4] = samples[4]._replace(image=b"late")
     write_set(tmp_path, samples)
     with pytest.raises(VerifyError, match=r"shard-000002\.tar: key='a' is not unique"):
         run(tmp_path)

@@ -40,6 +40,9 @@ def test_round_trip():
     assert [index[i] for i in range(len(index))] == ENTRIES
     assert index.num_bytes == 2**41
     assert index[-1] == ENTRIES[-1]
+    for outside in (2, -3):
+        with pytest.raises(IndexError, match=f"sample {outside} of 2"):
+            index[outside]
     assert [index[i].size for i in range(2)] == [(640, 480), (1920, 1080)]
     assert index.sizes().tolist() == [[640, 480], [1920, 1080]]
 

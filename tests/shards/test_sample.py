@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,16 @@ from hypothesis import strategies as st
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ShardFormatError
-from grpo_stream.shards.sample import Sample, check_key, encode_meta, make_meta, parse_meta
+from grpo_stream.shards.sample import (
+    Sample,
+    check_key,
+    check_meta,
+    encode_meta,
+    is_of_several_images,
+    is_plainly_sound,
+    make_meta,
+    parse_meta,
+)
 from tests.shards.support import make_sample
 
 SIZE = Size(10, 20)
@@ -161,3 +171,36 @@ def test_good_keys(key):
 def test_bad_keys(key):
     with pytest.raises(ShardFormatError, match="bad_key"):
         check_key(key)
+
+
+ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=2)
+ODD_LISTS = st.lists(ODD | st.lists(ODD, max_size=4), max_size=4)
+
+
+@given(st.dictionaries(st.sampled_from([*SIDES, "prompt", "solution", "images"]), ODD | ODD_LISTS))
+def test_what_looks_sound_is(changes):
+    meta = several() | {"solution": [1, 2.5]} | changes
+    if "images" not in changes:
+        del meta["images"]
+    if is_plainly_sound(meta):
+        check_meta(meta, "here")
+        assert not is_of_several_images(meta)
+
+
+@pytest.mark.parametrize("solution", [(1, 2), (1.5, 2, 3.25, 4)])
+def test_what_is_written_of_one_image_looks_sound(solution):
+    meta = make_meta("p", solution, SIZE, Size(20, 40), {"own": [1]})
+    assert is_plainly_sound(json.loads(encode_meta(meta)))
+    assert not is_plainly_sound(json.loads(encode_meta(several())))
+
+
+@pytest.mark.parametrize("meta", [None, [], "prompt", 7, {}, {"prompt": "p", "solution": [1, 2]}])
+def test_what_is_no_sample_does_not_look_sound(meta):
+    assert not is_plainly_sound(meta)
+
+
+def test_views_are_pickled_as_bytes():
+    sample = Sample("k", memoryview(b"12")[1:], "png", several(), (("jpg", memoryview(b"3")),))
+    again = pickle.loads(pickle.dumps(sample))  # noqa: S301 - just made
+    assert again == sample
+    assert [type(image) for _, image in again.images] == [bytes, bytes]

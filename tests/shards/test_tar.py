@@ -3,7 +3,6 @@ import os
 import tarfile
 import zlib
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +11,8 @@ from hypothesis import strategies as st
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import ShardInfo
+from grpo_stream.shards.members import iter_members
+from grpo_stream.shards.runs import iter_runs
 from grpo_stream.shards.store import LocalStore
 from grpo_stream.shards.tar import ShardWriter, iter_samples, parse_sample, read_sample, split_name
 from tests.shards.support import image_bytes, make_multi_sample, make_sample, tar_of, write_shard
@@ -103,7 +104,7 @@ def test_writer_refuses(tmp_path, change, cause):
     with ShardWriter(tmp_path / "s.tar") as writer:
         writer.add(SAMPLES[0])
         with pytest.raises(ShardFormatError, match=cause):
-            writer.add(replace(SAMPLES[1], **change))
+            writer.add(SAMPLES[1]._replace(**change))
         assert writer.num_samples == 1
 
 
@@ -214,9 +215,21 @@ def test_any_bytes_give_samples_or_a_named_error(data):
 
 def test_images_are_stored_as_they_are(tmp_path):
     jpeg = image_bytes(kind="JPEG")
-    sample = replace(make_sample(), image=jpeg, image_suffix="jpg")
+    sample = make_sample()._replace(image=jpeg, image_suffix="jpg")
     write_shard(tmp_path / "s.tar", [sample])
     assert jpeg in (tmp_path / "s.tar").read_bytes()
+
+
+@pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("key", ["000", "a/000", "a.b/000", "0" * 95, "\udcff"])
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "PNG"])
+def test_with_an_index_the_same_is_read(fmt, key, suffix):
+    data = tar_of([(f"{key}.{suffix}", make_sample().image), (f"{key}.json", META)], fmt)
+    (run,) = iter_runs(iter_members(io.BytesIO(data), "s.tar", is_whole=True), "s.tar")
+    entry = run.index_entry()
+    data = data[entry.offset : entry.offset + entry.num_bytes]
+    assert parse_sample(data, "s.tar", entry) == run.sample
+    assert parse_sample(memoryview(data), "s.tar", entry) == run.sample
 
 
 def test_a_known_checksum_is_taken(tmp_path):

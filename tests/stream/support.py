@@ -4,7 +4,6 @@ from collections import Counter
 
 from grpo_stream.boxes import Size
 from grpo_stream.config import StreamConfig
-from grpo_stream.shards.blobs import neighbours, span
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.shards.store import LocalStore
@@ -29,9 +28,9 @@ class CountingStore(LocalStore):
         self.whole_reads[name] += 1
         return super().read(name)
 
-    def read_ranges(self, name, ranges):
-        self.reads.update((name, span(run)[0]) for run in neighbours(ranges))
-        return super().read_ranges(name, ranges)
+    def read_range(self, name, offset, num_bytes):
+        self.reads[name, offset] += 1
+        return super().read_range(name, offset, num_bytes)
 
 
 def make_samples(num_samples):

@@ -121,16 +121,16 @@ class TestBadSamples:
     def test_damage_of_a_copy_is_read_again(self, folder):
         stream = make_stream(folder)
         source = stream.sources[0]
-        read_ranges, found = source._reader.read_ranges, list[str]()
+        read_range, found = source._reader.read_range, list[str]()
 
-        def once_damaged(name, ranges):
-            data = bytearray(read_ranges(name, ranges)[0])
+        def once_damaged(name, offset, num_bytes):
+            data = bytearray(read_range(name, offset, num_bytes))
             if not found:
                 data[542] ^= 1
             found.append(name)
-            return [bytes(data)]
+            return bytes(data)
 
-        source._reader.read_ranges = once_damaged
+        source._reader.read_range = once_damaged
         assert keys_of(stream.read_batch(0, 0)) == epoch_keys(folder)[0]
         assert len(found) == 5
         assert stream.counters.num_read_again == 1

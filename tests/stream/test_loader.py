@@ -242,7 +242,7 @@ class TestErrors:
         def fail(shard, sample):
             raise MemoryError
 
-        loader.stream.sources[0].fetch = fail
+        loader.stream.sources[0].read = fail
         with pytest.raises(MemoryError):
             next(iter(loader))
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, BinaryIO
 
 from grpo_stream.boxes import Size
@@ -54,7 +53,7 @@ def iter_metas(store: Store, info: ShardInfo, index: ShardIndex) -> Iterator[dic
 def as_sample(meta: dict[str, Any]) -> Sample:
     """A sample without key and with empty images, for what its JSON says."""
     sample = Sample("", b"", "", meta)
-    return replace(sample, more_images=(("", b""),) * (len(sample.original_sizes) - 1))
+    return sample._replace(more_images=(("", b""),) * (len(sample.original_sizes) - 1))
 
 
 def skip(file: BinaryIO, num_bytes: int) -> None:

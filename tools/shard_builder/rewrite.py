@@ -286,7 +286,7 @@ def _families(store: Store, manifest: Manifest) -> dict[_Fingerprint, _Fingerpri
 
 def _split_of(run: RunBytes, splits: Splits, families: dict[_Fingerprint, _Fingerprint]) -> str:
     family = families.get(_fingerprints(run.entry)[0])
-    return splits.of(run.sample.image if family is None else repr(family).encode())
+    return splits.of(bytes(run.sample.image) if family is None else repr(family).encode())
 
 
 def _fingerprints(entry: IndexEntry) -> list[_Fingerprint]:

@@ -189,7 +189,7 @@ def as_gallery_sample(sample: Sample, shard: str, warnings: Sequence[str] = ()) 
     )
 
 
-def _decoded(data: bytes, where: str) -> Image.Image:
+def _decoded(data: bytes | memoryview, where: str) -> Image.Image:
     try:
         return Image.fromarray(decode(data))
     except ImageError as error:
