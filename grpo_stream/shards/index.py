@@ -8,7 +8,6 @@ in one go, and one request then fetches one sample. ``docs/shards.md`` has the t
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from grpo_stream.boxes import Size
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError, StoreError
 from grpo_stream.shards.manifest import ShardInfo
+from grpo_stream.shards.rows import row_maker
 from grpo_stream.shards.store import Store
 
 INDEX_VERSION = 2
@@ -70,9 +70,6 @@ class IndexPart(NamedTuple):
         return self.width > 0
 
 
-_as_part = partial(tuple.__new__, IndexPart)  # IndexPart._make, which takes twice as long
-
-
 class IndexEntry(NamedTuple):
     """One sample's place and its parts."""
 
@@ -88,6 +85,9 @@ class IndexEntry(NamedTuple):
         """Size of the (first) stored image in pixels."""
         part = next(part for part in self.parts if part.is_image and part.image == 0)
         return Size(part.width, part.height)
+
+
+_as_part, _as_entry = row_maker(IndexPart), row_maker(IndexEntry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class ShardIndex:
         except struct.error:
             raise IndexError(f"sample {sample} of {len(self)}") from None
         rows = _PART_ROW.iter_unpack(parts[32 * first : 32 * (first + num_parts)])
-        return IndexEntry(offset, num_bytes, tuple(map(_as_part, rows)))
+        return _as_entry((offset, num_bytes, tuple(map(_as_part, rows))))
 
     @classmethod
     def from_entries(cls, entries: Sequence[IndexEntry], num_bytes: int) -> "ShardIndex":

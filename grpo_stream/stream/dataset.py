@@ -20,6 +20,7 @@ from grpo_stream.errors import (
     StoreError,
 )
 from grpo_stream.images import ResizeRule
+from grpo_stream.shards.rows import row_maker
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.blend import Weight
 from grpo_stream.stream.cursor import Cursor
@@ -58,6 +59,9 @@ class SlotPlace(NamedTuple):
     batch_index: int
     slot: int
     place: Place
+
+
+_as_place, _as_slot_place = row_maker(Place), row_maker(SlotPlace)
 
 
 @dataclass
@@ -165,15 +169,8 @@ class PromptStream:
             batches = range(batch_index, min(batch_index + ahead, num_batches))
             places = self._look_up(epoch, batches)
             self._window = (epoch, batches, places)
-        return list(
-            map(
-                SlotPlace,
-                repeat(epoch),
-                repeat(batch_index),
-                self.slots,
-                places[batch_index - batches.start],
-            )
-        )
+        own = places[batch_index - batches.start]
+        return list(map(_as_slot_place, zip(repeat(epoch), repeat(batch_index), self.slots, own)))
 
     def attempt(self, one: SlotPlace, encoded: Callable[[], Encoded] | None = None) -> Outcome:
         """The sample of a slot, or how it is damaged.
@@ -270,8 +267,8 @@ class PromptStream:
 
     def _look_up(self, epoch: int, batches: range) -> list[list[Place]]:
         columns = self.plan.places(epoch, batches, self.slots)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        places = [list(map(Place, *row)) for row in rows]
+        rows = np.stack(columns, axis=-1).tolist()
+        places = [list(map(_as_place, row)) for row in rows]
         for number, source in enumerate(self.sources):
             shards = dict.fromkeys(
                 place.shard for row in places for place in row if place.source == number
@@ -342,7 +339,7 @@ def read_in_order(
 
 
 def _as_places(columns: Sequence["np.ndarray[tuple[int], np.dtype[np.int64]]"]) -> list[Place]:
-    return [Place(*place) for place in np.stack(columns, axis=-1).tolist()]
+    return list(map(_as_place, np.stack(columns, axis=-1).tolist()))
 
 
 def _checked(weights: Sequence[Weight] | None, sources: Sequence[Source]) -> Sequence[Weight]:

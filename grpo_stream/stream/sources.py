@@ -268,14 +268,19 @@ class ShardSource:
     def fetch(self, shard: int, samples: Sequence[int]) -> list[StoredSample]:
         """See :meth:`Source.fetch`."""
         name, index = self._index(shard)
-        entries = [self._checked(index[sample], shard, sample) for sample in samples]
+        entries = [index[sample] for sample in samples]
+        for sample, entry in zip(samples, entries, strict=True):
+            if entry.num_bytes > self._max_sample_bytes:
+                raise self._too_large(shard, sample, entry)
         found = self._reader.read_ranges(name, [entry[:2] for entry in entries])
         return list(map(StoredSample, repeat(name), found, entries))
 
     def read(self, shard: int, sample: int) -> Sample:
         """See :meth:`Source.read`."""
         name, index = self._index(shard)
-        entry = self._checked(index[sample], shard, sample)
+        entry = index[sample]
+        if entry.num_bytes > self._max_sample_bytes:
+            raise self._too_large(shard, sample, entry)
         data = self._reader.read_range(name, entry.offset, entry.num_bytes)
         return parse_sample(data, name, entry)
 
@@ -303,11 +308,9 @@ class ShardSource:
         if self.cache is not None:
             self.cache.close()
 
-    def _checked(self, entry: IndexEntry, shard: int, sample: int) -> IndexEntry:
-        if entry.num_bytes > self._max_sample_bytes:
-            detail = f"{self.describe(shard, sample)}: {entry.num_bytes} bytes are more than "
-            raise ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
-        return entry
+    def _too_large(self, shard: int, sample: int, entry: IndexEntry) -> ShardFormatError:
+        detail = f"{self.describe(shard, sample)}: {entry.num_bytes} bytes are more than "
+        return ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
 
     def _index(self, shard: int) -> tuple[str, ShardIndex]:
         """The shard's name and index."""

@@ -29,16 +29,41 @@ def shards(folder):
     return str(make_shards(folder, 48, 12, (64, 48)))
 
 
+class InThisProcess:
+    """As ``turns.Contestant``, but for the standing still."""
+
+    def __init__(self, job, environment=None):
+        with patch.dict("os.environ", environment or {}):
+            self.turns_left = job.num_turns
+            self.turns = run_here(job)
+            next(self.turns)
+
+    def take_turn(self):
+        self.turns_left -= 1
+        return next(self.turns)
+
+    def close(self):
+        list(self.turns)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Jobs run in this process: a new one of Python, with torch, is seconds."""
 
     def run_apart(job, environment=None):
         with patch.dict("os.environ", environment or {}):
-            return run_here(job)
+            *_, measured = run_here(job)
+            return measured
 
-    for module in (loader, first_batch, workers):
+    for module in (first_batch, workers):
         monkeypatch.setattr(module, "run_apart", run_apart)
+    monkeypatch.setattr(loader, "Contestant", InThisProcess)
 
 
 def figures_of(capsys, words, folder):
@@ -84,11 +109,23 @@ def test_undecoded(capsys, folder, here):
     assert figures["samples"]["threads"]["per_second"] > 0
 
 
+def test_contestants_are_opened_anew_within_an_epoch(capsys, folder, here):
+    words = f"loader --only threads {SMALL} --rounds 5 --timed-samples 12 --json --folder {folder}"
+    with patch.object(loader, "Contestant", wraps=InThisProcess) as opened:
+        assert main(words.split()) == 0
+    num_turns = [call.args[0].num_turns for call in opened.call_args_list]
+    assert num_turns == [2, 2, 1]  # a window of 33 samples
+    assert json.loads(capsys.readouterr().out)["samples"]["threads"]["per_second"] > 0
+
+
 def test_loader_from_a_bucket(capsys, folder, here):
     pytest.importorskip("obstore")
-    figures = figures_of(capsys, "loader --store s3 --delay-ms 5 --only threads", folder)
+    words = (
+        "loader --store s3 --delay-ms 5 --only threads --fetch-ahead-mb 0.001 --timed-samples 24"
+    )
+    figures = figures_of(capsys, words, folder)
     assert list(figures["samples"]) == ["threads", "threads s3"]
-    assert figures["server"]["threads s3"]["requests"] >= 4
+    assert figures["server"]["threads s3"]["requests"] >= 1
 
 
 def test_first_batch_resumes_exactly(capsys, folder, here):

@@ -41,13 +41,16 @@ def image_of(members: dict[str, Any]) -> bytes:
     return next(bytes(members[name]) for name in ("jpg", "png", "webp") if name in members)
 
 
-def bare(job: Job) -> Measured:
+def bare(job: Job) -> Iterator[Measured | None]:
     """Reads and decodes in as many processes as the job has workers, and throws all away.
 
     Each process has shards of its own, and starts to count when all of them are warm.
+
+    Yields:
+        None when all are warm, then what each turn took.
     """
     context = multiprocessing.get_context("fork")  # of a process with one thread
-    barrier = context.Barrier(job.num_workers)
+    barrier = context.Barrier(job.num_workers + 1)
     results = context.SimpleQueue()
     processes = [
         context.Process(target=_bare_part, args=(job, part, barrier, results))
@@ -55,15 +58,19 @@ def bare(job: Job) -> Measured:
     ]
     for process in processes:
         process.start()
-    parts = [results.get() for _ in processes]
+    barrier.wait()
+    yield None
+    for _ in range(max(1, job.num_turns)):
+        barrier.wait()
+        parts = [results.get() for _ in processes]
+        yield Measured(
+            num_samples=sum(part["num_samples"] for part in parts),
+            seconds=max(part["end"] for part in parts) - min(part["start"] for part in parts),
+            cpu_seconds=sum(part["cpu_seconds"] for part in parts),
+            first_batch_seconds=max(part["first_batch_seconds"] for part in parts),
+        )
     for process in processes:
         process.join()
-    return Measured(
-        num_samples=sum(part["num_samples"] for part in parts),
-        seconds=max(part["end"] for part in parts) - min(part["start"] for part in parts),
-        cpu_seconds=sum(part["cpu_seconds"] for part in parts),
-        first_batch_seconds=max(part["first_batch_seconds"] for part in parts),
-    )
 
 
 def _bare_part(job: Job, part: int, barrier: Any, results: Any) -> None:
@@ -75,18 +82,20 @@ def _bare_part(job: Job, part: int, barrier: Any, results: Any) -> None:
     first_batch_seconds = time.perf_counter() - opened
     _consume(job, samples, job.num_warm_up // job.num_workers)
     barrier.wait()
-    start, cpu = time.perf_counter(), time.process_time()
-    num_samples = job.num_samples // job.num_workers
-    _consume(job, samples, num_samples)
-    results.put(
-        {
-            "num_samples": num_samples,
-            "start": start,
-            "end": time.perf_counter(),
-            "cpu_seconds": time.process_time() - cpu,
-            "first_batch_seconds": first_batch_seconds,
-        }
-    )
+    num_samples = max(1, job.num_samples // job.num_workers)
+    for _ in range(max(1, job.num_turns)):
+        barrier.wait()
+        start, cpu = time.perf_counter(), time.process_time()
+        _consume(job, samples, num_samples)
+        results.put(
+            {
+                "num_samples": num_samples,
+                "start": start,
+                "end": time.perf_counter(),
+                "cpu_seconds": time.process_time() - cpu,
+                "first_batch_seconds": first_batch_seconds,
+            }
+        )
 
 
 def _consume(job: Job, samples: Iterator[tuple[str, dict[str, bytes]]], num_samples: int) -> None:

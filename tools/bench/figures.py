@@ -20,6 +20,15 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
     return median([own / other for own, other in zip(ours, others, strict=True)])
 
 
+def quartiles(ours: Sequence[float], others: Sequence[float]) -> str | None:
+    """Between which half of the rounds' ratios lie; of fewer than four rounds nothing."""
+    ratios = [own / other for own, other in zip(ours, others, strict=True)]
+    if len(ratios) < 4:
+        return None
+    first, _, third = statistics.quantiles(ratios, n=4)
+    return f"{first:.3f}-{third:.3f}"
+
+
 def show(args: argparse.Namespace, title: str, tables: Mapping[str, Table]) -> None:
     """Prints the tables, or with ``--json`` one line of JSON with them and the settings."""
     if args.json:

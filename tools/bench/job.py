@@ -35,7 +35,9 @@ class Job:
     num_warm_up: int = 64
     """Samples before the clock starts."""
     num_samples: int = 512
-    """Samples that are timed."""
+    """Samples that are timed; of each turn."""
+    num_turns: int = 0
+    """How often it will be told to work; 0: it works once, untold."""
     num_batches_before: int = 0
     """Batches to read before the state is saved in the file ``state``."""
     state: str = ""
@@ -96,19 +98,28 @@ class Measured:
         return self.num_samples / self.cpu_seconds
 
 
+def command_of(job: Job) -> list[str]:
+    """The command line that runs a job."""
+    return [sys.executable, "-m", "tools.bench.timed_run", json.dumps(asdict(job))]
+
+
+def environment_of(further: Mapping[str, str] | None) -> dict[str, str]:
+    """The environment that a job runs in."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(further or {})}
+
+
 def run_apart(job: Job, environment: Mapping[str, str] | None = None) -> Measured:
     """Runs a job in a new process of Python.
 
     Raises:
         RuntimeError: it failed; the end of what it said is in the message.
     """
-    command = [sys.executable, "-m", "tools.bench.timed_run", json.dumps(asdict(job))]
     done = subprocess.run(
-        command,
+        command_of(job),
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})},
+        env=environment_of(environment),
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"measured"')]
     if done.returncode or not lines:

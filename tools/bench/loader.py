@@ -1,15 +1,16 @@
 """Times the stream's loader beside a bare read+decode loop and beside other loaders.
 
-Every contestant runs in a process of its own, one after the other in every round, so that what
-else the machine does falls on all of them; the ratios, medians over the rounds, are the message.
-The clock runs while all workers are busy, so start-up counts for nothing (see ``first_batch``).
+Every contestant runs in a process of its own. They take turns (``turns.py``): in every round each
+of them delivers a few hundred samples while the others stand still, so that what else the machine
+does falls on all of them. The ratios, medians over the rounds, are the message. The clock runs
+while all workers are busy, so start-up counts for nothing (see ``first_batch``).
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import open_store
 from tools.bench.bare_loop import BARE
 from tools.bench.bench_data import make_shards
-from tools.bench.figures import Table, median, ratio, show
-from tools.bench.job import Job, Measured, run_apart
+from tools.bench.figures import Row, Table, median, quartiles, ratio, show
+from tools.bench.job import Job, Measured
 from tools.bench.peers import OURS, PEERS
 from tools.bench.range_server import Served, serve_folder, served
+from tools.bench.s3_server import Server
+from tools.bench.turns import Contestant
 
 _EPILOG = """\
 bare         N processes that each read a part of the tars (ustar by hand), parse the JSON, decode
@@ -35,8 +38,14 @@ others       with N worker processes, unshuffled; see tools/bench/peers.py
 per second       samples delivered
 per cpu second   samples for each second of CPU that all processes of a loader took
 share of bare    per second, relative to bare; per cpu: per cpu second, relative to bare
-threads / it     samples per cpu second of threads, relative to this loader's
+threads / it     the same of threads, relative to this loader's
+quartiles        of the rounds' ratios: half of them lie between
+
+A loader is opened anew before its turns would reach past nine tenths of an epoch: an epoch's end
+costs some of them much.
 """
+
+_TURNS_OF_A_WINDOW = 8
 
 
 @dataclass
@@ -66,7 +75,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     add_data(command)
     add = command.add_argument
-    add("--timed-samples", type=int, help="of each run; most of an epoch if not given")
+    add("--timed-samples", type=int, help="of each turn; an eleventh of an epoch if not given")
     add("--raw", action="store_true", help="deliver the images' bytes, undecoded")
     add("--processes", action="store_true", help="also with worker processes of this project")
     add("--peers", action="store_true", help="also the other loaders that are installed")
@@ -74,7 +83,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--store", choices=("local", "s3"), default="local", help="s3: from a bucket on loopback")
     add("--cache", action="store_true", help="with s3: also through an empty shard cache")
     add("--delay-ms", type=float, default=30, help="of every answer of the bucket (%(default)s)")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, rounds=24)
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
@@ -116,7 +125,7 @@ def prepared(args: argparse.Namespace, contestants: list[str]) -> Iterator[Job]:
             max_pixels=args.max_pixels,
             fetch_ahead_bytes=fetch_ahead_bytes(args),
             batch_size=args.batch_size,
-            # A window inside of one epoch: starting again would cost some loaders, not others.
+            # A window inside of one epoch.
             num_warm_up=num_samples // 10,
             num_samples=num_samples * 7 // 10,
         )
@@ -139,8 +148,10 @@ def run(args: argparse.Namespace) -> None:
     """Prints samples per second and ratios."""
     contestants = _contestants(args)
     with prepared(args, contestants) as job:
-        num_samples = args.timed_samples or job.num_samples
-        own = replace(job, is_raw=args.raw, num_samples=num_samples)
+        window = job.num_samples
+        num_samples = args.timed_samples or max(1, window // _TURNS_OF_A_WINDOW)
+        num_turns = max(1, min(window // num_samples, args.rounds))
+        own = replace(job, is_raw=args.raw, num_samples=num_samples, num_turns=num_turns)
         rounds = _run_rounds(args, own, contestants)
     kind = "raw" if args.raw else "decoded"
     show(
@@ -171,24 +182,55 @@ def _contestants(args: argparse.Namespace) -> list[str]:
 def _run_rounds(args: argparse.Namespace, job: Job, contestants: list[str]) -> Rounds:
     rounds = Rounds({name: [] for name in contestants}, {})
     serving = serve_folder(job.shards, args.delay_ms) if args.store == "s3" else nullcontext()
-    progress = tqdm(total=args.rounds * len(contestants), disable=args.json, unit="run")
-    with serving as server, progress:
-        for _ in range(args.rounds):
+    progress = tqdm(total=args.rounds * len(contestants), disable=args.json, unit="turn")
+    with serving as server, progress, _Field(job, server) as field:
+        for number in range(args.rounds):
+            for name in contestants:
+                progress.set_description(f"{name}: opening")
+                field.prepare(name, args.rounds - number)
             for name in contestants:
                 progress.set_description(name)
-                own = replace(job, contestant=name.split()[0])
-                if server is None or own.contestant == name:
-                    rounds.measured[name].append(run_apart(own))
-                else:
-                    before = served(server)
-                    with tempfile.TemporaryDirectory() as cache:
-                        remote = replace(
-                            own, shards=server.url, cache=cache if "cache" in name else ""
-                        )
-                        rounds.measured[name].append(run_apart(remote, server.environment))
-                    rounds.served.setdefault(name, []).append(served(server).since(before))
+                remote = server if is_remote(name) else None
+                before = served(remote) if remote else None
+                rounds.measured[name].append(field.contestants[name].take_turn())
+                if remote and before:
+                    rounds.served.setdefault(name, []).append(served(remote).since(before))
                 progress.update()
     return rounds
+
+
+class _Field(ExitStack):
+    """The contestants' processes, and the caches that some of them fill."""
+
+    def __init__(self, job: Job, server: Server | None) -> None:
+        super().__init__()
+        self.contestants: dict[str, Contestant] = {}
+        self._job, self._server = job, server
+        self._caches = self.enter_context(tempfile.TemporaryDirectory())
+
+    def prepare(self, name: str, num_turns: int) -> None:
+        """Opens a contestant that is not there, or has had all its turns."""
+        known = self.contestants.get(name)
+        if known is not None and known.turns_left:
+            return
+        if known is not None:
+            known.close()
+        job = replace(
+            self._job,
+            contestant=name.split(maxsplit=1)[0],
+            num_turns=min(self._job.num_turns, num_turns),
+        )
+        environment = None
+        if self._server is not None and is_remote(name):
+            cache = tempfile.mkdtemp(dir=self._caches) if "cache" in name else ""
+            job = replace(job, shards=self._server.url, cache=cache)
+            environment = self._server.environment
+        self.contestants[name] = self.enter_context(Contestant(job, environment))
+
+
+def is_remote(name: str) -> bool:
+    """Whether a contestant reads from the bucket."""
+    return "s3" in name.split()
 
 
 def _tables(args: argparse.Namespace, contestants: list[str], rounds: Rounds) -> dict[str, Table]:
@@ -204,22 +246,11 @@ def _tables(args: argparse.Namespace, contestants: list[str], rounds: Rounds) ->
     }
     if BARE in contestants:
         tables["share of bare"] = {
-            name: {
-                "per_second": ratio(rounds.per_second(name), rounds.per_second(BARE)),
-                "per_cpu": ratio(rounds.per_cpu_second(name), rounds.per_cpu_second(BARE)),
-            }
-            for name in contestants
-            if name != BARE
+            name: _shares(rounds, name, BARE) for name in contestants if name != BARE
         }
     peers = [name for name in contestants if name in PEERS]
     if peers and OURS[0] in contestants:
-        tables["threads / it"] = {
-            name: {
-                "per_second": ratio(rounds.per_second(OURS[0]), rounds.per_second(name)),
-                "per_cpu": ratio(rounds.per_cpu_second(OURS[0]), rounds.per_cpu_second(name)),
-            }
-            for name in peers
-        }
+        tables["threads / it"] = {name: _shares(rounds, OURS[0], name) for name in peers}
     if rounds.served:
         tables["server"] = {
             name: {
@@ -236,3 +267,14 @@ def _tables(args: argparse.Namespace, contestants: list[str], rounds: Rounds) ->
             for name, usages in rounds.served.items()
         }
     return tables
+
+
+def _shares(rounds: Rounds, one: str, other: str) -> Row:
+    seconds = rounds.per_second(one), rounds.per_second(other)
+    cpu_seconds = rounds.per_cpu_second(one), rounds.per_cpu_second(other)
+    return {
+        "per_second": ratio(*seconds),
+        "quartiles": quartiles(*seconds),
+        "per_cpu": ratio(*cpu_seconds),
+        "per_cpu_quartiles": quartiles(*cpu_seconds),
+    }

@@ -1,8 +1,9 @@
-"""``python -m tools.bench.timed_run JOB``: times one loader; prints a line of JSON.
+"""``python -m tools.bench.timed_run JOB``: times one loader; prints a line of JSON for each turn.
 
 The clock runs over the samples after the warm-up, while workers are in full swing, so neither
 imports nor the start of processes count. CPU seconds are those of all processes, those that have
-ended included.
+ended included. With ``num_turns`` the process stops itself when it is warm and after every turn:
+see ``turns.py``.
 """
 
 import json
@@ -10,7 +11,7 @@ import pickle
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +24,7 @@ import psutil
 from tools.bench.bare_loop import BARE, bare
 from tools.bench.job import Job, Measured
 from tools.bench.peers import for_ever, opener
+from tools.bench.turns import wait_for_turn
 
 
 def cpu_seconds() -> float:
@@ -35,8 +37,12 @@ def cpu_seconds() -> float:
     return total
 
 
-def measure(job: Job, open_loader: Callable[[Job], Any]) -> Measured:
-    """Times the batches of a loader; with a ``state`` from there on."""
+def measure(job: Job, open_loader: Callable[[Job], Any]) -> Iterator[Measured | None]:
+    """Times the batches of a loader; with a ``state`` from there on.
+
+    Yields:
+        None when it is warm, then what each turn took.
+    """
     step = Step(job)
     start = time.perf_counter()
     loader = open_loader(job)
@@ -49,18 +55,20 @@ def measure(job: Job, open_loader: Callable[[Job], Any]) -> Measured:
     while num_before < job.num_warm_up:
         step.work()
         num_before += len(next(batches)["key"])
-    step.seconds = []
-    start, cpu = time.perf_counter(), cpu_seconds()
-    num_samples = 0
-    while num_samples < job.num_samples:
-        step.work()
-        num_samples += len(next(batches)["key"])
-    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    yield None
+    for _ in range(max(1, job.num_turns)):
+        step.seconds = []
+        start, cpu = time.perf_counter(), cpu_seconds()
+        num_samples = 0
+        while num_samples < job.num_samples:
+            step.work()
+            num_samples += len(next(batches)["key"])
+        seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+        yield Measured(num_samples, seconds, cpu, first_batch_seconds, keys, step.slowdown)
     batches.close()
-    return Measured(num_samples, seconds, cpu, first_batch_seconds, keys, step.slowdown)
 
 
-def save_state(job: Job, open_loader: Callable[[Job], Any]) -> Measured:
+def save_state(job: Job, open_loader: Callable[[Job], Any]) -> Iterator[Measured]:
     """Reads ``num_batches_before`` and writes the state; the keys are the next batch's."""
     loader = open_loader(job)
     batches = for_ever(loader)
@@ -72,7 +80,7 @@ def save_state(job: Job, open_loader: Callable[[Job], Any]) -> Measured:
         pickle.dump(state, file)
     keys = tuple(next(batches)["key"])
     batches.close()
-    return Measured(len(keys), 0, 0, 0, keys)
+    yield Measured(len(keys), 0, 0, 0, keys)
 
 
 def _resume(loader: Any, path: Path) -> None:
@@ -115,8 +123,8 @@ class Step:
         return time.perf_counter() - start
 
 
-def run_here(job: Job) -> Measured:
-    """Runs a job in this process."""
+def run_here(job: Job) -> Iterator[Measured | None]:
+    """Runs a job in this process: None when the loader is warm, then what each turn took."""
     if job.contestant == BARE:
         return bare(job)
     run = save_state if job.num_batches_before else measure
@@ -125,8 +133,12 @@ def run_here(job: Job) -> Measured:
 
 def main() -> None:
     """Runs the job that is the only argument."""
-    measured = run_here(Job(**json.loads(sys.argv[1])))
-    print(json.dumps({"measured": asdict(measured)}), flush=True)
+    job = Job(**json.loads(sys.argv[1]))
+    for measured in run_here(job):
+        if measured is not None:
+            print(json.dumps({"measured": asdict(measured)}), flush=True)
+        if job.num_turns:
+            wait_for_turn()
 
 
 if __name__ == "__main__":
