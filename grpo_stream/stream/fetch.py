@@ -1,26 +1,27 @@
 """Fetching encoded samples ahead, many requests at a time."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from grpo_stream.stream.arrivals import Arrivals
 from grpo_stream.stream.dataset import Place, is_damage
 from grpo_stream.stream.pool import PriorityPool
-from grpo_stream.stream.sources import Encoded, Source
+from grpo_stream.stream.sources import Source
 
 _MAX_RUNS = 8
 _MAX_CALL_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True, eq=False)
-class Wanted:
+class Wanted(NamedTuple):
     """A sample that will be needed."""
 
     priority: int
     """Lower ones are fetched first."""
     place: Place
-    future: Future[Encoded]
+    arrivals: Arrivals
     """Gets the sample, or the error that reading it met."""
+    number: int
+    """Of the sample among the arrivals."""
 
 
 class Fetcher:
@@ -61,7 +62,7 @@ class Fetcher:
         self._pool.submit(priority, lambda: self._run(source, shard, group, max_runs))
 
     def _run(self, source: Source, shard: int, group: list[Wanted], max_runs: int) -> None:
-        group = [one for one in group if not one.future.cancelled()]
+        group = [one for one in group if not one.arrivals.is_cancelled]
         by_sample: dict[int, list[Wanted]] = {}
         for one in group:  # a small source of a blend may be wanted twice within the look-ahead
             by_sample.setdefault(one.place.sample, []).append(one)
@@ -77,7 +78,7 @@ class Fetcher:
                 self._fetch(source, shard, [by_sample[sample] for sample in calls[0]])
         except Exception as error:  # noqa: BLE001 - it is raised where the sample is needed
             for one in group:
-                _give(one.future, error)
+                one.arrivals.put(one.number, error)
 
     def _fetch(self, source: Source, shard: int, call: list[list[Wanted]]) -> None:
         """Fetches samples by one call; each of them may be wanted more than once."""
@@ -92,7 +93,7 @@ class Fetcher:
         else:
             for same, encoded in zip(call, found, strict=True):
                 for one in same:
-                    _give(one.future, encoded)
+                    one.arrivals.put(one.number, encoded)
 
 
 def _calls(
@@ -113,12 +114,3 @@ def _calls(
         calls[-1] += run
         num_runs += 1
     return calls
-
-
-def _give(future: Future[Encoded], result: Encoded | Exception) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)

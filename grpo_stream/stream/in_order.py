@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, ResizeRule
 from grpo_stream.shards.sample import Sample
+from grpo_stream.stream.arrivals import Arrivals
 from grpo_stream.stream.dataset import Place, is_damage
 from grpo_stream.stream.fetch import Fetcher, Wanted
 from grpo_stream.stream.plan import Indices
 from grpo_stream.stream.pool import PriorityPool
-from grpo_stream.stream.sources import Encoded, Source, StreamSample
+from grpo_stream.stream.sources import Source, StreamSample
 from grpo_stream.stream.world import World
 
 _NUM_AHEAD_REMOTE = 64  # samples on their way while others are answered
@@ -125,14 +127,18 @@ class OrderedReader:
         self._source.expect(shards, len(shards))
 
     def _wanted(self, batch: int) -> list[Wanted]:
-        return [Wanted(batch, _place(self._ends, n), Future()) for n in self._ordinals(batch)]
+        places = [_place(self._ends, ordinal) for ordinal in self._ordinals(batch)]
+        return [Wanted(batch, place, Arrivals(1), 0) for place in places]
 
     def _start(self, pool: PriorityPool, one: Wanted) -> "Future[StreamSample | BadSample]":
-        return pool.submit(one.priority, lambda: self._open(one.place, one.future))
+        opened: Future[StreamSample | BadSample] = Future()
+        open_it = partial(self._open, one.place, one.arrivals)
+        one.arrivals.then(lambda: pool.submit(one.priority, open_it, opened))
+        return opened
 
-    def _open(self, place: Place, fetched: "Future[Encoded]") -> StreamSample | BadSample:
+    def _open(self, place: Place, arrivals: Arrivals) -> StreamSample | BadSample:
         try:
-            return self._decoded(fetched.result().sample())
+            return self._decoded(arrivals.take(0).sample())
         except Exception as error:
             if not is_damage(error):
                 raise

@@ -15,16 +15,17 @@ Memory is bounded by ``prefetch_batches + 1`` decoded generation batches of this
 encoded samples that ``fetch_ahead_bytes`` allows.
 """
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from grpo_stream.stream.arrivals import Arrivals
 from grpo_stream.stream.cursor import Cursor
 from grpo_stream.stream.dataset import Outcome, PromptStream, SlotPlace, is_damage
 from grpo_stream.stream.fetch import Fetcher, Wanted
@@ -32,7 +33,7 @@ from grpo_stream.stream.look_ahead import LookAhead
 from grpo_stream.stream.memory import keep_freed_memory
 from grpo_stream.stream.pool import PriorityPool
 from grpo_stream.stream.processes import DecodeProcesses, worker_died
-from grpo_stream.stream.sources import Encoded, StreamSample
+from grpo_stream.stream.sources import StreamSample
 
 T = TypeVar("T")
 
@@ -54,14 +55,15 @@ class _Work(Generic[T]):
     slots: list[SlotPlace]
     num_bytes: int
     """About how many bytes its encoded samples have; 0 where none are fetched ahead."""
-    fetches: "list[Future[Encoded]]" = field(default_factory=list)
-    """One for each slot; none where samples are read when they are decoded."""
+    arrivals: list[Arrivals] = field(default_factory=list)
+    """One for each piece of the slots; none where samples are read when they are decoded."""
     batch: "Future[T] | None" = None
 
     def cancel(self) -> None:
-        for future in (*self.fetches, self.batch):
-            if future is not None:
-                future.cancel()
+        for arrivals in self.arrivals:
+            arrivals.cancel()
+        if self.batch is not None:
+            self.batch.cancel()
 
 
 class PromptLoader(Generic[T]):
@@ -98,6 +100,7 @@ class PromptLoader(Generic[T]):
         self._epoch = 0
         self._next_batch = 0
         self._works: deque[_Work[T]] = deque()
+        self._num_bytes = 0  # of the works
         self._coming: tuple[int, int] | None = None
         self._num_works = 0
         self._rule = LookAhead(stream.config, stream.world)
@@ -204,12 +207,13 @@ class PromptLoader(Generic[T]):
     def _look_ahead(self, *, only_near: bool) -> None:
         fresh = list(self._new_works(only_near=only_near))
         self._works.extend(fresh)
+        self._num_bytes += sum(work.num_bytes for work in fresh)
         if self._fetcher is not None:
             self._start_fetching(self._fetcher, fresh, is_urgent=only_near)
 
     def _new_works(self, *, only_near: bool) -> Iterator[_Work[T]]:
         num_works = len(self._works)
-        num_bytes = sum(work.num_bytes for work in self._works)
+        num_bytes = self._num_bytes
         limit = 0
         # With a cache whole shards come ahead, and by range only what is needed before that.
         if self._fetcher is not None and not only_near and not self.stream.keeps_shards:
@@ -241,64 +245,69 @@ class PromptLoader(Generic[T]):
     ) -> None:
         wanted = []
         for work in works:
-            work.fetches = [Future() for _ in work.slots]
-            for one, future in zip(work.slots, work.fetches, strict=True):
-                if (known := self.stream.known_damage(one.place)) is not None:
-                    future.set_exception(known)
-                else:
-                    wanted.append(Wanted(work.number, one.place, future))
+            for piece in self._pieces(work):
+                arrivals = Arrivals(len(piece))
+                work.arrivals.append(arrivals)
+                for number, one in enumerate(piece):
+                    if (known := self.stream.known_damage(one.place)) is not None:
+                        arrivals.put(number, known)
+                    else:
+                        wanted.append(Wanted(work.number, one.place, arrivals, number))
         fetcher.start(wanted, is_urgent=is_urgent)
+
+    def _pieces(self, work: _Work[T]) -> list[list[SlotPlace]]:
+        """The slots in as many pieces as there are threads; alone where processes decode."""
+        # A task for several samples: handing one over costs as much as reading it from a folder.
+        num_slots = len(work.slots)
+        size = 1 if self._processes else -(-num_slots // self.stream.config.num_threads)
+        return [work.slots[start : start + size] for start in range(0, num_slots, size)]
 
     def _start_decoding(self, work: _Work[T]) -> "Future[T]":
         assert self._assembler is not None  # noqa: S101 - there are threads
+        pieces = self._pieces(work)
         if self._processes is not None:
-            outcomes = [self._open_elsewhere(self._processes, work, n) for n in _all(work)]
+            outcomes = [self._open_elsewhere(self._processes, one) for one in work.arrivals]
+        elif work.arrivals:
+            pairs = zip(pieces, work.arrivals, strict=True)
+            outcomes = [self._open_arrivals(work.number, *pair) for pair in pairs]
         else:
-            outcomes = self._open_in_pieces(work)
+            outcomes = [self._open_piece(work.number, piece) for piece in pieces]
         return self._assembler.submit(work.number, lambda: self._assemble(work.slots, outcomes))
 
-    def _open_in_pieces(self, work: _Work[T]) -> "list[Future[_Outcomes]]":
-        # A task for several samples: handing one over costs as much as reading it from a folder.
-        num_pieces = min(self.stream.config.num_threads, len(work.slots))
-        size = -(-len(work.slots) // num_pieces)
-        starts = range(0, len(work.slots), size)
-        return [self._open_piece(work, slice(start, start + size)) for start in starts]
+    def _open_piece(self, priority: int, slots: Sequence[SlotPlace]) -> "Future[_Outcomes]":
+        assert self._decoders is not None  # noqa: S101 - there are threads
+        return self._decoders.submit(priority, lambda: self._attempt(slots))
 
-    def _open_piece(self, work: _Work[T], piece: slice) -> "Future[_Outcomes]":
+    def _open_arrivals(
+        self, priority: int, slots: Sequence[SlotPlace], arrivals: Arrivals
+    ) -> "Future[_Outcomes]":
         assert self._decoders is not None  # noqa: S101 - there are threads
         decoders, attempt = self._decoders, self.stream.attempt
-        slots, fetches = work.slots[piece], work.fetches[piece]
-        if not fetches:
-            return decoders.submit(work.number, lambda: self._attempt(slots))
         outcomes: Future[_Outcomes] = Future()
 
         def open_all() -> _Outcomes:
-            return [attempt(*pair) for pair in zip(slots, (f.result for f in fetches), strict=True)]
+            return [attempt(one, partial(arrivals.take, n)) for n, one in enumerate(slots)]
 
-        def submit() -> None:
-            task = decoders.submit(work.number, open_all)
-            task.add_done_callback(lambda done: _pass_on(done, outcomes))
-
-        _when_all_done(fetches, submit)
+        arrivals.then(lambda: decoders.submit(priority, open_all, outcomes))
         return outcomes
 
     def _open_elsewhere(
-        self, processes: DecodeProcesses, work: _Work[T], number: int
+        self, processes: DecodeProcesses, arrivals: Arrivals
     ) -> "Future[_Outcomes]":
         outcome: Future[_Outcomes] = Future()
 
-        def open_it(fetched: "Future[Encoded]") -> None:
+        def open_it() -> None:
             try:
-                task = processes.submit(fetched.result())
+                task = processes.submit(arrivals.take(0))
             except BaseException as error:  # noqa: BLE001 - it is raised where the sample is needed
                 if isinstance(error, Exception) and is_damage(error):
                     outcome.set_result([error])
                 else:
                     outcome.set_exception(error)
             else:
-                task.add_done_callback(lambda done: _pass_on(done, outcome, in_list=True))
+                task.add_done_callback(lambda done: _pass_on(done, outcome))
 
-        work.fetches[number].add_done_callback(open_it)
+        arrivals.then(open_it)
         return outcome
 
     def _attempt(self, slots: Sequence[SlotPlace]) -> _Outcomes:
@@ -335,35 +344,20 @@ class PromptLoader(Generic[T]):
         finally:
             # Only now: close(), called by another thread meanwhile, must find it.
             if self._works and self._works[0] is work:
-                self._works.popleft()
+                self._num_bytes -= self._works.popleft().num_bytes
 
     def _drop(self) -> None:
         while self._works:
             self._works.pop().cancel()
+        self._num_bytes = 0
         self._coming = None
         self._num_calls = 0
 
 
-def _all(work: _Work[Any]) -> range:
-    return range(len(work.slots))
-
-
-def _when_all_done(futures: "Sequence[Future[Any]]", action: Callable[[], None]) -> None:
-    """Calls ``action`` once, in the thread that ends the last of ``futures``; not for none."""
-    left = itertools.count(len(futures) - 1, -1)  # counts down in one step, so needs no lock
-
-    def count(_: "Future[Any]") -> None:
-        if next(left) == 0:
-            action()
-
-    for future in futures:
-        future.add_done_callback(count)
-
-
-def _pass_on(done: "Future[Any]", to: "Future[Any]", *, in_list: bool = False) -> None:
+def _pass_on(done: "Future[Any]", to: "Future[_Outcomes]") -> None:
     if done.cancelled():
         to.cancel()
     elif (error := done.exception()) is not None:
         to.set_exception(worker_died() if isinstance(error, BrokenProcessPool) else error)
     else:
-        to.set_result([done.result()] if in_list else done.result())
+        to.set_result([done.result()])

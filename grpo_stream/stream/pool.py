@@ -37,13 +37,16 @@ class PriorityPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, priority: int, action: Callable[[], R]) -> "Future[R]":
+    def submit(
+        self, priority: int, action: Callable[[], R], future: "Future[R] | None" = None
+    ) -> "Future[R]":
         """Runs ``action`` in a thread; a lower ``priority`` goes first.
 
         Returns:
-            What it gives or raises; cancelled where the pool is closed.
+            What it gives or raises, in ``future`` where one is given; cancelled where the pool is
+            closed.
         """
-        future: Future[R] = Future()
+        future = future or Future()
         with self._lock:  # what came in behind the end would never run, and its future never end
             if not self._is_closed:
                 self._tasks.put((priority, next(self._numbers), future, action))

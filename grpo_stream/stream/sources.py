@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from grpo_stream.boxes import Size
 from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError, ShardFormatError
@@ -206,6 +208,8 @@ class ShardSource:
         if cache is not None:
             self.cache = ShardCache(store, self.manifest, cache.folder, cache.max_bytes)
         self._reader = self.cache or store
+        counts, sizes = self.manifest.sample_counts, self.manifest.byte_counts
+        self._sample_bytes = sizes // np.maximum(counts, 1)
         self._max_sample_bytes = max_sample_bytes
         self._indexes: dict[int, tuple[str, ShardIndex]] = {}
         self._num_open_indexes = _NUM_OPEN_INDEXES
@@ -242,8 +246,7 @@ class ShardSource:
 
     def sample_bytes(self, shard: int) -> int:
         """See :meth:`Source.sample_bytes`: the mean of the shard."""
-        counts, sizes = self.manifest.sample_counts, self.manifest.byte_counts
-        return int(sizes[shard]) // max(1, int(counts[shard]))
+        return int(self._sample_bytes[shard])
 
     def runs(self, shard: int, samples: Sequence[int]) -> list[list[int]]:
         """See :meth:`Source.runs`: neighbours, up to 8 MiB or ``max_sample_bytes``."""

@@ -77,7 +77,8 @@ def test_what_is_fetched_when_is_the_loaders_rule(numbered_set, ahead, rank, wor
         def start(self, wanted, **_):
             for one in wanted:
                 began[one.priority] = call
-                one.future.set_result(source.fetch(one.place.shard, [one.place.sample])[0])
+                (found,) = source.fetch(one.place.shard, [one.place.sample])
+                one.arrivals.put(one.number, found)
 
         def close(self):
             pass

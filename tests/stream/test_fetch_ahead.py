@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from grpo_stream.errors import BadSamplesError
+from grpo_stream.errors import BadSamplesError, StoreError
 from grpo_stream.shards.index import ShardIndex, index_name
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.shards.store import LocalStore
 from grpo_stream.stream import fetch, sources
+from grpo_stream.stream.arrivals import Arrivals
 from grpo_stream.stream.dataset import Place, PromptStream
 from grpo_stream.stream.fetch import Fetcher, Wanted
 from grpo_stream.stream.loader import PromptLoader
@@ -61,6 +62,14 @@ def read_places(store, entries):
         if name == f"shard-{place[0] * PER_SHARD:06d}.tar"
         and offset <= entry.offset < offset + num_bytes
     )
+
+
+def arrived(one):
+    """What came of a sample that was wanted alone."""
+    there = threading.Event()
+    one.arrivals.then(there.set)
+    assert there.wait(10)
+    return one.arrivals.take(one.number)
 
 
 class TestTheFirstBatch:
@@ -209,10 +218,10 @@ class TestNeighbours:
         store = RemoteStore(folder)
         source = ShardSource(store)
         assert source.runs(3, [0, 3, 1]) == [[0, 1], [3]]
-        wanted = [Wanted(0, Place(0, 3, sample), Future()) for sample in (0, 3, 1, 0)]
+        wanted = [Wanted(0, Place(0, 3, sample), Arrivals(1), 0) for sample in (0, 3, 1, 0)]
         fetcher = Fetcher([source], 2)
         fetcher.start(wanted)
-        keys = [one.future.result(10).sample().key for one in wanted]
+        keys = [arrived(one).sample().key for one in wanted]
         fetcher.close()
         assert keys == ["000012", "000015", "000013", "000012"]
         assert read_places(store, entries) == [(3, 0), (3, 1), (3, 3)]
@@ -230,10 +239,10 @@ class TestNeighbours:
         source = ShardSource(store)
         _, index = source._index(0)
         offsets = [[index[n].offset for n in call] for call in calls]
-        wanted = [Wanted(n, Place(0, 0, n), Future()) for n in range(0, 22, 2)]
+        wanted = [Wanted(n, Place(0, 0, n), Arrivals(1), 0) for n in range(0, 22, 2)]
         fetcher = Fetcher([source], 1)
         fetcher.start(wanted[::-1], is_urgent=is_urgent)
-        assert [one.future.result(10).sample().key for one in wanted] == [
+        assert [arrived(one).sample().key for one in wanted] == [
             f"{n:06d}" for n in range(0, 22, 2)
         ]
         fetcher.close()
@@ -244,12 +253,13 @@ class TestNeighbours:
         source = ShardSource(RemoteStore(folder))
         path = next(folder.glob("*.tar"))
         path.write_bytes(path.read_bytes()[: source._index(0)[1][4].offset + 700])
-        wanted = [Wanted(n, Place(0, 0, n), Future()) for n in (0, 2, 4, 6)]
+        wanted = [Wanted(n, Place(0, 0, n), Arrivals(1), 0) for n in (0, 2, 4, 6)]
         fetcher = Fetcher([source], 1)
         fetcher.start(wanted)
-        assert [one.future.result(10).sample().key for one in wanted[:2]] == ["000000", "000002"]
-        errors = [one.future.exception(10) for one in wanted[2:]]
-        assert [getattr(error, "cause", error) for error in errors] == ["short_read"] * 2
+        assert [arrived(one).sample().key for one in wanted[:2]] == ["000000", "000002"]
+        for one in wanted[2:]:
+            with pytest.raises(StoreError, match="short_read"):
+                arrived(one)
         fetcher.close()
 
     @pytest.mark.parametrize("fetch_ahead_bytes", [1, 2**28])
@@ -266,9 +276,9 @@ class TestNeighbours:
     def test_cancelled_ones_are_not_fetched(self, folder):
         store = RemoteStore(folder)
         fetcher = Fetcher([ShardSource(store)], 1)
-        gone, wanted = (Wanted(n, Place(0, n, 0), Future()) for n in range(2))
-        gone.future.cancel()
+        gone, wanted = (Wanted(n, Place(0, n, 0), Arrivals(1), 0) for n in range(2))
+        gone.arrivals.cancel()
         fetcher.start([gone, wanted])
-        wanted.future.result(10)
+        arrived(wanted)
         fetcher.close()
         assert len(store.ranges) == 1
