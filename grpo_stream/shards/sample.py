@@ -30,6 +30,7 @@ RESERVED_FIELDS = ("prompt", "solution", "width", "height", "original_width", "o
 RESERVED_OF_SEVERAL = (*RESERVED_FIELDS, "images", "solution_images")
 """As :data:`RESERVED_FIELDS`, for a sample of several images."""
 
+_RESERVED, _RESERVED_OF_SEVERAL = frozenset(RESERVED_FIELDS), frozenset(RESERVED_OF_SEVERAL)
 _SIDES = ("width", "height", "original_width", "original_height")
 _sides_of = itemgetter(*_SIDES)
 
@@ -127,7 +128,7 @@ class Sample(NamedTuple):
     @property
     def extra(self) -> dict[str, Any]:
         """The record's own further fields."""
-        reserved = RESERVED_OF_SEVERAL if is_of_several_images(self.meta) else RESERVED_FIELDS
+        reserved = _RESERVED_OF_SEVERAL if is_of_several_images(self.meta) else _RESERVED
         return {name: value for name, value in self.meta.items() if name not in reserved}
 
     @property

@@ -4,7 +4,8 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import cycle, repeat
+from operator import mul
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -63,24 +64,27 @@ class StreamSample:
                 says, so the frame of its solution is unknown; ``several_images`` and
                 ``several_boxes``: a stream sample is of one each.
         """
-        for cause, count in (
-            ("several_images", len(sample.images)),
-            ("several_boxes", len(sample.solutions)),
-        ):
-            if count > 1:
-                detail = f"{sample.key}: {count}, where the stream takes one"
-                raise ShardFormatError(cause, detail)
+        # Each property is asked for once: after a decoded image the caches hold no Python.
+        (solution, *others), size, original = sample.solutions, sample.size, sample.original_size
+        if sample.more_images or others:
+            raise _several(sample)
         pixels = decode(sample.image, limits)
-        stored = Size(pixels.shape[1], pixels.shape[0])
-        if stored != sample.size:
-            detail = f"{sample.key}: the image is {stored}, its JSON says {sample.size}"
+        height, width, _ = pixels.shape
+        if width != size.width or height != size.height:
+            detail = f"{sample.key}: the image is {width}x{height}, its JSON says {size}"
             raise ShardFormatError("size_mismatch", detail)
         if rule is not None:
-            pixels = resize(pixels, rule.target(stored))
-        kx = sample.original_size.width / stored.width
-        ky = sample.original_size.height / stored.height
-        solution = tuple(n * (ky if i % 2 else kx) for i, n in enumerate(sample.solution))
-        return cls(sample.key, pixels, sample.prompt, solution, sample.original_size, sample.extra)
+            pixels = resize(pixels, rule.target(size))
+        factors = original.width / width, original.height / height
+        scaled = tuple(map(mul, solution, cycle(factors)))
+        return cls(sample.key, pixels, sample.prompt, scaled, original, sample.extra)
+
+
+def _several(sample: Sample) -> ShardFormatError:
+    is_of_images = bool(sample.more_images)
+    count = len(sample.images) if is_of_images else len(sample.solutions)
+    cause = "several_images" if is_of_images else "several_boxes"
+    return ShardFormatError(cause, f"{sample.key}: {count}, where the stream takes one")
 
 
 def decode_sample(sample: Sample, config: StreamConfig) -> StreamSample:

@@ -20,6 +20,11 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
     return median([own / other for own, other in zip(ours, others, strict=True)])
 
 
+def ratio_in_all(ours: Sequence[float], others: Sequence[float]) -> float:
+    """The ratio of two rates over all rounds together, which are of equally much work."""
+    return median([statistics.harmonic_mean(ours) / statistics.harmonic_mean(others)])
+
+
 def quartiles(ours: Sequence[float], others: Sequence[float]) -> str | None:
     """Between which half of the rounds' ratios lie; of fewer than four rounds nothing."""
     ratios = [own / other for own, other in zip(ours, others, strict=True)]

@@ -21,7 +21,7 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import open_store
 from tools.bench.bare_loop import BARE
 from tools.bench.bench_data import make_shards
-from tools.bench.figures import Row, Table, median, quartiles, ratio, show
+from tools.bench.figures import Row, Table, median, quartiles, ratio, ratio_in_all, show
 from tools.bench.job import Job, Measured
 from tools.bench.peers import OURS, PEERS
 from tools.bench.range_server import Served, serve_folder, served
@@ -40,6 +40,8 @@ per cpu second   samples for each second of CPU that all processes of a loader t
 share of bare    per second, relative to bare; per cpu: per cpu second, relative to bare
 threads / it     the same of threads, relative to this loader's
 quartiles        of the rounds' ratios: half of them lie between
+in all           ratio of all turns together: what comes in bursts, as fetching ahead does, falls
+                 on few turns, and a median does not see it
 
 A loader is opened anew before its turns would reach past nine tenths of an epoch: an epoch's end
 costs some of them much.
@@ -275,6 +277,8 @@ def _shares(rounds: Rounds, one: str, other: str) -> Row:
     return {
         "per_second": ratio(*seconds),
         "quartiles": quartiles(*seconds),
+        "in_all": ratio_in_all(*seconds),
         "per_cpu": ratio(*cpu_seconds),
-        "per_cpu_quartiles": quartiles(*cpu_seconds),
+        "cpu_quartiles": quartiles(*cpu_seconds),
+        "cpu_in_all": ratio_in_all(*cpu_seconds),
     }
