@@ -15,6 +15,11 @@ def median(values: Sequence[float]) -> float:
     return float(f"{statistics.median(values):.4g}")
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean, to four digits."""
+    return float(f"{statistics.mean(values):.4g}")
+
+
 def ratio(ours: Sequence[float], others: Sequence[float]) -> float:
     """The median of the rounds' ratios: what else the machine did in a round falls on both."""
     return median([own / other for own, other in zip(ours, others, strict=True)])

@@ -21,7 +21,7 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.store import open_store
 from tools.bench.bare_loop import BARE
 from tools.bench.bench_data import make_shards
-from tools.bench.figures import Row, Table, median, quartiles, ratio, ratio_in_all, show
+from tools.bench.figures import Row, Table, mean, median, quartiles, ratio, ratio_in_all, show
 from tools.bench.job import Job, Measured
 from tools.bench.peers import OURS, PEERS
 from tools.bench.range_server import Served, serve_folder, served
@@ -42,6 +42,7 @@ threads / it     the same of threads, relative to this loader's
 quartiles        of the rounds' ratios: half of them lie between
 in all           ratio of all turns together: what comes in bursts, as fetching ahead does, falls
                  on few turns, and a median does not see it
+server           what it did in a turn, mean
 
 A loader is opened anew before its turns would reach past nine tenths of an epoch: an epoch's end
 costs some of them much.
@@ -185,16 +186,16 @@ def _run_rounds(args: argparse.Namespace, job: Job, contestants: list[str]) -> R
     rounds = Rounds({name: [] for name in contestants}, {})
     serving = serve_folder(job.shards, args.delay_ms) if args.store == "s3" else nullcontext()
     progress = tqdm(total=args.rounds * len(contestants), disable=args.json, unit="turn")
-    with serving as server, progress, _Field(job, server) as field:
+    with serving as server, progress, _Field(job, server) as opened:
         for number in range(args.rounds):
             for name in contestants:
                 progress.set_description(f"{name}: opening")
-                field.prepare(name, args.rounds - number)
+                opened.prepare(name, args.rounds - number)
             for name in contestants:
                 progress.set_description(name)
-                remote = server if is_remote(name) else None
+                remote = server if _is_remote(name) else None
                 before = served(remote) if remote else None
-                rounds.measured[name].append(field.contestants[name].take_turn())
+                rounds.measured[name].append(opened.contestants[name].take_turn())
                 if remote and before:
                     rounds.served.setdefault(name, []).append(served(remote).since(before))
                 progress.update()
@@ -223,14 +224,14 @@ class _Field(ExitStack):
             num_turns=min(self._job.num_turns, num_turns),
         )
         environment = None
-        if self._server is not None and is_remote(name):
+        if self._server is not None and _is_remote(name):
             cache = tempfile.mkdtemp(dir=self._caches) if "cache" in name else ""
             job = replace(job, shards=self._server.url, cache=cache)
             environment = self._server.environment
         self.contestants[name] = self.enter_context(Contestant(job, environment))
 
 
-def is_remote(name: str) -> bool:
+def _is_remote(name: str) -> bool:
     """Whether a contestant reads from the bucket."""
     return "s3" in name.split()
 
@@ -256,9 +257,9 @@ def _tables(args: argparse.Namespace, contestants: list[str], rounds: Rounds) ->
     if rounds.served:
         tables["server"] = {
             name: {
-                "requests": median([one.num_requests for one in usages]),
-                "megabytes": median([one.num_bytes / 1e6 for one in usages]),
-                "server_cpu_s": median([one.cpu_seconds for one in usages]),
+                "requests": mean([one.num_requests for one in usages]),
+                "megabytes": mean([one.num_bytes / 1e6 for one in usages]),
+                "server_cpu_s": mean([one.cpu_seconds for one in usages]),
                 "first_batch_in_delays": median(
                     [
                         one.first_batch_seconds / (args.delay_ms / 1000)
