@@ -35,6 +35,9 @@ class RemoteStore:
         self.wait((name, None))
         return self._inner.read(name)
 
+    def read_range(self, name, offset, num_bytes):
+        return self.read_ranges(name, [(offset, num_bytes)])[0]
+
     def read_ranges(self, name, ranges):
         runs = [span(run) for run in neighbours(ranges)]
         self.calls.append([offset for offset, _ in runs])

@@ -13,7 +13,6 @@ from trl import GRPOConfig
 
 from grpo_stream.config import StreamConfig
 from grpo_stream.images import decode, resize
-from grpo_stream.shards.blobs import neighbours, span
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.store import LocalStore
 from grpo_stream.stream import sources
@@ -45,9 +44,9 @@ class Work:
         work = self
 
         class CountingStore(LocalStore):
-            def read_ranges(self, name, ranges):
-                work.ranges += ((name, *span(run)) for run in neighbours(ranges))
-                return super().read_ranges(name, ranges)
+            def read_range(self, name, offset, num_bytes):
+                work.ranges.append((name, offset, num_bytes))
+                return super().read_range(name, offset, num_bytes)
 
         return CountingStore(folder)
 

@@ -75,8 +75,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per point: ``G``, ``P``, ``C``, seconds of each way, ``ratio``, ``predicted``."""
     import torch  # noqa: PLC0415 - seconds to import
 
+    from grpo_stream.train.launching import use_cpu_only  # noqa: PLC0415
     from tools.bench.growth_run import Contestants  # noqa: PLC0415
     from tools.bench.step_model import make_policy  # noqa: PLC0415
+
+    use_cpu_only()  # else DeepSpeed warns on standard output
 
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
