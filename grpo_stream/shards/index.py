@@ -110,13 +110,16 @@ class ShardIndex:
         return len(self.samples)
 
     def __getitem__(self, sample: int) -> IndexEntry:
-        # A third of the time of taking rows from the arrays.
+        # Three fifths of the time of taking rows from the arrays.
         samples, parts = self._rows
         try:
-            offset, num_bytes, first, num_parts = _SAMPLE_ROW.unpack_from(samples, 24 * sample)
+            offset, num_bytes, first, num_parts = _SAMPLE_ROW.unpack_from(
+                samples, _SAMPLE_ROW.size * sample
+            )
         except struct.error:
             raise IndexError(f"sample {sample} of {len(self)}") from None
-        rows = _PART_ROW.iter_unpack(parts[32 * first : 32 * (first + num_parts)])
+        start, size = _PART_ROW.size * first, _PART_ROW.size * num_parts
+        rows = _PART_ROW.iter_unpack(parts[start : start + size])
         return _as_entry((offset, num_bytes, tuple(map(_as_part, rows))))
 
     @classmethod

@@ -8,5 +8,5 @@ T = TypeVar("T", bound=tuple[Any, ...])
 
 
 def row_maker(row_type: type[T]) -> Callable[[Iterable[Any]], T]:
-    """``row_type._make`` of a NamedTuple at half its time: nothing counts the fields."""
+    """``row_type._make`` of a NamedTuple in three quarters of its time: fields are not counted."""
     return partial(tuple.__new__, row_type)

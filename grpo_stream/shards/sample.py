@@ -242,15 +242,15 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
 def is_plainly_sound(meta: Any) -> bool:
     """Whether a parsed JSON member is sound and of one image and one box, seen at a glance.
 
-    A quarter of :func:`check_meta`'s time. False decides nothing: what is unusual is that
-    function's, which also says what is wrong.
+    False decides nothing: what is unusual is :func:`check_meta`'s, which also says what is wrong.
+    It takes a microsecond less, a fortieth of what an undecoded sample takes in all.
     """
     try:
         prompt, solution, sides = meta["prompt"], meta["solution"], _sides_of(meta)
         return (
             type(prompt) is str
-            and not (prompt.isspace() or "images" in meta)
-            and prompt != ""
+            and prompt.strip() != ""
+            and "images" not in meta
             and type(solution) is list
             and len(solution) in (2, 4)
             and _NUMBERS.issuperset(map(type, solution))

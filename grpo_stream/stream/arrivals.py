@@ -11,8 +11,8 @@ class Arrivals:
     """A few samples that are worked on together, once all of them are there.
 
     One object for several of them: thousands are on their way at a time, and a future for each
-    took a third of what fetching takes of the interpreter, much of it to search them for garbage.
-    Samples arrive in any order and from any thread.
+    has half a dozen objects that the search for garbage visits again and again. Samples arrive in
+    any order and from any thread.
 
     Args:
         count: Samples.

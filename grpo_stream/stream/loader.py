@@ -40,7 +40,6 @@ T = TypeVar("T")
 _Outcomes = list[Outcome]
 
 _CHEAP_SECONDS = 200e-6  # for a sample; what is decoded takes more
-_WEIGH_EVERY = 16  # batches, while reads are cheap: to ask for CPU time takes as long as a sample
 _MAX_WAITING = 4  # times the CPU time: what waits for a disk is better asked for by many threads
 
 
@@ -311,8 +310,6 @@ class PromptLoader(Generic[T]):
         return outcome
 
     def _attempt(self, slots: Sequence[SlotPlace]) -> _Outcomes:
-        if self._reads_cheaply and slots[0].batch_index % _WEIGH_EVERY:
-            return list(map(self.stream.attempt, slots))
         started, started_cpu = time.perf_counter(), time.thread_time()
         outcomes = list(map(self.stream.attempt, slots))
         cpu_seconds = time.thread_time() - started_cpu
