@@ -194,6 +194,23 @@ def test_what_is_written_of_one_image_looks_sound(solution):
     assert not is_plainly_sound(json.loads(encode_meta(several())))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"prompt": value} for value in ("", " \n", 5, None)),
+        *({"solution": value} for value in ([], [1], [1, 2, 3], [1] * 5, [[1, 2]], (1, 2), "12")),
+        *({"solution": [1, value]} for value in (True, None, "2", math.nan, math.inf, 10**400)),
+        *({"width": value} for value in (0, -1, True, 9.0, None, "9")),
+        {"original_height": 0},
+        {"images": []},
+    ],
+)
+def test_what_is_unsound_or_unusual_does_not_look_sound(change):
+    meta = {"prompt": "p", "solution": [1, 2], **SIDES}
+    assert is_plainly_sound(meta)
+    assert not is_plainly_sound(meta | change)
+
+
 @pytest.mark.parametrize("meta", [None, [], "prompt", 7, {}, {"prompt": "p", "solution": [1, 2]}])
 def test_what_is_no_sample_does_not_look_sound(meta):
     assert not is_plainly_sound(meta)
