@@ -7,7 +7,7 @@ The floors, bottom to top (an import only points down; the test command keeps it
     3  grpo_stream.stream    data in motion: plan, cursor, prompt stream, loader
     3  grpo_stream.grounding the task: prompts, answers, rewards, frames; no torch
     2  grpo_stream.shards    data at rest: samples, tar shards, manifest, stores; no torch
-    1  grpo_stream.config, boxes, images
+    1  grpo_stream.stream.config, boxes, images
     0  grpo_stream.errors
 
 Importing this package imports nothing else: take names from the floor that you need.

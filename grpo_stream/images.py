@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError
-from grpo_stream.headers import ImageInfo, read_header
+from grpo_stream.image_headers import ImageInfo, read_header
 
 try:  # the fast JPEG decoder is an extra; its pixels equal Pillow's (tested)
     import simplejpeg

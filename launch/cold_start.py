@@ -19,13 +19,13 @@ from grpo_stream.grounding.prompts import load_template
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
+from grpo_stream.train.batches.collate import PromptCollator, SupervisedCollator
 from grpo_stream.train.cold_start import ColdStartConfig, cold_start
-from grpo_stream.train.collate import PromptCollator, SupervisedCollator
-from grpo_stream.train.config import DataArguments
-from grpo_stream.train.data import make_stream, open_sources
-from grpo_stream.train.evaluate import evaluate
-from grpo_stream.train.model import load_policy
-from grpo_stream.train.processor import load_processor
+from grpo_stream.train.evaluate.answer_prompts import evaluate
+from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.setup.arguments import DataArguments
+from grpo_stream.train.setup.open_data import make_stream, open_sources
 
 
 @dataclass

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.train.universal import make_universal
+from grpo_stream.train.checkpoints.universal import make_universal
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@
     python launch/estimate.py --models 72B --gpus 64 128 --offload optimizer --image-tokens 2691
     python launch/estimate.py --models out/my_model --gpus 8 --json
 
-Formulas and what they leave out: grpo_stream/train/memory_estimate.py. Gigabytes are 10^9 bytes.
+Formulas and what they leave out: grpo_stream/train/setup/memory_estimate.py. Gigabytes are 10^9 bytes.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.train.memory_estimate import Batch, MemoryEstimate, Zero, estimate
-from grpo_stream.train.shapes import SHAPES, ModelShape, find_shape
+from grpo_stream.train.setup.memory_estimate import Batch, MemoryEstimate, Zero, estimate
+from grpo_stream.train.setup.model_sizes import SHAPES, ModelShape, find_shape
 
 _COLUMNS = ("states", "update", "rollout", "layerwise", "host", "DeepSpeed", "fits")
 

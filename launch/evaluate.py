@@ -18,9 +18,9 @@ from trl import TrlParser
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.report.figures_text import comparison_table, figure_table
 from grpo_stream.stream.world import World
-from grpo_stream.train.evaluation import plan_evaluation
-from grpo_stream.train.evaluation_args import EvaluateArguments
-from grpo_stream.train.evaluation_run import run_evaluation
+from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
+from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation
+from grpo_stream.train.evaluate.evaluation_run import run_evaluation
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.train.export import export
+from grpo_stream.train.checkpoints.export import export
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from grpo_stream.train.heartbeat import ENDED, missing_ranks, read_beats, table
+from grpo_stream.train.observe.heartbeat import ENDED, missing_ranks, read_beats, table
 
 _MAX_LINES = 20
 

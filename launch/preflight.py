@@ -10,11 +10,11 @@ import sys
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
-from grpo_stream.train.launching import parse_settings, use_cpu_only
-from grpo_stream.train.preflight import run_preflight
-from grpo_stream.train.preflight_report import PreflightError
-from grpo_stream.train.process_group import leave_process_group, start_process_group
-from grpo_stream.train.run_checks import run_checks
+from grpo_stream.train.cluster.preflight import run_preflight
+from grpo_stream.train.cluster.preflight_needs import run_checks
+from grpo_stream.train.cluster.preflight_report import PreflightError
+from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
+from grpo_stream.train.setup.run_plan import parse_settings, use_cpu_only
 
 
 def main(argv: list[str]) -> int:

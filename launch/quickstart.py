@@ -24,11 +24,11 @@ from pathlib import Path
 
 import yaml
 
-from grpo_stream.grounding.saved_runs import read_run
+from grpo_stream.grounding.evaluation_files import read_run
 from grpo_stream.images import ResizeRule
 from grpo_stream.report.html import write_report
 from grpo_stream.report.training import TrainingRun, training_report
-from grpo_stream.stream.dataset import read_in_order
+from grpo_stream.stream.prompt_stream import read_in_order
 from grpo_stream.stream.sources import ShardSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +107,7 @@ def phases(out: Path, seed: int, reward: str, num_ranks: int) -> Iterator[Phase]
         "shapes",
         [
             command(
-                [*python, "-m", "tools.make_shapes"],
+                [*python, "-m", "launch.make_shapes"],
                 out=raw / name,
                 num_images=num_images,
                 seed=10 * seed + offset,

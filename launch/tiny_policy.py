@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.train.tiny import FAMILIES, make_tiny_policy, read_prompts, task_texts
+from grpo_stream.train.models.tiny import FAMILIES, make_tiny_policy, read_prompts, task_texts
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@
     python launch/train.py --config launch/configs/qwen2_5_vl_3b.yaml --dry-run --num-ranks 8
 
 Settings come from the YAML file and from flags, and flags win: trl's GRPOConfig and ModelConfig,
-and the classes of grpo_stream.train.config. Without a GPU the run takes the CPU and gloo. With
+and the classes of grpo_stream.train.setup.arguments. Without a GPU the run takes the CPU and gloo. With
 --resume_from_checkpoint auto one command starts a run and goes on from its last whole checkpoint
 (docs/checkpoints.md). SIGTERM, SIGUSR1 or a file "stop" in the output folder end the run after the
 global step, with a checkpoint.
@@ -21,32 +21,32 @@ from trl import get_peft_config
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
-from grpo_stream.train.agreement import check_agreement, run_settings
-from grpo_stream.train.checkpoint import choose_checkpoint
-from grpo_stream.train.data import make_stream, num_eval_lanes
-from grpo_stream.train.health import HealthLog
-from grpo_stream.train.launching import (
+from grpo_stream.train.checkpoints.universal import fitting_marker
+from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
+from grpo_stream.train.cluster.exit_with_launcher import end_with_launcher
+from grpo_stream.train.cluster.preflight import run_preflight
+from grpo_stream.train.cluster.preflight_needs import run_checks
+from grpo_stream.train.cluster.preflight_report import PreflightError
+from grpo_stream.train.cluster.process_group import (
+    BoundWaiting,
+    is_lost_rank,
+    leave_process_group,
+    start_process_group,
+)
+from grpo_stream.train.cluster.same_settings import check_agreement, run_settings
+from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
+from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.observe.metrics import ShortProgressCallback
+from grpo_stream.train.observe.stragglers import HealthLog
+from grpo_stream.train.setup.open_data import make_stream, num_eval_lanes
+from grpo_stream.train.setup.run_plan import (
     RunPlan,
     Settings,
     parse_settings,
     plan_run,
     use_cpu_only,
 )
-from grpo_stream.train.lifeline import end_with_launcher
-from grpo_stream.train.metrics import ShortProgressCallback
-from grpo_stream.train.preflight import run_preflight
-from grpo_stream.train.preflight_report import PreflightError
-from grpo_stream.train.process_group import (
-    BoundWaiting,
-    is_lost_rank,
-    leave_process_group,
-    start_process_group,
-)
-from grpo_stream.train.processor import load_processor
-from grpo_stream.train.run_checks import run_checks
-from grpo_stream.train.stopping import EXIT_STOPPED, StopOnDemand
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
-from grpo_stream.train.universal import fitting_marker
 
 
 def main(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.train.zero import check_zero_config, load_zero_config
+from grpo_stream.train.setup.deepspeed_config import check_zero_config, load_zero_config
 
 FOLDER = Path(__file__).parents[1] / "ds_configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.json"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.shard_builder.build import BuildSettings, build
+from shard_builder.build.build import BuildSettings, build
 
 FOLDER = Path(__file__).parents[1] / "data" / "screenshots"
 LICENCES = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "PSF-2.0", "PostgreSQL"}

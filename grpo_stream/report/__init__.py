@@ -8,6 +8,6 @@
 * :mod:`~grpo_stream.report.evaluation`, :mod:`~grpo_stream.report.answer_card`,
   :mod:`~grpo_stream.report.picks`, :mod:`~grpo_stream.report.scatter`: an evaluation as a page,
   :mod:`~grpo_stream.report.figures_text`: its figures in words,
-* :mod:`~grpo_stream.report.stats`: how sure an accuracy is,
+* :mod:`~grpo_stream.report.intervals`: how sure an accuracy is,
 * :mod:`~grpo_stream.report.html`: the page that holds them.
 """

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 from grpo_stream.errors import ConfigError, StoreError
-from grpo_stream.shards.blobs import Data, Range, cut, neighbours, span
 from grpo_stream.shards.cache_fetcher import MAX_ANNOUNCED, CacheCounts, ShardFetcher
 from grpo_stream.shards.cache_folder import CacheFolder, OpenShard
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.store import Store
+from grpo_stream.storage.blobs import Data, Range, cut, neighbours, span
+from grpo_stream.storage.store import Store
 
 __all__ = ["MAX_ANNOUNCED", "CacheCounts", "ShardCache"]
 

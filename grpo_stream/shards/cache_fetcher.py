@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from grpo_stream.errors import StoreError
-from grpo_stream.shards.blobs import first_line
 from grpo_stream.shards.cache_folder import CacheFolder, Download, OpenShard, Refusal
-from grpo_stream.shards.store import Store
+from grpo_stream.storage.blobs import first_line
+from grpo_stream.storage.store import Store
 
 MAX_ANNOUNCED = 512
 """Shards of one announcement that count; each holds a file descriptor."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from grpo_stream.shards.files import read_at
+from grpo_stream.storage.atomic_files import read_at
 
 _LOCK_NAME = "cache.lock"
 _OURS = "grpo-stream-"  # nothing else in the folder is looked at, let alone evicted

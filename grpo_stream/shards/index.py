@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from grpo_stream.boxes import Size
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError, StoreError
+from grpo_stream.shards.fast_rows import row_maker
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.rows import row_maker
-from grpo_stream.shards.store import Store
+from grpo_stream.storage.store import Store
 
 INDEX_VERSION = 2
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from grpo_stream.errors import ManifestError, StoreError
 from grpo_stream.shards.shard_table import ShardInfo, ShardTable, TableReader
-from grpo_stream.shards.store import Store
+from grpo_stream.storage.store import Store
 
 __all__ = ["MANIFEST_NAME", "MANIFEST_VERSION", "Manifest", "ShardInfo"]
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ImageError, ShardFormatError
 from grpo_stream.images import probe
-from grpo_stream.shards.blobs import Data
-from grpo_stream.shards.json_text import parse_json
+from grpo_stream.shards.fast_json import parse_json
+from grpo_stream.storage.blobs import Data
 
 SCHEMA_VERSION = 2
 """Version of the JSON member's fields and of the member names."""

@@ -13,9 +13,7 @@ from typing import BinaryIO
 
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
-from grpo_stream.shards.blobs import Data
-from grpo_stream.shards.files import commit, temp_beside, write_atomic
-from grpo_stream.shards.hashed_file import HashedFile
+from grpo_stream.shards.fast_json import parse_json
 from grpo_stream.shards.index import (
     PART_KINDS,
     IndexEntry,
@@ -25,10 +23,7 @@ from grpo_stream.shards.index import (
     energon_index_name,
     index_name,
 )
-from grpo_stream.shards.json_text import parse_json
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.members import BLOCK, END, iter_members, make_header, padding
-from grpo_stream.shards.runs import iter_runs, split_name
 from grpo_stream.shards.sample import (
     IMAGE_SUFFIXES,
     Sample,
@@ -38,7 +33,12 @@ from grpo_stream.shards.sample import (
     is_of_several_images,
     is_plainly_sound,
 )
-from grpo_stream.shards.store import Store
+from grpo_stream.shards.sample_runs import iter_runs, split_name
+from grpo_stream.shards.tar_headers import BLOCK, END, iter_members, make_header, padding
+from grpo_stream.storage.atomic_files import commit, temp_beside, write_atomic
+from grpo_stream.storage.blobs import Data
+from grpo_stream.storage.hashed_file import HashedFile
+from grpo_stream.storage.store import Store
 
 __all__ = [
     "ShardWriter",

@@ -25,14 +25,14 @@ from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from grpo_stream.stream.arrivals import Arrivals
-from grpo_stream.stream.cursor import Cursor
-from grpo_stream.stream.dataset import Outcome, PromptStream, SlotPlace, is_damage
-from grpo_stream.stream.fetch import Fetcher, Wanted
+from grpo_stream.order.cursor import Cursor
+from grpo_stream.stream.decode_processes import DecodeProcesses, worker_died
+from grpo_stream.stream.fetcher import Fetcher, Wanted
 from grpo_stream.stream.look_ahead import LookAhead
-from grpo_stream.stream.memory import keep_freed_memory
-from grpo_stream.stream.pool import PriorityPool
-from grpo_stream.stream.processes import DecodeProcesses, worker_died
+from grpo_stream.stream.malloc_tuning import keep_freed_memory
+from grpo_stream.stream.pending_samples import Arrivals
+from grpo_stream.stream.priority_pool import PriorityPool
+from grpo_stream.stream.prompt_stream import Outcome, PromptStream, SlotPlace, is_damage
 from grpo_stream.stream.sources import StreamSample
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ rule, each of them would fetch its look-ahead in the same second as all others, 
 
 from dataclasses import dataclass
 
-from grpo_stream.config import StreamConfig
+from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.world import World
 
 _MAX_BATCHES = 1024

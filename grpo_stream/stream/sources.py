@@ -11,18 +11,18 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from grpo_stream.boxes import Size
-from grpo_stream.config import CacheSettings, StreamConfig
 from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, decode, resize
-from grpo_stream.shards.blobs import Data
+from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.index import IndexEntry, ShardIndex
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.retry import PatientStore, RetryRules, open_patient
 from grpo_stream.shards.sample import Sample
-from grpo_stream.shards.store import LocalStore, Store, is_object_store, open_store
 from grpo_stream.shards.tar import parse_sample
-from grpo_stream.stream.plan import Indices
+from grpo_stream.storage.blobs import Data
+from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
+from grpo_stream.storage.store import LocalStore, Store, is_object_store, open_store
+from grpo_stream.stream.config import CacheSettings, StreamConfig
 
 _NUM_OPEN_INDEXES = 64  # at 700 samples a shard 60 kB each
 _MAX_RUN_BYTES = 8 * 2**20

@@ -3,7 +3,7 @@
 transformers and DeepSpeed write weights, optimizer, schedule and random generators. What they lack
 is added here: the cursor, the bad samples, what was gathered since the last log, and the
 generation batch in use. And a checkpoint counts only when all of it is on the disk
-(:mod:`grpo_stream.train.checkpoint`).
+(:mod:`grpo_stream.train.checkpoints.whole_checkpoint`).
 """
 
 import json
@@ -17,16 +17,22 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
 from grpo_stream.errors import CheckpointError, ConfigError
-from grpo_stream.train.checkpoint import Marker, begin, last_checkpoint, seal, sync
-from grpo_stream.train.metrics import stream_metrics
-from grpo_stream.train.stream_trainer import StreamTrainer
-from grpo_stream.train.universal import (
+from grpo_stream.train.checkpoints.universal import (
     fitting_marker,
     load_universal,
     restore_groups,
     universal_in,
     zero_stage_of,
 )
+from grpo_stream.train.checkpoints.whole_checkpoint import (
+    Marker,
+    begin,
+    last_checkpoint,
+    seal,
+    sync,
+)
+from grpo_stream.train.observe.metrics import stream_metrics
+from grpo_stream.train.stream_trainer import StreamTrainer
 
 RUN_STATE_NAME = "run_state_{rank}.pt"
 """File of a checkpoint, one per rank: what was gathered since the last log, the batch in use."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.stream.loader import PromptLoader
-from grpo_stream.train.collate import Batch, model_inputs
+from grpo_stream.train.batches.collate import Batch, model_inputs
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def cold_start(
 
     Args:
         model: A policy on its device.
-        loader: Batches of :class:`grpo_stream.train.collate.SupervisedCollator`; read over and
+        loader: Batches of :class:`grpo_stream.train.batches.collate.SupervisedCollator`; read over and
             over, each epoch in another order.
         config: Steps, learning rate, when to stop.
         dev_accuracy: Evaluates the policy on the dev split.

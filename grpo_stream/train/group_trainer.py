@@ -8,18 +8,23 @@ from typing import Any
 import torch
 from trl.models.utils import unwrap_model_for_generation
 
-from grpo_stream.train.backbone import (
+from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.batches.groups import (
+    PromptGroups,
+    check_groups,
+    cut_micro_batches,
+    reward_rows,
+)
+from grpo_stream.train.batches.refill import choose, merge_scored, select_prompts, teaches
+from grpo_stream.train.checkpoint_trainer import CheckpointTrainer
+from grpo_stream.train.prefix.backbone import (
     backbone_of,
     encode_images,
     has_frozen_vision_tower,
     prompt_positions,
 )
-from grpo_stream.train.checkpoint_trainer import CheckpointTrainer
-from grpo_stream.train.collate import Batch
-from grpo_stream.train.groups import PromptGroups, check_groups, cut_micro_batches, reward_rows
-from grpo_stream.train.prefix import pack_groups, score_packed
-from grpo_stream.train.refill import choose, merge_scored, select_prompts, teaches
-from grpo_stream.train.rollout import generate_groups, trim_completions
+from grpo_stream.train.prefix.generation import generate_groups, trim_completions
+from grpo_stream.train.prefix.packing import pack_groups, score_packed
 from grpo_stream.train.vllm import Engine, engine_images
 
 
@@ -63,7 +68,7 @@ class GroupTrainer(CheckpointTrainer):
         return inputs
 
     def _rollout_to_train(self, batch: Batch, saved: dict[str, Any] | None) -> dict[str, Any]:
-        """:meth:`_rollout` of as many prompts as are trained on (:mod:`~grpo_stream.train.refill`).
+        """:meth:`_rollout` of as many prompts as are trained on (:mod:`~grpo_stream.train.batches.refill`).
 
         Args:
             batch: ``1 + refill_zero_variance`` times as many prompts.
@@ -209,7 +214,7 @@ class GroupTrainer(CheckpointTrainer):
         """Replaces ``GRPOTrainer._get_per_token_logps_and_entropies`` (trl 1.16).
 
         Policy, old and reference log-probabilities all come through here. Each group is packed
-        into one row (:mod:`grpo_stream.train.prefix`); without ``shared_prefix`` trl's own way
+        into one row (:mod:`grpo_stream.train.prefix.packing`); without ``shared_prefix`` trl's own way
         is taken, with the images repeated per completion.
         """
         groups = self._current_groups(len(input_ids))

@@ -13,20 +13,20 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.stream.dataset import PromptStream
 from grpo_stream.stream.loader import PromptLoader
-from grpo_stream.train.batches import MicroStepDataset, first_of
-from grpo_stream.train.collate import Batch
-from grpo_stream.train.eval_batches import EvalBatches, EvalLoader
-from grpo_stream.train.metrics import stream_metrics
-from grpo_stream.train.position import (
+from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.batches.eval_batches import EvalBatches, EvalLoader
+from grpo_stream.train.batches.micro_steps import MicroStepDataset, first_of
+from grpo_stream.train.batches.synced_reader import ReadTogether
+from grpo_stream.train.checkpoints.position import (
     Position,
     SavedPosition,
     StepCount,
     check_updates,
     check_whole_epochs,
 )
-from grpo_stream.train.read_together import ReadTogether
+from grpo_stream.train.observe.metrics import stream_metrics
 from grpo_stream.train.watched_trainer import WatchedTrainer
 
 CURSOR_NAME = "cursor.json"

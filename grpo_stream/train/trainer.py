@@ -13,35 +13,35 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from trl import GRPOConfig
 
-from grpo_stream.config import StreamConfig
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.grounding.rewards import load_reward, named_reward, with_template
 from grpo_stream.images import ResizeRule
-from grpo_stream.stream.dataset import PromptStream
-from grpo_stream.stream.records import RecordSource
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream.stream.record_source import RecordSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.attention import use_shared_prefix_attention
-from grpo_stream.train.backbone import freeze_vision_tower as freeze_tower
-from grpo_stream.train.collate import Batch, PromptCollator
-from grpo_stream.train.config import (
+from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.batches.refill import check_refill
+from grpo_stream.train.checkpoints.task_file import Task, write_task
+from grpo_stream.train.group_trainer import GroupTrainer
+from grpo_stream.train.models.policy import policy_config
+from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
+from grpo_stream.train.prefix.attention import use_shared_prefix_attention
+from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
+from grpo_stream.train.prefix.generation import suppressed_token_ids
+from grpo_stream.train.prefix.packing import shared_prefix_obstacle
+from grpo_stream.train.setup.arguments import (
     SHARED_PREFIX,
     LogArguments,
     check_model_supported,
     check_supported,
     packed_attention,
 )
-from grpo_stream.train.data import num_eval_lanes
-from grpo_stream.train.group_trainer import GroupTrainer
-from grpo_stream.train.model import policy_config
-from grpo_stream.train.prefix import shared_prefix_obstacle
-from grpo_stream.train.processor import known_rule, load_processor, resize_rule
-from grpo_stream.train.refill import check_refill
-from grpo_stream.train.rollout import suppressed_token_ids
-from grpo_stream.train.task_file import Task, write_task
+from grpo_stream.train.setup.deepspeed_config import check_batch_arithmetic
+from grpo_stream.train.setup.open_data import num_eval_lanes
 from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
-from grpo_stream.train.zero import check_batch_arithmetic
 
 logger = logging.get_logger("grpo_stream.train")
 
@@ -75,11 +75,11 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
             the reason where not; ``on`` refuses instead; ``off`` takes trl's own way.
         shared_prefix_attention: How packed groups attend, see
-            :func:`grpo_stream.train.config.packed_attention`.
+            :func:`grpo_stream.train.setup.arguments.packed_attention`.
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
             are computed once per prompt then; that holds for any tower without trained weights.
         refill_zero_variance: Up to so many times more prompts are sampled in the place of groups
-            whose rewards are all equal (:mod:`grpo_stream.train.refill`). The stream's lanes are
+            whose rewards are all equal (:mod:`grpo_stream.train.batches.refill`). The stream's lanes are
             then ``1 + refill_zero_variance`` times the prompts that are trained on.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is gone on
             with, over exactly what is left of its epoch, instead of being refused.

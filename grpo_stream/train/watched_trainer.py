@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from grpo_stream.train.collate import Batch
-from grpo_stream.train.config import LogArguments
-from grpo_stream.train.difficulty import DifficultyLog
-from grpo_stream.train.metrics import Work, step_metrics
-from grpo_stream.train.phases import Phases
-from grpo_stream.train.rollout_sheets import FOLDER_NAME as SHEETS_NAME
-from grpo_stream.train.rollout_sheets import (
+from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.observe.difficulty_log import DifficultyLog
+from grpo_stream.train.observe.metrics import Work, step_metrics
+from grpo_stream.train.observe.phases import Phases
+from grpo_stream.train.observe.rollout_sheets import FOLDER_NAME as SHEETS_NAME
+from grpo_stream.train.observe.rollout_sheets import (
     Rollout,
     RolloutSheets,
     show_in_trackers,
     weighted_rewards,
 )
-from grpo_stream.train.watchdog import FOLDER_NAME as STALLS_NAME
-from grpo_stream.train.watchdog import Watchdog
+from grpo_stream.train.observe.watchdog import FOLDER_NAME as STALLS_NAME
+from grpo_stream.train.observe.watchdog import Watchdog
+from grpo_stream.train.setup.arguments import LogArguments
 
 
 class WatchedTrainer(GRPOTrainer):

@@ -24,7 +24,7 @@ def cluster(tmp_path_factory):
     raw, tiny = folder / "raw", folder / "tiny"
     with Cluster(folder, 2) as cluster:
         for words in (
-            ["-m", "tools.make_shapes", "--out", raw, "--num-images", NUM_IMAGES, "--seed", 3],
+            ["-m", "launch.make_shapes", "--out", raw, "--num-images", NUM_IMAGES, "--seed", 3],
             [
                 *("-m", "tools.shard_builder", "build", raw / "records.json", "--quiet"),
                 *("--images-root", raw, "--out", cluster.shards, "--samples-per-shard", 8),

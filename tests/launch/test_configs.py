@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo_stream.train.launching import parse_settings, plan_run
+from grpo_stream.train.setup.run_plan import parse_settings, plan_run
 from tests.stream.support import write_numbered_set
 
 ROOT = Path(__file__).parents[2]

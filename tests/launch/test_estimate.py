@@ -3,7 +3,7 @@ import json
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
-from grpo_stream.train.shapes import SHAPES
+from grpo_stream.train.setup.model_sizes import SHAPES
 from tests.launch.support import load_script
 
 estimate = load_script("estimate")

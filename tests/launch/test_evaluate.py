@@ -13,7 +13,7 @@ script = load_script("evaluate")
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    from grpo_stream.train.tiny import make_tiny_policy
+    from grpo_stream.train.models.tiny import make_tiny_policy
 
     return make_tiny_policy(tmp_path_factory.mktemp("tiny"), TASK_TEXTS)
 

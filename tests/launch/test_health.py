@@ -1,7 +1,7 @@
 import json
 import time
 
-from grpo_stream.train.heartbeat import Heartbeat
+from grpo_stream.train.observe.heartbeat import Heartbeat
 from tests.launch.support import load_script
 
 health = load_script("health")

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from grpo_stream.boxes import Size
-from grpo_stream.grounding.figures import evaluation_figures
-from grpo_stream.grounding.saved_runs import write_run
+from grpo_stream.grounding.evaluation_files import write_run
+from grpo_stream.grounding.evaluation_metrics import evaluation_figures
 from grpo_stream.grounding.scores import score_answer
 from tests.launch.support import ROOT, load_script
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.train.config import DataArguments
-from grpo_stream.train.data import open_sources
+from grpo_stream.train.setup.arguments import DataArguments
+from grpo_stream.train.setup.open_data import open_sources
 
 NUM_LOADINGS = 20
 

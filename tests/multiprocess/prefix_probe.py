@@ -12,8 +12,8 @@ import deepspeed
 import torch
 from trl import GRPOConfig
 
-from grpo_stream.train.process_group import leave_process_group, start_process_group
-from grpo_stream.train.processor import load_processor
+from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
+from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.support import QUIET
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from grpo_stream.grounding.rewards import accuracy_reward_coord
-from grpo_stream.train import launching
-from grpo_stream.train.process_group import leave_process_group, start_process_group
+from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
+from grpo_stream.train.setup import run_plan
 from tests.launch.support import load_script
 
 KEYS: list[list[str]] = []
@@ -29,10 +29,10 @@ def spying_reward(**columns):
 
 def main():
     launch = load_script("train")
-    use_cpu = launching.use_cpu_only()
+    use_cpu = run_plan.use_cpu_only()
     start_process_group(use_cpu=use_cpu)
-    settings = launching.parse_settings(sys.argv[1:], use_cpu=use_cpu)
-    trainer = launch.train(settings, launching.plan_run(settings))
+    settings = run_plan.parse_settings(sys.argv[1:], use_cpu=use_cpu)
+    trainer = launch.train(settings, run_plan.plan_run(settings))
     engine = trainer.model_wrapped
     weights = dict(engine.module.named_parameters())
     weight = weights["model.language_model.layers.0.mlp.gate_proj.weight"]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from grpo_stream.config import StreamConfig
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.read_together import ReadTogether
+from grpo_stream.train.batches.synced_reader import ReadTogether
 
 
 def main(shards, out, max_bad_samples):

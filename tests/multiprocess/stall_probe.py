@@ -7,14 +7,14 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from grpo_stream.config import StreamConfig
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.phases import Phases
-from grpo_stream.train.read_together import ReadTogether
-from grpo_stream.train.watchdog import Watchdog
+from grpo_stream.train.batches.synced_reader import ReadTogether
+from grpo_stream.train.observe.phases import Phases
+from grpo_stream.train.observe.watchdog import Watchdog
 
 LIMIT_SECONDS = 2.0
 

@@ -15,8 +15,8 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.integrations import HfDeepSpeedConfig
 
-from grpo_stream.train.process_group import leave_process_group
-from grpo_stream.train.zero import load_zero_config
+from grpo_stream.train.cluster.process_group import leave_process_group
+from grpo_stream.train.setup.deepspeed_config import load_zero_config
 
 
 def main(folder):

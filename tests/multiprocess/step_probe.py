@@ -14,12 +14,12 @@ import deepspeed
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from grpo_stream.config import StreamConfig
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.config import LogArguments
-from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.setup.arguments import LogArguments
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 NUM_STEPS = 2

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from grpo_stream.train.model import load_policy
-from grpo_stream.train.processor import load_processor
-from grpo_stream.train.universal import make_universal
+from benchmarks.kill.kill_resume import ZERO3, Run, measure, prepare, rank_server
+from grpo_stream.train.checkpoints.universal import make_universal
+from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.models.processor import load_processor
 from tests.launch.support import load_script
-from tools.bench.kill_resume import ZERO3, Run, measure, prepare, rank_server
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 

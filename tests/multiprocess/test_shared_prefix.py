@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_stream.train.tiny import make_tiny_policy
+from grpo_stream.train.models.tiny import make_tiny_policy
 from tests.multiprocess.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grpo_stream.train.watchdog import EXIT_STALLED
+from grpo_stream.train.observe.watchdog import EXIT_STALLED
 from tests.multiprocess.ranks import run_ranks
 from tests.stream.support import write_numbered_set
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from grpo_stream.train.memory_estimate import Batch, Zero, estimate
-from grpo_stream.train.shapes import ModelShape
+from grpo_stream.train.setup.memory_estimate import Batch, Zero, estimate
+from grpo_stream.train.setup.model_sizes import ModelShape
 from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from grpo_stream.train.tiny import make_tiny_policy
-from grpo_stream.train.watchdog import EXIT_STALLED
+from grpo_stream.train.models.tiny import make_tiny_policy
+from grpo_stream.train.observe.watchdog import EXIT_STALLED
 from tests.multiprocess.ranks import run_ranks
 from tests.shards.support import make_sample, write_set
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from grpo_stream.config import StreamConfig
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from tests.multiprocess.ranks import free_port

@@ -6,9 +6,9 @@ import signal
 import traceback
 from pathlib import Path
 
+from shard_builder.build.build import BuildSettings, build
+from shard_builder.build.chunk_plan import ShardLimits
 from tests.shards.support import image_bytes
-from tools.shard_builder.build import BuildSettings, build
-from tools.shard_builder.plan import ShardLimits
 
 
 def write_raw(folder: Path, num_records=23, **change):

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from grpo_stream.errors import RecordError
 from grpo_stream.images import ResizeRule
+from grpo_stream.records.formats.rules import Rules
+from grpo_stream.records.stored_image import PictureRules
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.store import LocalStore
 from grpo_stream.shards.tar import iter_samples
+from grpo_stream.storage.store import LocalStore
+from shard_builder.build import build as build_module
+from shard_builder.build.build import BuildSettings, build
+from shard_builder.build.chunk_plan import ShardLimits, Splits
+from shard_builder.build.worker_pool import run_chunks
+from shard_builder.datasets.verify import verify
 from tests.shard_builder.support import files_of, make_settings, write_raw
 from tests.shards.support import image_bytes
-from tools.shard_builder import build as build_module
-from tools.shard_builder.build import BuildSettings, build
-from tools.shard_builder.crew import run_chunks
-from tools.shard_builder.pictures import PictureRules
-from tools.shard_builder.plan import ShardLimits, Splits
-from tools.shard_builder.rules import Rules
-from tools.shard_builder.verify import verify
 
 IMAGES = {
     "a.png": image_bytes((40, 30)),

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.store import open_store
+from grpo_stream.storage.store import open_store
+from shard_builder.build.build import build
+from shard_builder.datasets.verify import verify
 from tests.shard_builder.support import files_of, make_settings, write_raw
-from tools.shard_builder.build import build
-from tools.shard_builder.verify import verify
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto.server")

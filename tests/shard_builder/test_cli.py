@@ -8,10 +8,10 @@ import tempfile
 
 import pytest
 
+from shard_builder import build_command
+from shard_builder.build import build as build_module
+from shard_builder.cli import main
 from tests.shards.support import image_bytes
-from tools.shard_builder import build as build_module
-from tools.shard_builder import build_command
-from tools.shard_builder.cli import main
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.store import LocalStore
+from shard_builder.build import build as build_module
+from shard_builder.build.assemble import assemble
+from shard_builder.build.build import build
+from shard_builder.build.chunk_plan import Splits
+from shard_builder.build.output_folder import Output
+from shard_builder.build.worker import NUM_FINISHING
+from shard_builder.build.worker_pool import run_chunks
 from tests.shard_builder.support import build_and_die, files_of, make_settings, write_raw
-from tools.shard_builder import build as build_module
-from tools.shard_builder.assemble import assemble
-from tools.shard_builder.build import build
-from tools.shard_builder.crew import run_chunks
-from tools.shard_builder.output import Output
-from tools.shard_builder.plan import Splits
-from tools.shard_builder.work import NUM_FINISHING
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

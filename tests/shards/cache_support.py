@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.manifest import Manifest, ShardInfo
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.store import LocalStore
 
 ROOT = Path(__file__).parents[2]
 SHARD_BYTES = 1000

@@ -13,7 +13,7 @@ from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from grpo_stream.shards.retry import RetryRules
+from grpo_stream.storage.retrying_store import RetryRules
 
 RULES = RetryRules(
     first_delay_seconds=0.001,

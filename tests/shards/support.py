@@ -9,8 +9,8 @@ from PIL import Image
 from grpo_stream.boxes import Size
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.shards.sample import Sample, make_meta
-from grpo_stream.shards.store import LocalStore
 from grpo_stream.shards.tar import ShardWriter
+from grpo_stream.storage.store import LocalStore
 
 
 def image_bytes(size=(8, 6), colour="red", kind="PNG", mode="RGB", **options):

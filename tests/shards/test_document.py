@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.store import LocalStore
 from tests.shards.support import make_multi_sample, make_sample, write_set
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "shards.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import pytest
 from grpo_stream.errors import StoreError
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.store import open_store
 from grpo_stream.shards.tar import read_sample
+from grpo_stream.storage.store import open_store
 from tests.shards.support import make_sample, write_set
 
 SAMPLES = [make_sample(f"{i:06d}", f"Click {i}") for i in range(5)]

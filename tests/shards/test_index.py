@@ -14,7 +14,7 @@ from grpo_stream.shards.index import (
     index_name,
 )
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.store import LocalStore
 
 
 def entry(offset, num_bytes, *parts):

@@ -6,7 +6,7 @@ import pytest
 from grpo_stream.errors import ManifestError
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from grpo_stream.shards.shard_table import ShardTable
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.store import LocalStore
 
 SHARDS = (ShardInfo("a.tar", 3, 4096, "aa"), ShardInfo("b.tar", 2, 2048, "bb"))
 MANIFEST = Manifest(1, SHARDS, {"rules": {"k": 1}}, "0.1", {"num_samples": 5}, {"box_empty": 2})

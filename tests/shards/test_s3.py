@@ -3,11 +3,11 @@
 import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
-from grpo_stream.shards import object_store
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.store import open_store
 from grpo_stream.shards.tar import read_sample
+from grpo_stream.storage import object_store
+from grpo_stream.storage.store import open_store
 from tests.shards.s3_server import s3_environment, s3_server
 from tests.shards.support import make_sample, write_set
 

@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_stream.errors import StoreError
-from grpo_stream.shards.retry import RetryRules, open_patient
+from grpo_stream.storage.retrying_store import RetryRules, open_patient
 from grpo_stream.stream.sources import ShardSource
 from tests.shards import real_servers
 from tests.shards.support import make_sample, write_set

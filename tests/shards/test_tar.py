@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.members import iter_members
-from grpo_stream.shards.runs import iter_runs
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.shards.sample_runs import iter_runs
 from grpo_stream.shards.tar import ShardWriter, iter_samples, parse_sample, read_sample, split_name
+from grpo_stream.shards.tar_headers import iter_members
+from grpo_stream.storage.store import LocalStore
 from tests.shards.support import image_bytes, make_multi_sample, make_sample, tar_of, write_shard
 
 SAMPLES = [make_sample(f"{i:06d}", f"Click {i}", (8 + i, 6)) for i in range(5)]

@@ -2,9 +2,9 @@
 
 from contextlib import contextmanager
 
-from grpo_stream.config import CacheSettings
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import CacheSettings
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from tests.shards.faulty_server import RULES

@@ -4,8 +4,8 @@ import random
 import threading
 import time
 
-from grpo_stream.shards.blobs import neighbours, span
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.blobs import neighbours, span
+from grpo_stream.storage.store import LocalStore
 
 
 class RemoteStore:

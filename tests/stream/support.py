@@ -3,12 +3,12 @@
 from collections import Counter
 
 from grpo_stream.boxes import Size
-from grpo_stream.config import StreamConfig
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.sample import Sample, make_meta
-from grpo_stream.shards.store import LocalStore
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.storage.store import LocalStore
+from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from tests.shards.support import image_bytes, write_set

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from grpo_stream.order.epoch_plan import EpochPlan
 from grpo_stream.shards.cache import ShardCache
-from grpo_stream.stream.plan import EpochPlan
 from tests.shards.cache_support import StreamStore, make_set, names, wait_for
 
 _NUM_SHARDS = 233  # so that no lane but the first starts with a block

@@ -13,8 +13,8 @@ import pytest
 from grpo_stream.errors import BadSamplesError, StoreError
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.retry import RetryRules
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.retrying_store import RetryRules
+from grpo_stream.storage.store import LocalStore
 from tests.shards import real_servers
 from tests.shards.cache_support import wait_for
 from tests.shards.faulty_server import RULES, FaultyServer, faulty_server, rules_for

@@ -9,12 +9,12 @@ import pytest
 from grpo_stream.errors import BadSamplesError, StoreError
 from grpo_stream.shards.index import ShardIndex, index_name
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
-from grpo_stream.shards.store import LocalStore
-from grpo_stream.stream import fetch, sources
-from grpo_stream.stream.arrivals import Arrivals
-from grpo_stream.stream.dataset import Place, PromptStream
-from grpo_stream.stream.fetch import Fetcher, Wanted
+from grpo_stream.storage.store import LocalStore
+from grpo_stream.stream import fetcher, sources
+from grpo_stream.stream.fetcher import Fetcher, Wanted
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.pending_samples import Arrivals
+from grpo_stream.stream.prompt_stream import Place, PromptStream
 from grpo_stream.stream.sources import ShardSource, decode_sample
 from tests.shards.cache_support import wait_for
 from tests.stream.remote_support import GatedStore, RemoteStore
@@ -207,7 +207,7 @@ class TestNeighbours:
         folder = write_numbered_set(tmp_path, 48, 12)
         longest = 3 * 2048
         monkeypatch.setattr(sources, "_MAX_RUN_BYTES", longest)
-        monkeypatch.setattr(fetch, "_MAX_CALL_BYTES", longest)
+        monkeypatch.setattr(fetcher, "_MAX_CALL_BYTES", longest)
         store = RemoteStore(folder)
         with open_loader(store, num_lanes=2, block_shards=1) as loader:
             assert list(loader) == epoch_keys(folder, num_lanes=2, block_shards=1)

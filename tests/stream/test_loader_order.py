@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grpo_stream.config import CacheSettings
-from grpo_stream.stream.cursor import Cursor
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.order.cursor import Cursor
+from grpo_stream.stream.config import CacheSettings
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from tests.stream.remote_support import RemoteStore

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_stream.config import StreamConfig
+from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.look_ahead import LookAhead
 from grpo_stream.stream.world import World
 

@@ -9,7 +9,7 @@ from grpo_stream.images import ImageLimits, ResizeRule, decode, resize
 from grpo_stream.shards.index import index_name
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, make_meta
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.store import LocalStore
 from grpo_stream.stream import sources
 from grpo_stream.stream.sources import ShardSource, StreamSample
 from tests.shards.support import image_bytes, write_set, write_shard

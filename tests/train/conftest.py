@@ -11,11 +11,11 @@ import pytest
 import torch
 from trl import GRPOConfig
 
-from grpo_stream.config import StreamConfig
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
-from grpo_stream.train.processor import load_processor
-from grpo_stream.train.tiny import make_tiny_policy
+from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.runs import NUM_LANES, spread_reward
 from tests.train.support import QUIET, TASK_TEXTS, load_model, write_shapes

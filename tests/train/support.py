@@ -14,13 +14,13 @@ from grpo_stream.boxes import Size
 from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.stream.sources import StreamSample
-from grpo_stream.train.attention import use_shared_prefix_attention
-from grpo_stream.train.collate import PromptCollator
-from grpo_stream.train.groups import PromptGroups
-from grpo_stream.train.model import load_policy
-from grpo_stream.train.tiny import train_tokenizer
+from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.models.tiny import train_tokenizer
+from grpo_stream.train.prefix.attention import use_shared_prefix_attention
+from launch.make_shapes import COLOURS, SHAPES, make_shape
 from tests.shards.support import write_set
-from tools.make_shapes import COLOURS, SHAPES, make_shape
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,12 @@ import torch
 from transformers import TrainerCallback
 
 from grpo_stream.errors import CheckpointError, ConfigError, CursorError
-from grpo_stream.train.checkpoint import MARKER_NAME, find_checkpoints, read_marker, seal
+from grpo_stream.train.checkpoints.whole_checkpoint import (
+    MARKER_NAME,
+    find_checkpoints,
+    read_marker,
+    seal,
+)
 from tests.train.runs import SAVING, logged, place_of, run, weights_of
 from tests.train.support import write_shapes
 

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from grpo_stream.config import StreamConfig
 from grpo_stream.errors import ConfigError
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
+from grpo_stream.train.batches.collate import SupervisedCollator, model_inputs
 from grpo_stream.train.cold_start import ColdStartConfig, cold_start
-from grpo_stream.train.collate import SupervisedCollator, model_inputs
 from tests.train.support import CPU, make_collator
 
 

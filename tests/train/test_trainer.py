@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_stream.config import StreamConfig
 from grpo_stream.errors import ConfigError, CursorError
 from grpo_stream.images import ResizeRule, decode
 from grpo_stream.stream import sources
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train import patches as patches_module
-from grpo_stream.train.collate import PromptCollator
-from grpo_stream.train.patches import image_inputs, to_patches
-from grpo_stream.train.processor import load_processor
+from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.train.models import patches as patches_module
+from grpo_stream.train.models.patches import image_inputs, to_patches
+from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.stream_trainer import QUARANTINE_NAME
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.runs import (

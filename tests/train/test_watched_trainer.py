@@ -7,10 +7,10 @@ import pytest
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train import watched_trainer
-from grpo_stream.train.config import LogArguments
-from grpo_stream.train.difficulty import FILE_NAME, read_difficulty
-from grpo_stream.train.phases import PHASES
-from grpo_stream.train.watchdog import EXIT_STALLED, Watchdog
+from grpo_stream.train.observe.difficulty_log import FILE_NAME, read_difficulty
+from grpo_stream.train.observe.phases import PHASES
+from grpo_stream.train.observe.watchdog import EXIT_STALLED, Watchdog
+from grpo_stream.train.setup.arguments import LogArguments
 from tests.train.runs import spread_reward
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 from trl import GRPOTrainer
 
-from grpo_stream.train.processor import load_processor
+from grpo_stream.train.models.processor import load_processor
 from tests.multiprocess.ranks import run_ranks
 from tests.train import work_probe
 from tests.train.support import write_shapes

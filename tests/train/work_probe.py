@@ -11,15 +11,15 @@ from unittest import mock
 import torch
 from trl import GRPOConfig
 
-from grpo_stream.config import StreamConfig
 from grpo_stream.images import decode, resize
 from grpo_stream.shards.index import ShardIndex
-from grpo_stream.shards.store import LocalStore
+from grpo_stream.storage.store import LocalStore
 from grpo_stream.stream import sources
-from grpo_stream.stream.dataset import PromptStream
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.processor import load_processor, resize_rule
+from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.support import QUIET
 

@@ -4,17 +4,17 @@ import argparse
 import json
 from typing import Any, get_args
 
-from grpo_stream.encoding import parse_encoding
+from grpo_stream.image_encoding import parse_encoding
 from grpo_stream.images import ResizeRule
-from tools.shard_builder.build import BuildResult, BuildSettings, build
-from tools.shard_builder.inputs.coco import DEFAULT_CATEGORY_PROMPT
-from tools.shard_builder.inputs.source import FORMATS, RuleFlags
-from tools.shard_builder.lists import REJECTS_NAME, WARNINGS_NAME
-from tools.shard_builder.pictures import Check, PictureRules
-from tools.shard_builder.plan import ShardLimits, Splits
-from tools.shard_builder.progress import num_usable_cores, show_progress
-from tools.shard_builder.rules import BoxFormat, Coords, Rules, Several
-from tools.shard_builder.set_flags import add_shard_limits, add_split_flag
+from grpo_stream.records.formats.coco import DEFAULT_CATEGORY_PROMPT
+from grpo_stream.records.formats.open_inputs import FORMATS, RuleFlags
+from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
+from grpo_stream.records.stored_image import Check, PictureRules
+from shard_builder.build.build import BuildResult, BuildSettings, build
+from shard_builder.build.chunk_plan import ShardLimits, Splits
+from shard_builder.build.progress import num_usable_cores, show_progress
+from shard_builder.build.reject_lists import REJECTS_NAME, WARNINGS_NAME
+from shard_builder.shared_flags import add_shard_limits, add_split_flag
 
 
 def add_build(command: argparse.ArgumentParser) -> None:

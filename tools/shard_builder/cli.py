@@ -88,7 +88,7 @@ def _end(message: object, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Here, because worker processes import this module again, and need none of these.
-    from tools.shard_builder import build_command, set_commands  # noqa: PLC0415
+    from shard_builder import build_command, dataset_commands
 
     parser = argparse.ArgumentParser(
         prog="shard-builder",
@@ -99,13 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, add, what, more in (
         ("build", build_command.add_build, "make shards of records in any of ten formats", _BUILD),
-        ("verify", set_commands.add_verify, "re-read everything and name the first bad key", ""),
-        ("index", set_commands.add_index, "index and manifest for tars that others made", ""),
-        ("stats", set_commands.add_stats, "counts, sizes, boxes and visual tokens", ""),
-        ("show", set_commands.add_show, "an HTML page and a picture of some samples", ""),
-        ("head", set_commands.add_head, "a data set of the first samples of one", ""),
-        ("merge", set_commands.add_merge, "one data set of several", ""),
-        ("split", set_commands.add_split, "several data sets of one, no image in two", ""),
+        (
+            "verify",
+            dataset_commands.add_verify,
+            "re-read everything and name the first bad key",
+            "",
+        ),
+        ("index", dataset_commands.add_index, "index and manifest for tars that others made", ""),
+        ("stats", dataset_commands.add_stats, "counts, sizes, boxes and visual tokens", ""),
+        ("show", dataset_commands.add_show, "an HTML page and a picture of some samples", ""),
+        ("head", dataset_commands.add_head, "a data set of the first samples of one", ""),
+        ("merge", dataset_commands.add_merge, "one data set of several", ""),
+        ("split", dataset_commands.add_split, "several data sets of one, no image in two", ""),
     ):
         command = commands.add_parser(
             name,

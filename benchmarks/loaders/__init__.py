@@ -1,0 +1,1 @@
+"""The prompt stream and what it is made of."""

@@ -1,0 +1,1 @@
+"""Other loaders, read in the same way."""

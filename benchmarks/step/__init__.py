@@ -1,0 +1,1 @@
+"""The training step beside trl's own."""

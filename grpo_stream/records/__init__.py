@@ -1,0 +1,1 @@
+"""Anybody's raw records, judged: from a file's bytes to a sample, or the cause of its rejection."""

@@ -1,0 +1,1 @@
+"""One reader per raw format; all of them give the same raw records."""

@@ -1,0 +1,252 @@
+"""Inputs as the user names them: found, told apart, and read record by record."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from typing import Any, get_args
+
+from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.records.formats import coco, refcoco, screenspot
+from grpo_stream.records.formats.byte_chunks import OnBytes, read_chunks, unpack
+from grpo_stream.records.formats.conversations import conversation_records
+from grpo_stream.records.formats.datasets_tables import PREFIX, open_table, table_rows
+from grpo_stream.records.formats.detect import (
+    Container,
+    InputFormat,
+    check_kind,
+    format_of,
+    layout_of,
+    look,
+)
+from grpo_stream.records.formats.find_files import find_files
+from grpo_stream.records.formats.json_stream import JsonText, first_byte, parse_lines, parse_records
+from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules
+from grpo_stream.records.formats.webdataset_tars import tar_rows
+
+FORMATS: tuple[str, ...] = ("auto", *get_args(InputFormat))
+"""What the user may call the format of an input."""
+
+_WITH_OWN_FIELDS = ("coco", "refcoco", "screenspot", "vlm_r1", "llava")
+_KEYS = ("image_key", "prompt_key", "solution_key")
+
+
+@dataclass(frozen=True)
+class InputSource:
+    """One input; :func:`expand_inputs` makes them."""
+
+    name: str
+    """The path or URL as it was given or found, or ``datasets:SPEC``; a signed URL's query is
+    left out."""
+    format: InputFormat
+    container: Container = "lines"
+    """What holds the records; of a document all images and boxes are held in memory."""
+    layout: tuple[BoxFormat, Coords] | None = None
+    """How the format writes its boxes; None where the user decides."""
+    category_prompt: str = coco.DEFAULT_CATEGORY_PROMPT
+    """What is asked for a category of COCO, with ``{category}`` in it."""
+    query: str = field(default="", repr=False)
+    """What follows the ``?`` of a signed URL."""
+
+
+@dataclass(frozen=True)
+class RuleFlags:
+    """What the user said of the records; None for what was left open."""
+
+    image_key: str | None = None
+    prompt_key: str | None = None
+    solution_key: str | None = None
+    box_format: BoxFormat | None = None
+    coords: Coords | None = None
+
+
+def expand_inputs(
+    words: Sequence[str],
+    input_format: str = "auto",
+    category_prompt: str = coco.DEFAULT_CATEGORY_PROMPT,
+) -> list[InputSource]:
+    """Finds the inputs that the user's words mean, and looks at the first record of each.
+
+    A word is a local path, ``file://``, ``s3://``, ``gs://`` or ``az://`` URL, all of them with
+    ``*``, ``?``, ``[ab]`` and ``**``; an ``https://`` URL; or ``datasets:SPEC``. Text may be
+    packed with gzip or Zstandard.
+
+    Args:
+        words: As given; what a pattern finds is sorted.
+        input_format: One of :data:`FORMATS`. ``auto`` decides for each input; a table that
+            ``datasets`` loads is then taken as it is.
+        category_prompt: The prompt for a category of COCO.
+
+    Raises:
+        ConfigError: nothing is there, it is no input, or the format is unknown or does not go
+            with it.
+    """
+    if input_format not in FORMATS:
+        expected = f"must be one of {', '.join(FORMATS)}"
+        if input_format.startswith(PREFIX):
+            expected = f"is an input: write {input_format} as INPUT, without --format"
+        raise ConfigError("--format", input_format, expected)
+    if "{category}" not in category_prompt:
+        expected = f"must hold {{category}}, as in {coco.DEFAULT_CATEGORY_PROMPT!r}"
+        raise ConfigError("--category-prompt", category_prompt, expected)
+    sources: list[InputSource] = []
+    for word in map(os.fspath, words):
+        if word.startswith(PREFIX) or input_format == "datasets":
+            name = word if word.startswith(PREFIX) else f"{PREFIX}{word}"
+            sources.append(_table_source(name, input_format))
+        else:
+            sources += [_file_source(*found, input_format) for found in find_files(word)]
+    if not sources:
+        raise ConfigError("INPUT", "", "must be at least one, for example data/train.jsonl")
+    return [replace(source, category_prompt=category_prompt) for source in sources]
+
+
+def read_source(
+    source: InputSource, *, on_bytes: OnBytes | None = None, image_key: str = "image"
+) -> Iterator[tuple[int, Any]]:
+    """The records of one input in order.
+
+    Arrays, lines, tars and tables are streamed: one raw record at a time is in memory. Of a COCO
+    document every image and box is held, about 500 bytes each.
+
+    Args:
+        source: From :func:`expand_inputs`.
+        on_bytes: Gets the bytes of the input as they are stored, in order (of a file
+            ``instances.json`` that belongs to it too), or what stands for the rows of a table.
+        image_key: The field that gets the image of a tar or table.
+
+    Yields:
+        The 0-based position of the raw record in the input, equal for all records that are made
+        from it, and a record: fields by name, any other JSON value, or a RecordError. In formats
+        that have fields of their own the names are ``image``, ``prompt`` and ``solution``.
+
+    Raises:
+        RecordError: the input as a whole is of no use; causes ``input_unreadable``,
+            ``input_empty``, ``input_not_utf8``, ``input_not_json``, ``input_not_list``,
+            ``input_not_coco``.
+        ConfigError: an extra is missing.
+    """
+    if source.container == "document":
+        document = coco.load_document(_json_text(source.name, source.query, on_bytes), source.name)
+        if source.format == "coco":
+            yield from coco.coco_records(document, source.category_prompt)
+        else:
+            yield from refcoco.refcoco_document_records(document)
+        return
+    instances = refcoco.Instances(lambda: _instances(source, on_bytes))
+    for index, row in enumerate(_rows(source, on_bytes, image_key)):
+        if isinstance(row, dict):
+            for record in _records(row, source, instances):
+                yield index, record
+        else:
+            yield index, row
+
+
+def rules_of(source: InputSource, base: Rules, flags: RuleFlags | None = None) -> Rules:
+    """How the records of ``source`` are written.
+
+    Args:
+        source: The input.
+        base: What holds where neither format nor user says anything.
+        flags: What the user said, which goes before what the format implies.
+
+    Raises:
+        ConfigError: the user named a field, but the format has fields of its own.
+    """
+    said = {f.name: getattr(flags, f.name) for f in fields(RuleFlags)} if flags else {}
+    given = {name: value for name, value in said.items() if value is not None}
+    implied: dict[str, Any] = {}
+    if source.format in _WITH_OWN_FIELDS:
+        implied = {key: key.removesuffix("_key") for key in _KEYS}
+        for key in _KEYS:
+            if given.get(key, implied[key]) != implied[key]:
+                flag = f"--{key.replace('_', '-')}"
+                expected = (
+                    f"goes with plain records, but {source.name} is {source.format}, which has "
+                    "fields of its own; leave it out, or add --format json or jsonl"
+                )
+                raise ConfigError(flag, given[key], expected)
+    if source.layout is not None:
+        implied["box_format"], implied["coords"] = source.layout
+    return replace(base, **(implied | given))
+
+
+def _table_source(name: str, input_format: str) -> InputSource:
+    if input_format in ("json", "jsonl", "coco", "webdataset"):
+        expected = f"does not go with {name}: leave it out, or name the format of its rows"
+        raise ConfigError("--format", input_format, expected)
+    as_format: Any = "datasets" if input_format == "auto" else input_format
+    table, row = open_table(name), None
+    if as_format in ("refcoco", "screenspot"):
+        try:
+            row = next(table_rows(table, name, "image"), None)
+        except RecordError as error:
+            raise ConfigError("INPUT", name, f"cannot be read: {error.detail}") from error
+    return InputSource(name, as_format, "table", layout_of(as_format, row))
+
+
+def _file_source(name: str, query: str, input_format: str) -> InputSource:
+    check_kind(b"", name)
+    stored = read_chunks(name, query)
+    with closing(stored):
+        try:
+            first = next(stored, b"")
+        except RecordError as error:
+            raise ConfigError("INPUT", name, f"cannot be read: {error.detail}") from error
+        is_meant_as_tar = input_format == "webdataset"
+        container, record = look(chain([first], stored), name, is_meant_as_tar=is_meant_as_tar)
+    if container == "tar":
+        if input_format in ("json", "jsonl", "coco"):
+            raise ConfigError("--format", input_format, f"does not go with {name}, a tar")
+        as_format: Any = "webdataset" if input_format == "auto" else input_format
+    else:
+        as_format = format_of(container, record) if input_format == "auto" else input_format
+        if as_format == "coco":
+            container = "document"
+        elif as_format == "jsonl" or (container == "document" and as_format != "refcoco"):
+            container = "lines"
+    layout = layout_of(as_format, record, is_document=container == "document")
+    return InputSource(name, as_format, container, layout, query=query)
+
+
+def _rows(source: InputSource, on_bytes: OnBytes | None, image_key: str) -> Iterator[Any]:
+    if source.container == "table":
+        yield from table_rows(open_table(source.name), source.name, image_key, on_bytes)
+        return
+    chunks = unpack(read_chunks(source.name, source.query, on_bytes), source.name)
+    if source.container == "tar":
+        yield from tar_rows(chunks, source.name, image_key)
+    elif source.format == "jsonl":
+        _, chunks = first_byte(chunks, source.name)
+        yield from parse_lines(chunks, source.name)
+    else:
+        yield from parse_records(chunks, source.name)
+
+
+def _records(
+    row: dict[str, Any], source: InputSource, instances: refcoco.Instances
+) -> Iterator[Any]:
+    if source.format == "refcoco":
+        has_files = source.container in ("array", "lines")
+        yield from refcoco.refcoco_records(row, instances if has_files else None)
+    elif source.format == "screenspot":
+        yield from screenspot.screenspot_records(row)
+    elif source.format in ("vlm_r1", "llava"):
+        yield from conversation_records(row)
+    else:
+        yield row
+
+
+def _instances(source: InputSource, on_bytes: OnBytes | None) -> coco.Document:
+    folder, slash, _ = source.name.rpartition("/")
+    name = f"{folder}{slash}instances.json"
+    try:
+        return coco.load_document(_json_text(name, source.query, on_bytes), name)
+    except RecordError as error:
+        detail = f"{source.name} has references without boxes, which {name} must hold"
+        raise RecordError(error.cause, f"{detail}: {error.detail}") from error
+
+
+def _json_text(name: str, query: str, on_bytes: OnBytes | None) -> JsonText:
+    return JsonText(unpack(read_chunks(name, query, on_bytes), name), name)

@@ -1,0 +1,1 @@
+"""Where bytes are kept: local folders, object stores, retries, files that appear whole."""

@@ -1,0 +1,338 @@
+"""A bucket or web folder as a store, through obstore."""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+from urllib.parse import urlsplit
+
+from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.storage.blobs import (
+    Data,
+    Range,
+    check_length,
+    check_name,
+    cut,
+    first_line,
+    neighbours,
+    span,
+    store_error,
+)
+from grpo_stream.storage.error_causes import cause_of, explain
+from grpo_stream.storage.retry_policy import Patience
+
+_STREAM_CHUNK_BYTES = 2**20
+_PART_BYTES = 8 * 2**20
+_PARTS_IN_FLIGHT = 4
+_MAX_PARTS = 10_000  # S3's limit to the parts of one upload
+
+_ENDPOINT_VARIABLES = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL"),
+}
+
+_Result = TypeVar("_Result")
+
+
+class ObjectStore:
+    """A bucket or web folder. See :class:`~grpo_stream.storage.store.Store`.
+
+    obstore's threads do not survive a fork: a call in a forked child would wait for ever once
+    any call was made in the parent. Such a call raises StoreError (cause ``forked``) instead;
+    start workers with spawn or forkserver, or use threads.
+
+    Args:
+        url: ``s3://bucket/folder``, ``gs://...``, ``az://container/folder``,
+            ``https://host/folder``. Credentials and endpoints come from the provider's
+            environment variables, which ``docs/storage.md`` lists; an endpoint may be plain http.
+        client: An obstore store to use in place of the one that ``url`` names.
+        patience: Time-outs of each request, and how a stream that broke off goes on. Every call
+            is then one request that is not repeated: that is PatientStore's part. By default
+            obstore repeats requests by its own rules.
+
+    Raises:
+        ConfigError: obstore is not installed or refuses the URL.
+    """
+
+    _used_in_pid: ClassVar[int | None] = None
+
+    def __init__(self, url: str, client: Any = None, *, patience: Patience | None = None) -> None:
+        try:
+            import obstore  # noqa: PLC0415 - an extra: only those who read from buckets need it
+            from obstore.store import HTTPStore, from_url  # noqa: PLC0415
+        except ImportError as error:
+            expected = "object storage needs obstore: pip install 'grpo_stream[cloud]'"
+            raise ConfigError("url", url, expected) from error
+        self._url = url
+        self._obstore = obstore
+        self._check_process()
+        try:
+            if client is None:
+                client = from_url(url, **_options(url, patience))
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            expected = f"obstore refuses it ({first_line(error)}); {_hint(url)}"
+            raise ConfigError("url", url, expected) from error
+        self._client = client
+        self._patience = patience
+        self._is_web = isinstance(client, HTTPStore)
+
+    @property
+    def url(self) -> str:
+        """The URL it was opened with."""
+        return self._url
+
+    def read(self, name: str) -> bytes:
+        """See :meth:`Store.read`; a large object is read as a stream is."""
+        response = self._get(name, None)
+        if response.meta["size"] > _PART_BYTES:
+            return b"".join(self._chunks(name, response))
+        return bytes(self._call("unreadable", name, lambda _c, _n: response.bytes()))
+
+    def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
+        """See :meth:`Store.read_range`."""
+        if num_bytes == 0:
+            return b""
+        data = self._call(
+            "unreadable",
+            name,
+            lambda c, n: self._obstore.get_range(c, n, start=offset, length=num_bytes),
+        )
+        return check_length(bytes(data), self.url, name, offset, num_bytes)
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
+        """See :meth:`Store.read_ranges`; up to ten requests of a call are on their way at a time.
+
+        A request of many costs two thirds of the CPU of one that is made alone.
+        """
+        runs = neighbours(ranges)
+        starts, sizes = zip(*map(span, runs), strict=True)
+        answers = self._call(
+            "unreadable",
+            name,
+            lambda c, n: self._obstore.get_ranges(c, n, starts=starts, lengths=sizes, coalesce=0),
+        )
+        found: list[Data] = []
+        for run, start, size, answer in zip(runs, starts, sizes, answers, strict=True):
+            data = memoryview(answer)
+            check_length(data, self.url, name, start, size)
+            # A view keeps the whole answer: neighbours, which may be used long after, are copied.
+            found += cut(data, run) if len(run) > 1 else [data]
+        return found
+
+    def open_stream(self, name: str) -> BinaryIO:
+        """See :meth:`Store.open_stream`.
+
+        One request for the whole; when it breaks off, as it does under a reader slower than the
+        client's time-out, another one goes on from there, provided the object is still the same.
+        """
+        raw = _RawStream(self._counted(self._chunks(name, self._get(name, None))))
+        return cast("BinaryIO", io.BufferedReader(raw, _STREAM_CHUNK_BYTES))
+
+    def write(self, name: str, data: bytes) -> None:
+        """See :meth:`Store.write`; a put is atomic on every object store."""
+        self._call("unwritable", name, lambda c, n: self._obstore.put(c, n, data))
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+        """See :meth:`Store.put_file`.
+
+        Files above 8 MiB go in parts of that size, or larger for more than 80 GB, four at a time.
+        An upload that was broken off may leave parts that cost storage until the bucket's
+        lifecycle rule removes them. A web server takes no parts: there the file is held whole.
+        """
+        try:
+            num_bytes = Path(path).stat().st_size
+        except OSError as error:
+            raise store_error("unreadable", str(path), name, error) from error
+        self._call(
+            "unwritable",
+            name,
+            lambda c, n: self._obstore.put(
+                c,
+                n,
+                Path(path),
+                use_multipart=num_bytes > _PART_BYTES and not self._is_web,
+                chunk_size=max(_PART_BYTES, -(-num_bytes // _MAX_PARTS)),
+                max_concurrency=_PARTS_IN_FLIGHT,
+            ),
+        )
+
+    def delete(self, name: str) -> None:
+        """See :meth:`Store.delete`."""
+        try:
+            self._call("unwritable", name, self._obstore.delete)
+        except StoreError as error:
+            if error.cause != "not_found":
+                raise
+
+    def exists(self, name: str) -> bool:
+        """See :meth:`Store.exists`."""
+        try:
+            self.size(name)
+        except StoreError as error:
+            if error.cause == "not_found":
+                return False
+            raise
+        return True
+
+    def size(self, name: str) -> int:
+        """See :meth:`Store.size`."""
+        return int(self._call("unreadable", name, self._obstore.head)["size"])
+
+    def list_names(self) -> list[str]:
+        """See :meth:`Store.list_names`; plain web servers cannot list (cause ``unreadable``)."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """See :meth:`Store.sizes`; plain web servers cannot list (cause ``unreadable``)."""
+        found = self._call(
+            "unreadable", None, lambda c, _: self._obstore.list_with_delimiter(c)["objects"]
+        )
+        return {entry["path"]: entry["size"] for entry in found}
+
+    def walk(self, prefix: str = "") -> list[str]:
+        """See :meth:`Store.walk`; plain web servers cannot list (cause ``unreadable``)."""
+        found = self._call(
+            "unreadable", prefix or None, lambda c, n: self._obstore.list(c, n).collect()
+        )
+        return sorted(entry["path"] for entry in found)
+
+    def _get(self, name: str, options: dict[str, Any] | None) -> Any:
+        return self._call("unreadable", name, lambda c, n: self._obstore.get(c, n, options=options))
+
+    def _chunks(self, name: str, response: Any) -> Iterator[bytes]:
+        tag, num_bytes = response.meta["e_tag"], response.meta["size"]
+        position = 0
+        pieces = self._pieces(name, response)
+        while True:
+            try:
+                for piece in pieces:
+                    position += len(piece)
+                    yield piece
+                if position >= num_bytes:
+                    return
+                detail = f"{self.url}: {name}: ends at byte {position} of {num_bytes}"
+                broken = StoreError("broken_off", detail)
+            except StoreError as error:
+                broken = error
+            if self._patience is not None:
+                self._patience.counters.add_retry(broken.cause, 0.0)
+            # The next request must bring a piece: a read never goes round without progress.
+            options: dict[str, Any] = {"range": {"offset": position}}
+            if tag:
+                options["if_match"] = tag
+            try:
+                pieces = self._patiently(partial(self._go_on, name, options))
+            except StoreError as error:
+                # Whoever reads from the start again gets over the one, not over the other.
+                raise broken if error.cause == "range_ignored" else error from None
+
+    def _go_on(self, name: str, options: dict[str, Any]) -> Iterator[bytes]:
+        pieces = self._pieces(name, self._get(name, options))
+        first = next(pieces, None)
+        if first is None:
+            offset = options["range"]["offset"]
+            raise StoreError("broken_off", f"{self.url}: {name}: nothing came from byte {offset}")
+        return chain((first,), pieces)
+
+    def _pieces(self, name: str, response: Any) -> Iterator[bytes]:
+        try:
+            for piece in response.stream(min_chunk_size=_STREAM_CHUNK_BYTES):
+                yield bytes(piece)
+        except (self._obstore.exceptions.BaseError, OSError) as error:
+            raise explain(cause_of(error, "unreadable"), self.url, name, error) from error
+
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._patience is not None:
+                self._patience.counters.add(num_bytes=len(piece))
+            yield piece
+
+    def _patiently(self, action: Callable[[], _Result]) -> _Result:
+        return action() if self._patience is None else self._patience.run(action)
+
+    def _call(self, cause: str, name: str | None, action: Any) -> Any:
+        self._check_process()
+        try:
+            return action(self._client, None if name is None else check_name(name, self.url))
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            found = cause_of(error, cause)
+            if cause == "unwritable" and found != "not_found":
+                found = cause
+            raise explain(found, self.url, name or "listing", error) from error
+
+    def _check_process(self) -> None:
+        pid = os.getpid()
+        if ObjectStore._used_in_pid not in (None, pid):
+            raise StoreError(
+                "forked",
+                f"{self._url}: obstore was used in process {ObjectStore._used_in_pid} before this "
+                f"process ({pid}) was forked from it; start workers with spawn or forkserver",
+            )
+        ObjectStore._used_in_pid = pid
+
+
+class _RawStream(io.RawIOBase):
+    """Chunks of bytes as a file that is read forwards."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        num_bytes = min(len(buffer), len(self._rest))
+        buffer[:num_bytes] = self._rest[:num_bytes]
+        self._rest = self._rest[num_bytes:]
+        return num_bytes
+
+
+def _options(url: str, patience: Patience | None) -> dict[str, Any]:
+    """Keyword arguments of obstore's ``from_url``."""
+    scheme = _scheme(url)
+    client: dict[str, Any] = {}
+    options: dict[str, Any] = {"client_options": client}
+    endpoints = [os.environ.get(name, "") for name in _ENDPOINT_VARIABLES.get(scheme, ())]
+    # obstore refuses http:// unless told that no TLS is meant.
+    if any(place.startswith("http://") for place in (url, *endpoints)):
+        client["allow_http"] = True
+    elif scheme == "s3" and "AWS_UNSIGNED_PAYLOAD" not in os.environ:
+        # TLS guards what is sent already; to hash it too takes 0.9 s of CPU a GB. boto3 does so.
+        options["config"] = {"unsigned_payload": "true"}
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if scheme == "gs" and emulator and "GOOGLE_BASE_URL" not in os.environ:
+        # Google's own clients read it; obstore does not.
+        place = emulator if "://" in emulator else f"http://{emulator}"
+        options["config"] = {"base_url": place, "bearer_token": "emulator"}
+        client["allow_http"] = True
+    if patience is not None:
+        rules = patience.rules
+        client["connect_timeout"] = timedelta(seconds=rules.connect_timeout_seconds)
+        client["read_timeout"] = timedelta(seconds=rules.stall_timeout_seconds)
+        client["timeout"] = timedelta(seconds=rules.request_timeout_seconds)
+        # Of obstore's own tries none is left: they would hide faults and outlast the deadline.
+        deadline = timedelta(seconds=rules.deadline_seconds)
+        options["retry_config"] = {"max_retries": 0, "retry_timeout": deadline}
+    return options
+
+
+def _scheme(url: str) -> str:
+    scheme = urlsplit(url).scheme
+    return {"abfs": "az", "abfss": "az"}.get(scheme, scheme)
+
+
+def _hint(url: str) -> str:
+    if url.startswith(("az", "abfs")):
+        return "write az://container/folder and set AZURE_STORAGE_ACCOUNT_NAME"
+    return "write s3://bucket/folder"

@@ -1,0 +1,148 @@
+"""Stores whose reads survive what another try may get over."""
+
+import os
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from grpo_stream.errors import StoreError
+from grpo_stream.storage.blobs import Data, Range, neighbours
+from grpo_stream.storage.error_causes import TRANSIENT_CAUSES
+from grpo_stream.storage.object_store import ObjectStore
+from grpo_stream.storage.retry_policy import Patience, ReadCounters, ReadCounts, RetryRules
+from grpo_stream.storage.store import Store, is_object_store, open_store
+
+__all__ = [
+    "Patience",
+    "PatientStore",
+    "ReadCounters",
+    "ReadCounts",
+    "RetryRules",
+    "open_patient",
+]
+
+
+class PatientStore:
+    """A store that reads through :meth:`Patience.run`. See :class:`~.store.Store`.
+
+    Reads, sizes and the opening of a stream are tried again for the causes in
+    :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline; all other causes are
+    raised at once. Listings and writes are passed on as they are.
+
+    Args:
+        inner: Where to read.
+        patience: Rules, counters and clock.
+    """
+
+    def __init__(self, inner: Store, patience: Patience | None = None) -> None:
+        self._inner = inner
+        self._patience = patience or Patience()
+        self.counters = self._patience.counters
+
+    @property
+    def url(self) -> str:
+        """The inner store's."""
+        return self._inner.url
+
+    def read(self, name: str) -> bytes:
+        """See :meth:`Store.read`."""
+        data = self._patience.run(lambda: self._inner.read(name))
+        self.counters.add(num_bytes=len(data))
+        return data
+
+    def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
+        """See :meth:`Store.read_range`."""
+        data = self._patience.run(lambda: self._inner.read_range(name, offset, num_bytes))
+        self.counters.add(num_bytes=num_bytes)
+        return data
+
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
+        """See :meth:`Store.read_ranges`.
+
+        When one request of several fails, each is made again alone, one after another: a server
+        that refuses some is not asked for all of them again.
+        """
+        runs = neighbours(ranges)
+        if len(runs) > 1:
+            try:
+                found = self._inner.read_ranges(name, ranges)
+            except StoreError as error:
+                if error.cause not in TRANSIENT_CAUSES:
+                    self.counters.add(num_requests=len(runs), num_failures=1)
+                    raise
+                self.counters.add(num_requests=len(runs))
+                self.counters.add_retry(error.cause, 0.0)
+            else:
+                num_bytes = sum(size for _, size in ranges)
+                self.counters.add(num_requests=len(runs), num_bytes=num_bytes)
+                return found
+        return [data for run in runs for data in self._read_run(name, run)]
+
+    def open_stream(self, name: str) -> BinaryIO:
+        """See :meth:`Store.open_stream`; the stream's own reads are as patient as the inner's."""
+        return self._patience.run(lambda: self._inner.open_stream(name))
+
+    def exists(self, name: str) -> bool:
+        """See :meth:`Store.exists`."""
+        return self._patience.run(lambda: self._inner.exists(name))
+
+    def size(self, name: str) -> int:
+        """See :meth:`Store.size`."""
+        return self._patience.run(lambda: self._inner.size(name))
+
+    def close(self) -> None:
+        """Ends all tries that wait; reads after that are tried once."""
+        self._patience.close()
+
+    def write(self, name: str, data: bytes) -> None:
+        """See :meth:`Store.write`."""
+        self._inner.write(name, data)
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+        """See :meth:`Store.put_file`."""
+        self._inner.put_file(name, path)
+
+    def delete(self, name: str) -> None:
+        """See :meth:`Store.delete`."""
+        self._inner.delete(name)
+
+    def list_names(self) -> list[str]:
+        """See :meth:`Store.list_names`."""
+        return self._inner.list_names()
+
+    def sizes(self) -> dict[str, int]:
+        """See :meth:`Store.sizes`."""
+        return self._inner.sizes()
+
+    def walk(self, prefix: str = "") -> list[str]:
+        """See :meth:`Store.walk`."""
+        return self._inner.walk(prefix)
+
+    def _read_run(self, name: str, run: Sequence[Range]) -> Sequence[Data]:
+        found = self._patience.run(lambda: self._inner.read_ranges(name, run))
+        self.counters.add(num_bytes=sum(size for _, size in run))
+        return found
+
+
+def open_patient(
+    url: str | os.PathLike[str],
+    rules: RetryRules | None = None,
+    counters: ReadCounters | None = None,
+) -> PatientStore:
+    """The store that a path or URL names, for reading over a network that fails.
+
+    In contrast to :func:`~grpo_stream.storage.store.open_store`, where obstore tries again by its
+    own rules (10 times in at most 3 minutes) and tells nobody, each try is one request here, with
+    the time-outs of ``rules``. A folder is read as it is; its reads are counted.
+
+    Args:
+        url: As for ``open_store``.
+        rules: How long to wait.
+        counters: Where to count; by default a new one, ``counters`` of the store.
+
+    Raises:
+        ConfigError: as ``open_store``.
+    """
+    patience = Patience(rules, counters)
+    text = os.fspath(url)
+    inner = ObjectStore(text, patience=patience) if is_object_store(text) else open_store(text)
+    return PatientStore(inner, patience)

@@ -1,0 +1,219 @@
+"""From samples to what a model takes: each prompt is encoded once, whatever is sampled from it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from grpo_stream.boxes import Box, Frame, Point
+from grpo_stream.errors import RecordError
+from grpo_stream.grounding.frames import frame_size, from_original
+from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages
+from grpo_stream.stream.record_source import sample_from_record
+from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.models.patches import device_rule, image_inputs, image_tensor
+from grpo_stream.train.models.processor import known_rule
+from grpo_stream.train.models.processor_only import encode_by_processor
+
+Batch = dict[str, Any]
+"""One entry per prompt in every list; see :class:`PromptCollator`."""
+
+IGNORED_LABEL = -100
+
+
+class PromptCollator:
+    """Encodes prompts with the model's processor; images stay bytes until they are on the device.
+
+    Args:
+        processor: The model's processor; its tokenizer and chat template are used.
+        template: The words around an instruction.
+        answer_frame: Frame that the model answers in.
+        image_processor: Used for images instead of the processor's own. Where it does not do what
+            its settings say (``patches.device_rule``), it is run here, and its patches handed on.
+        images_root: Folder that the ``image`` of a raw record is relative to.
+        chat_template_kwargs: Further variables of the model's chat template.
+
+    Called with stream samples, or with raw records (mappings with ``image``, ``prompt`` and
+    ``solution``) whose images are then loaded with Pillow from ``images_root``. Returns a dict:
+
+    * ``pixel_values``: per prompt its image, uint8, shape (height, width, 3), at the model's size,
+      in pinned memory where there is CUDA; ``patches.image_inputs`` makes the model's patches of
+      them on its device. A collator of your own may hand over a float tensor instead, shape
+      (patches of all images, patch dimension), which the trainer takes as it is;
+      In a family without Qwen-VL's patches the processor makes all of it, in a float tensor with
+      one entry per image (:func:`~grpo_stream.train.models.processor_only.encode_by_processor`);
+    * ``patch_rule``: how those images are normalised and cut; None beside float patches;
+    * ``image_grid_thw``: int64, shape (prompts, 3): patches in time, height and width;
+    * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;
+    * ``mm_token_type_ids``: per prompt int64, the same shape: 0 text, 1 image;
+    * ``prompt``: per prompt the conversation, its image as a placeholder;
+    * ``solution``: per prompt the numbers of its box or point, frame ``original``;
+    * ``scales``: per prompt (width, height) of the original image in pixels;
+    * ``model_size``: per prompt (width, height) of the resized image in pixels;
+    * ``answer_frame``: per prompt the frame's name;
+    * ``key``: per prompt the sample's key;
+    * ``extra``: per prompt the record's own further fields.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        template: PromptTemplate,
+        answer_frame: Frame,
+        *,
+        image_processor: Any = None,
+        images_root: str | Path | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.processor = processor
+        self.image_processor = image_processor or processor.image_processor
+        self.template = template
+        self.answer_frame = answer_frame
+        self.images_root = images_root
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.rule = known_rule(self.image_processor)
+        self.patch_rule = None if self.rule is None else device_rule(self.image_processor)
+        tokenizer = processor.tokenizer
+        self._image_token = getattr(processor, "image_token", "<|image_pad|>")
+        self._image_token_id = tokenizer.convert_tokens_to_ids(self._image_token)
+
+    def __call__(self, features: Sequence[StreamSample | Mapping[str, Any]]) -> Batch:
+        """See the class."""
+        samples = [self._loaded(feature) for feature in features]
+        prompts = [self._messages(sample) for sample in samples]
+        if self.rule is None:
+            pixels, texts = [sample.pixels for sample in samples], map(self._text, prompts)
+            encoded = encode_by_processor(self.processor, pixels, list(texts))
+        else:
+            encoded = self._encoded(samples, prompts)
+        return {
+            **encoded,
+            "prompt": prompts,
+            "solution": [list(sample.solution) for sample in samples],
+            "scales": [tuple(sample.scales) for sample in samples],
+            "model_size": [tuple(sample.model_size) for sample in samples],
+            "answer_frame": [self.answer_frame] * len(samples),
+            "key": [sample.key for sample in samples],
+            "extra": [sample.extra for sample in samples],
+        }
+
+    def _encoded(self, samples: Sequence[StreamSample], prompts: Sequence[Any]) -> Batch:
+        images, grids = self._images(samples)
+        prompt_ids = [
+            self._prompt_ids(prompt, grid) for prompt, grid in zip(prompts, grids, strict=True)
+        ]
+        return {
+            "pixel_values": images,
+            "patch_rule": self.patch_rule,
+            "image_grid_thw": grids,
+            "prompt_ids": prompt_ids,
+            "mm_token_type_ids": [(ids == self._image_token_id).long() for ids in prompt_ids],
+        }
+
+    def _loaded(self, feature: StreamSample | Mapping[str, Any]) -> StreamSample:
+        if isinstance(feature, StreamSample):
+            return feature
+        return sample_from_record(feature, self.images_root, self.rule)
+
+    def _images(
+        self, samples: Sequence[StreamSample]
+    ) -> tuple[list[torch.Tensor] | torch.Tensor, torch.Tensor]:
+        """``pixel_values`` and ``image_grid_thw`` of the batch."""
+        if self.patch_rule is None:
+            images = [Image.fromarray(sample.pixels) for sample in samples]
+            encoded = self.image_processor(images=images, return_tensors="pt")
+            return encoded["pixel_values"], encoded["image_grid_thw"]
+        grids = [self.patch_rule.grid(sample.model_size) for sample in samples]
+        return [image_tensor(sample.pixels) for sample in samples], torch.tensor(grids)
+
+    def _messages(self, sample: StreamSample) -> list[dict[str, Any]]:
+        size = frame_size(
+            self.answer_frame, model_size=sample.model_size, original_size=sample.scales
+        )
+        return messages(self.template, sample.prompt, size)
+
+    def _text(self, prompt: list[dict[str, Any]]) -> str:
+        text: str = self.processor.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+        )
+        return text
+
+    def _prompt_ids(self, prompt: list[dict[str, Any]], grid: torch.Tensor) -> torch.Tensor:
+        """Token ids with the image placeholder repeated, as Qwen's processor does in text."""
+        text = self._text(prompt)
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
+        places = [i for i, token in enumerate(ids) if token == self._image_token_id]
+        if len(places) != 1:
+            raise RecordError(
+                "image_token",
+                f"the rendered prompt holds {self._image_token} {len(places)} times, once is "
+                f"expected: the instruction or the template must not write it: {text!r}",
+            )
+        place = places[0]
+        return torch.tensor([*ids[:place], *[self._image_token_id] * num_tokens, *ids[place + 1 :]])
+
+
+class SupervisedCollator:
+    """Prompts with the answer that is taught, for a supervised cold start.
+
+    Args:
+        prompts: Encodes the prompts.
+        snap: Answers are rounded to multiples of this; see ``prompts.answer_text``.
+
+    Returns a dict of texts, padded on the right: ``input_ids``, ``attention_mask``,
+    ``mm_token_type_ids`` and ``labels`` (the answer and the end of turn; -100 elsewhere), int64,
+    shape (prompts, longest); ``pixel_values``, ``patch_rule`` and ``image_grid_thw`` as in the
+    prompts' batch. :func:`model_inputs` makes of it what a model takes.
+    """
+
+    def __init__(self, prompts: PromptCollator, snap: int = 1) -> None:
+        self.prompts = prompts
+        self.snap = snap
+
+    def __call__(self, samples: Sequence[StreamSample]) -> Batch:
+        """See the class."""
+        batch = self.prompts(samples)
+        tokenizer = self.prompts.processor.tokenizer
+        rows, labels, types = [], [], []
+        for sample, ids, kinds in zip(
+            samples, batch["prompt_ids"], batch["mm_token_type_ids"], strict=True
+        ):
+            text = self._answer(sample) + tokenizer.eos_token
+            answer = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+            rows.append(torch.cat([ids, answer]))
+            labels.append(torch.cat([torch.full_like(ids, IGNORED_LABEL), answer]))
+            types.append(torch.cat([kinds, torch.zeros_like(answer)]))
+        return {
+            "input_ids": _pad_right(rows, tokenizer.pad_token_id),
+            "attention_mask": _pad_right([torch.ones_like(row) for row in rows], 0),
+            "mm_token_type_ids": _pad_right(types, 0),
+            "labels": _pad_right(labels, IGNORED_LABEL),
+            **{name: batch[name] for name in ("pixel_values", "patch_rule", "image_grid_thw")},
+        }
+
+    def _answer(self, sample: StreamSample) -> str:
+        frame, kind = self.prompts.answer_frame, self.prompts.template.answer
+        sizes = {"model_size": sample.model_size, "original_size": sample.scales}
+        if len(sample.solution) == 2:
+            x, y = sample.solution
+            return answer_text(kind, from_original(Point(x, y), frame, **sizes), self.snap)
+        x1, y1, x2, y2 = sample.solution
+        return answer_text(kind, from_original(Box(x1, y1, x2, y2), frame, **sizes), self.snap)
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """The arguments of a model for a batch of :class:`SupervisedCollator`, on ``device``."""
+    texts = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
+    pixel_values, image_grid_thw = image_inputs(batch, device)
+    return {
+        **{name: batch[name].to(device) for name in texts},
+        "pixel_values": pixel_values,
+        "image_grid_thw": image_grid_thw,
+    }
+
+
+def _pad_right(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)

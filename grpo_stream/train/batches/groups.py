@@ -1,0 +1,211 @@
+"""The prompts of a micro-batch and how many completions each has: groups, kept whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.models.patches import image_inputs
+
+# Columns of a batch that reward functions receive; the record's own fields come beside them.
+_REWARD_COLUMNS = ("prompt", "solution", "scales", "model_size", "answer_frame", "key")
+# trl reads these columns itself, or passes values of its own under these names.
+_TRL_COLUMNS = frozenset(
+    {
+        "image", "images", "environment", "completions", "completion", "completion_ids",
+        "prompts", "trainer_state", "log_extra", "log_metric", "environments",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class PromptGroups:
+    """Prompts with their images, each followed by a run of completions.
+
+    Rows of trl's tensors belong to prompts in order: the first ``sizes[0]`` rows to prompt 0, and
+    so on. Images are held once per prompt.
+    """
+
+    prompt_ids: list[torch.Tensor]
+    """Per prompt int64, shape (prompt length,)."""
+    mm_token_type_ids: list[torch.Tensor]
+    """Per prompt int64, the same shape: 0 text, 1 image."""
+    pixel_values: torch.Tensor
+    """float, shape (patches of all images, patch dimension); or one entry per image."""
+    image_grid_thw: torch.Tensor
+    """int64, shape (prompts, 3): its product says how many entries of ``pixel_values`` each has."""
+    sizes: list[int]
+    """Completions per prompt."""
+    positions: list[torch.Tensor] | None = None
+    """Per prompt int64, shape (3, prompt length): of M-RoPE, where they have been computed."""
+    image_features: tuple[torch.Tensor, ...] | None = None
+    """Per prompt, shape (1 + D, image tokens, hidden size), from ``backbone.encode_images``: of a
+    vision tower that is not trained, where they have been computed."""
+    types_name: str | None = "mm_token_type_ids"
+    """What the model calls its token types; None where it has none."""
+
+    @classmethod
+    def from_batch(cls, batch: Batch, num_generations: int, device: torch.device) -> "PromptGroups":
+        """Whole groups of ``num_generations`` completions for a collated batch.
+
+        Images are normalised and cut into patches here, on ``device``, once per prompt.
+        """
+        pixel_values, image_grid_thw = image_inputs(batch, device)
+        return cls(
+            prompt_ids=[ids.to(device) for ids in batch["prompt_ids"]],
+            mm_token_type_ids=[ids.to(device) for ids in batch["mm_token_type_ids"]],
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            sizes=[num_generations] * len(batch["prompt_ids"]),
+            types_name=batch.get("types_name", cls.types_name),
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Completions of all prompts."""
+        return sum(self.sizes)
+
+    def rows(self, start: int, stop: int) -> "PromptGroups":
+        """The prompts that completions [start, stop) belong to, with as many as lie in there."""
+        ends = torch.tensor(self.sizes).cumsum(0).tolist()
+        starts = [end - size for end, size in zip(ends, self.sizes, strict=True)]
+        kept = [i for i in range(len(ends)) if starts[i] < stop and ends[i] > start]
+        prompts = slice(kept[0], kept[-1] + 1)  # neighbours: their images are one view
+        num_patches = self.image_grid_thw.prod(dim=-1).tolist()
+        patches = slice(sum(num_patches[: prompts.start]), sum(num_patches[: prompts.stop]))
+        return PromptGroups(
+            prompt_ids=self.prompt_ids[prompts],
+            mm_token_type_ids=self.mm_token_type_ids[prompts],
+            pixel_values=self.pixel_values[patches],
+            image_grid_thw=self.image_grid_thw[prompts],
+            sizes=[min(stop, ends[i]) - max(start, starts[i]) for i in kept],
+            positions=None if self.positions is None else self.positions[prompts],
+            image_features=None if self.image_features is None else self.image_features[prompts],
+            types_name=self.types_name,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["PromptGroups"]) -> "PromptGroups":
+        """The prompts of several, one behind the other."""
+        positions = [part.positions for part in parts if part.positions is not None]
+        features = [part.image_features for part in parts if part.image_features is not None]
+        return cls(
+            prompt_ids=[ids for part in parts for ids in part.prompt_ids],
+            mm_token_type_ids=[types for part in parts for types in part.mm_token_type_ids],
+            pixel_values=torch.cat([part.pixel_values for part in parts]),
+            image_grid_thw=torch.cat([part.image_grid_thw for part in parts]),
+            sizes=[size for part in parts for size in part.sizes],
+            positions=[own for part in positions for own in part] or None,
+            image_features=tuple(own for part in features for own in part) or None,
+            types_name=parts[0].types_name,
+        )
+
+    def repeated_images(self) -> dict[str, Any]:
+        """``pixel_values`` and, of patches, ``image_grid_thw`` once per completion, as in trl."""
+        num_entries = self.image_grid_thw.prod(dim=-1).tolist()
+        images = self.pixel_values.split(num_entries)
+        repeated = [
+            image.repeat(size, *[1] * (image.dim() - 1))
+            for image, size in zip(images, self.sizes, strict=True)
+        ]
+        if self.pixel_values.dim() > 2:  # not patches, but one entry per image
+            return {"pixel_values": torch.cat(repeated)}
+        sizes = torch.tensor(self.sizes, device=self.image_grid_thw.device)
+        return {
+            "pixel_values": torch.cat(repeated),
+            "image_grid_thw": self.image_grid_thw.repeat_interleave(sizes, dim=0),
+        }
+
+    def token_types(self, prompt_length: int, completion_length: int) -> torch.Tensor:
+        """Types of padded rows: without them M-RoPE falls back to text positions.
+
+        Args:
+            prompt_length: Of the prompts, padded on the left.
+            completion_length: Of the completions, padded on the right; they hold no images.
+
+        Returns:
+            int64, shape (completions, prompt_length + completion_length).
+        """
+        rows = [
+            torch.nn.functional.pad(types, (prompt_length - len(types), completion_length))
+            for types, size in zip(self.mm_token_type_ids, self.sizes, strict=True)
+            for _ in range(size)
+        ]
+        return torch.stack(rows)
+
+    def model_inputs(self, prompt_length: int, completion_length: int) -> dict[str, Any]:
+        """What a model takes besides tokens: repeated images, and token types where it has them."""
+        inputs = self.repeated_images()
+        if self.types_name is not None:
+            inputs[self.types_name] = self.token_types(prompt_length, completion_length)
+        return inputs
+
+
+def reward_rows(batch: Batch, num_generations: int) -> list[dict[str, Any]]:
+    """One mapping per completion, ``num_generations`` in a row per prompt: references, no copies.
+
+    A record's own fields become columns; a field that some records lack is None there.
+    """
+    extras = batch["extra"]
+    names = {name for extra in extras for name in extra} - _TRL_COLUMNS - set(_REWARD_COLUMNS)
+    rows: list[dict[str, Any]] = []
+    for i, extra in enumerate(extras):
+        row = {name: batch[name][i] for name in _REWARD_COLUMNS}
+        row.update({name: extra.get(name) for name in sorted(names)})
+        rows.extend([row] * num_generations)
+    return rows
+
+
+def check_groups(keys: Sequence[str], num_generations: int) -> None:
+    """Checks that each run of ``num_generations`` completions has one key.
+
+    Advantages are computed over such runs; a mixed group would teach nonsense, silently.
+
+    Raises:
+        RuntimeError: naming the first group that is mixed.
+    """
+    if len(keys) % num_generations:
+        raise RuntimeError(
+            f"{len(keys)} completions are no whole number of groups of {num_generations}"
+        )
+    for start in range(0, len(keys), num_generations):
+        group = set(keys[start : start + num_generations])
+        if len(group) != 1:
+            number = start // num_generations
+            raise RuntimeError(f"group {number} mixes the prompts {sorted(group)}")
+
+
+def cut_micro_batches(
+    scored: dict[str, Any], groups: PromptGroups, num_micro_batches: int
+) -> list[dict[str, Any]]:
+    """Cuts a scored generation batch into micro-batches along rows, keeping their order.
+
+    trl 1.16 (``GRPOTrainer._prepare_inputs``) shuffles the rows first, which would part
+    completions from their prompts here.
+
+    Args:
+        scored: trl's dict of tensors with one row per completion; other values go to all.
+        groups: The prompts of those rows.
+        num_micro_batches: trl's ``steps_per_generation``.
+
+    Returns:
+        Dicts like ``scored`` with the micro-batch's prompts under ``groups``.
+    """
+    num_rows = groups.num_rows
+    length = num_rows // num_micro_batches
+    micro_batches = []
+    for start in range(0, length * num_micro_batches, length):
+        stop = start + length
+        micro_batch: dict[str, Any] = {
+            name: value[start:stop] if _has_rows(value, num_rows) else value
+            for name, value in scored.items()
+        }
+        micro_batch["groups"] = groups.rows(start, stop)
+        micro_batches.append(micro_batch)
+    return micro_batches
+
+
+def _has_rows(value: object, num_rows: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and value.size(0) == num_rows

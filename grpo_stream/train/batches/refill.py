@@ -1,0 +1,125 @@
+"""Other prompts in the place of those whose rewards are all equal, which teach nothing.
+
+The stream delivers ``1 + refill`` times as many prompts as are trained on. They are sampled in
+equal parts, one after another, until every rank has enough groups whose rewards differ; all ranks
+decide that together, so all sample equally often. The stream's position stays arithmetic: a
+generation batch is read and done as a whole, whatever was sampled of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from trl import GRPOConfig
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.observe.rollout_sheets import reward_std
+
+MIN_STD = 1e-6
+"""Standard deviation of a group's rewards below which they are equal."""
+
+
+def check_refill(refill: int, args: GRPOConfig) -> None:
+    """Checks the setting ``refill_zero_variance``.
+
+    Raises:
+        ConfigError: it is negative, or advantages are not those of a group by itself.
+    """
+    if refill < 0:
+        expected = "must be 0, or how many times more prompts may be sampled, for example 2"
+        raise ConfigError("refill_zero_variance", refill, expected)
+    if not refill:
+        return
+    for name, wrong, right in (
+        ("scale_rewards", "batch", "group"),
+        ("multi_objective_aggregation", "normalize_then_sum", "sum_then_normalize"),
+    ):
+        if getattr(args, name) == wrong:
+            expected = (
+                "makes advantages of a whole batch, which refill_zero_variance changes later; use "
+                f"{right!r}"
+            )
+            raise ConfigError(name, wrong, expected)
+
+
+def teaches(rewards: NDArray[np.float32]) -> list[bool]:
+    """Whether the rewards of each group differ.
+
+    Args:
+        rewards: Shape (groups, G); NaN where none applies.
+    """
+    return [reward_std(group) > MIN_STD for group in rewards]
+
+
+def choose(flags: Sequence[bool], num_kept: int) -> list[int]:
+    """The groups to train on: the first that teach, then the first of the others.
+
+    Args:
+        flags: Of all that were sampled, in order.
+        num_kept: How many.
+
+    Returns:
+        Their numbers, ascending.
+    """
+    order = sorted(range(len(flags)), key=lambda number: (not flags[number], number))
+    return sorted(order[:num_kept])
+
+
+def select_prompts(batch: Batch, numbers: Sequence[int]) -> Batch:
+    """A collated batch of some of its prompts."""
+    num_prompts = len(batch["key"])
+    images = batch["pixel_values"]
+    if isinstance(images, torch.Tensor):  # patches of all images, one behind the other
+        parts = images.split(batch["image_grid_thw"].prod(-1).tolist())
+        images = torch.cat([parts[number] for number in numbers])
+    else:
+        images = [images[number] for number in numbers]
+    return {
+        name: [value[number] for number in numbers]
+        if isinstance(value, list) and len(value) == num_prompts
+        else value
+        for name, value in batch.items()
+    } | {"pixel_values": images, "image_grid_thw": batch["image_grid_thw"][list(numbers)]}
+
+
+def merge_scored(
+    parts: Sequence[Mapping[str, Any]],
+    numbers: Sequence[int],
+    num_generations: int,
+    pad_token_id: int,
+) -> dict[str, Any]:
+    """Rows of some groups out of several scored rollouts.
+
+    Args:
+        parts: trl's dicts of tensors, equally many rows each.
+        numbers: Groups to keep, counted through all parts.
+        num_generations: Rows of a group.
+        pad_token_id: Fills token ids: prompts on the left, all else on the right.
+
+    Returns:
+        One dict of the rows of ``numbers``; ``num_items_in_batch`` is left out, it has changed.
+    """
+    rows = torch.tensor(numbers)[:, None] * num_generations + torch.arange(num_generations)
+    rows = rows.flatten()
+    merged: dict[str, Any] = {}
+    for name, first in parts[0].items():
+        if not isinstance(first, torch.Tensor) or first.dim() == 0:
+            merged[name] = first
+            continue
+        tensors = [part[name] for part in parts]
+        if first.dim() > 1:
+            width = max(tensor.size(1) for tensor in tensors)
+            value = pad_token_id if name in ("prompt_ids", "completion_ids") else 0
+            is_left = name.startswith("prompt_")
+            tensors = [_padded(tensor, width, value, is_left=is_left) for tensor in tensors]
+        merged[name] = torch.cat(tensors)[rows.to(first.device)]
+    merged.pop("num_items_in_batch", None)
+    return merged
+
+
+def _padded(tensor: torch.Tensor, width: int, value: int, *, is_left: bool) -> torch.Tensor:
+    missing = width - tensor.size(1)
+    return torch.nn.functional.pad(tensor, (missing, 0) if is_left else (0, missing), value=value)

@@ -1,0 +1,1 @@
+"""Many nodes: the preflight, process groups, stopping, leaving together."""

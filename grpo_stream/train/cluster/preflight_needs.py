@@ -1,0 +1,78 @@
+"""From a run's settings to what its preflight checks."""
+
+from dataclasses import replace
+from typing import Any
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.stream.open_shards import parse_shards
+from grpo_stream.train.cluster.preflight import RunChecks
+from grpo_stream.train.cluster.preflight_report import Needs
+from grpo_stream.train.cluster.same_settings import run_settings
+from grpo_stream.train.setup.memory_estimate import Batch, Zero, estimate
+from grpo_stream.train.setup.model_sizes import ModelShape, find_shape
+from grpo_stream.train.setup.run_plan import Settings
+
+
+def run_checks(settings: Settings) -> RunChecks:
+    """What is the same everywhere, and what each node must have and reach.
+
+    Raises:
+        ConfigError: ``shards`` or ``eval_shards`` name no data set, or weights that are none.
+    """
+    data = settings.data
+    urls = parse_shards(data.shards)[0] if data.shards else []
+    urls += parse_shards(data.eval_shards)[0] if data.eval_shards else []
+    compared = run_settings(settings)
+    return RunChecks(
+        settings=compared,
+        urls=list(dict.fromkeys(urls)),
+        output_dir=str(settings.args.output_dir),
+        cache_dir=data.cache_dir,
+        needs=find_needs(settings, compared["deepspeed"]),
+    )
+
+
+def find_needs(settings: Settings, deepspeed: dict[str, Any] | None) -> Needs:
+    """What weights, gradients and optimizer take at least, and one checkpoint of them.
+
+    Known for Qwen2.5-VL (:func:`grpo_stream.train.setup.model_sizes.find_shape`) under ZeRO-3 with all weights
+    trained, else 0: a lower bound, which never refuses a run that would have worked.
+
+    Args:
+        settings: The run's.
+        deepspeed: Content of its DeepSpeed file.
+    """
+    zero = (deepspeed or {}).get("zero_optimization", {})
+    try:
+        shape = find_shape(str(settings.model.model_name_or_path))
+    except (ConfigError, ValueError, OSError):
+        return Needs()
+    if zero.get("stage") != 3 or settings.model.use_peft:
+        return Needs()
+    args = settings.args
+    cut = Zero(
+        num_ranks=args.world_size,
+        offload_optimizer=_is_offloaded(zero, "offload_optimizer", "cpu"),
+        offload_param=_is_offloaded(zero, "offload_param", "cpu"),
+        element_bytes=2 if args.bf16 or args.fp16 else 4,
+        with_reference=bool(args.beta),
+    )
+    if any(_is_offloaded(zero, f"offload_{what}", "nvme") for what in ("optimizer", "param")):
+        return Needs()  # a disk that preflight does not look at
+    found = estimate(shape, cut, Batch())
+    on_cpu = bool(args.use_cpu)
+    return Needs(
+        gpu_per_rank=0 if on_cpu else found.states,
+        host_per_rank=found.states + found.host if on_cpu else found.host,
+        output_per_rank=_checkpoint_share(shape, cut, is_model_only=args.save_only_model),
+    )
+
+
+def _checkpoint_share(shape: ModelShape, cut: Zero, *, is_model_only: bool) -> int:
+    weights = -(-cut.element_bytes * shape.num_weights // cut.num_ranks)
+    optimizer = estimate(shape, replace(cut, offload_optimizer=False), Batch()).optimizer
+    return weights if is_model_only else weights + optimizer
+
+
+def _is_offloaded(zero: dict[str, Any], name: str, device: str) -> bool:
+    return bool((zero.get(name) or {}).get("device") == device)

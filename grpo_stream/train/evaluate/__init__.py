@@ -1,0 +1,1 @@
+"""Evaluation of a policy: its settings, its answers, the figures and the report."""

@@ -1,0 +1,263 @@
+"""Greedy answers of a policy on every sample of a set, on one rank or on many."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from grpo_stream.boxes import Frame
+from grpo_stream.errors import BadSamplesError, ConfigError
+from grpo_stream.grounding.evaluation_metrics import pick_fields
+from grpo_stream.grounding.scores import ScoredAnswer, score_answer
+from grpo_stream.stream.ordered_reader import BadSample, OrderedReader
+from grpo_stream.stream.sources import Source, StreamSample
+from grpo_stream.stream.world import World
+from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.cluster.process_group import leave_process_group
+from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
+
+_LONGEST_WAIT = timedelta(hours=24)  # of the rank that is done first for the one that is last
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The answers on a whole set, in its order."""
+
+    answers: list[ScoredAnswer]
+    ordinals: list[int]
+    """For each answer the place of its sample in the set, from 0."""
+    bad_samples: list[str] = field(default_factory=list)
+    """Samples that could not be read: where they lie, and why."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of answers inside the true box, of the samples that can be scored so."""
+        hits = [answer.is_hit for answer in self.answers if answer.is_hit is not None]
+        return sum(hits) / len(hits) if hits else float("nan")
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Answers that give no place, by reason."""
+        return Counter(a.failure for a in self.answers if a.failure is not None)
+
+
+def evaluate(
+    model: Any,
+    collator: PromptCollator,
+    source: Source,
+    *,
+    batch_size: int,
+    max_completion_length: int,
+    title: str = "evaluate",
+) -> Evaluation:
+    """Answers every sample of a set on this process alone; see :func:`answer_share`.
+
+    Raises:
+        ConfigError: the set is empty, or its solutions are points; accuracy needs boxes.
+        GrpoStreamError: a sample cannot be read.
+    """
+    reader = OrderedReader(source, collator.rule, batch_size)
+    return answer_share(
+        model, collator, reader, max_completion_length=max_completion_length, title=title
+    )
+
+
+def answer_share(
+    model: Any,
+    collator: PromptCollator,
+    reader: OrderedReader,
+    *,
+    max_completion_length: int,
+    max_bad_samples: int = 0,
+    point_radius: float | None = None,
+    fields: Sequence[str] = (),
+    title: str | None = "evaluate",
+) -> Evaluation:
+    """Answers the samples of this rank's batches once, greedily, and scores the answers.
+
+    Parser, frames and comparisons are those of the rewards.
+
+    Args:
+        model: A policy on its device; left in evaluation mode.
+        collator: Encodes prompts as in training.
+        reader: This rank's batches.
+        max_completion_length: Tokens per answer at most.
+        max_bad_samples: More samples that cannot be read end it; so many are left out.
+        point_radius: See :func:`~grpo_stream.grounding.scores.score_answer`.
+        fields: The record's own fields to keep beside each answer.
+        title: Stands beside the progress bar; None for no bar.
+
+    Raises:
+        ConfigError: the set is empty, or a solution is a point and there is no ``point_radius``.
+        BadSamplesError: see ``max_bad_samples``.
+        GrpoStreamError: a sample cannot be read and none may be bad.
+    """
+    if reader.num_samples_in_all == 0:
+        raise ConfigError("source", "0 samples", "must hold at least one sample to be evaluated")
+    config = greedy_config(model, collator.processor.tokenizer, max_completion_length)
+    model.eval()
+    done = Evaluation([], [])
+    with tqdm(
+        total=reader.num_samples,
+        desc=title,
+        unit="sample",
+        mininterval=0.5,
+        dynamic_ncols=True,
+        disable=title is None,
+    ) as progress:
+        for batch in reader:
+            samples = []
+            for ordinal, outcome in enumerate(batch.outcomes, batch.first):
+                if isinstance(outcome, BadSample):
+                    _count_bad(done, outcome, max_bad_samples)
+                else:
+                    samples.append(outcome)
+                    done.ordinals.append(ordinal)
+            if samples:
+                texts = greedy_answers(model, collator, samples, config)
+                frame = collator.answer_frame
+                done.answers.extend(score(samples, texts, frame, point_radius, fields))
+            progress.update(len(batch.outcomes))
+    return done
+
+
+def greedy_answers(
+    model: Any, collator: PromptCollator, samples: Sequence[StreamSample], config: GenerationConfig
+) -> list[str]:
+    """What the policy answers, without control words."""
+    tokenizer = collator.processor.tokenizer
+    device = next(model.parameters()).device
+    prompts = PromptGroups.from_batch(collator(samples), 1, device)
+    pad = tokenizer.pad_token_id
+    ids = _pad_left(prompts.prompt_ids, pad)
+    with torch.no_grad():
+        sequences = model.generate(
+            input_ids=ids,
+            attention_mask=_pad_left([torch.ones_like(row) for row in prompts.prompt_ids], 0),
+            # Without it M-RoPE falls back to text positions, silently.
+            mm_token_type_ids=_pad_left(prompts.mm_token_type_ids, 0),
+            pixel_values=prompts.pixel_values,
+            image_grid_thw=prompts.image_grid_thw,
+            generation_config=config,
+        )
+    completions = trim_completions(sequences[:, ids.size(1) :], config.eos_token_id)
+    texts: list[str] = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return texts
+
+
+def greedy_config(model: Any, tokenizer: Any, max_completion_length: int) -> GenerationConfig:
+    """Greedy sampling under the conditions of training."""
+    declared = model.generation_config.eos_token_id
+    several = declared if isinstance(declared, list) else [declared]
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_completion_length,
+        # Every token that the model or its tokenizer ends an answer with, as trl 1.16 takes them.
+        eos_token_id=sorted({tokenizer.eos_token_id, *(n for n in several if n is not None)}),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=suppressed_token_ids(tokenizer),
+        # What is not set here is taken from the model, and Qwen2.5-VL's files say 1.05: answers
+        # would be other ones than training sees, which samples without it.
+        repetition_penalty=1.0,
+        disable_compile=True,
+    )
+
+
+def score(
+    samples: Sequence[StreamSample],
+    texts: Sequence[str],
+    answer_frame: Frame,
+    point_radius: float | None = None,
+    fields: Sequence[str] = (),
+) -> list[ScoredAnswer]:
+    """Compares answers with their truths; see :func:`~grpo_stream.grounding.scores.score_answer`.
+
+    Samples whose resized pixels are equal are of one image, whatever their files are called.
+    """
+    return [
+        score_answer(
+            text,
+            sample.solution,
+            key=sample.key,
+            prompt=sample.prompt,
+            scales=sample.scales,
+            model_size=sample.model_size,
+            answer_frame=answer_frame,
+            point_radius=point_radius,
+            image=_image_digest(sample),
+            fields=pick_fields(sample.extra, fields),
+        )
+        for sample, text in zip(samples, texts, strict=True)
+    ]
+
+
+def join_ranks(world: World) -> None:
+    """Joins the other ranks, over gloo on any device: only answers travel, once, at the end."""
+    if world.world_size > 1:
+        dist.init_process_group(
+            "gloo", rank=world.rank, world_size=world.world_size, timeout=_LONGEST_WAIT
+        )
+
+
+def gather_shares(share: Evaluation, world: World) -> Evaluation | None:
+    """The answers of all ranks in the order of the set, on rank 0; None on the others.
+
+    Waits for the slowest rank; the ranks have parted then.
+    """
+    if world.world_size == 1:
+        return share
+    shares: list[Any] | None = [None] * world.world_size if world.rank == 0 else None
+    dist.gather_object(share, shares)
+    leave_process_group()
+    if shares is None:
+        return None
+    answers = [answer for one in shares for answer in one.answers]
+    ordinals = [ordinal for one in shares for ordinal in one.ordinals]
+    order = np.argsort(ordinals).tolist()
+    return Evaluation(
+        [answers[place] for place in order],
+        [ordinals[place] for place in order],
+        [where for one in shares for where in one.bad_samples],
+    )
+
+
+def _count_bad(done: Evaluation, bad: BadSample, max_bad_samples: int) -> None:
+    if max_bad_samples == 0:
+        raise bad.error
+    done.bad_samples.append(f"{bad.where}: {bad.error}")
+    check_bad_samples(done, max_bad_samples)
+
+
+def check_bad_samples(done: Evaluation, max_bad_samples: int) -> None:
+    """Checks that the figures are of nearly all samples.
+
+    Raises:
+        BadSamplesError: more than ``max_bad_samples`` could not be read.
+    """
+    found = len(done.bad_samples)
+    if found > max_bad_samples:
+        raise BadSamplesError(
+            f"{found} samples could not be read, the tolerance is max_bad_samples="
+            f"{max_bad_samples}; the last: {done.bad_samples[-1]}"
+        )
+
+
+def _image_digest(sample: StreamSample) -> str:
+    digest = hashlib.blake2b(repr(sample.pixels.shape).encode(), digest_size=8)
+    digest.update(sample.pixels.tobytes())
+    return digest.hexdigest()
+
+
+def _pad_left(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(
+        list(rows), batch_first=True, padding_value=value, padding_side="left"
+    )

@@ -1,0 +1,179 @@
+"""From a planned evaluation to its files: answering, gathering, figures, page."""
+
+import importlib.metadata
+import platform
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import grpo_stream
+from grpo_stream.grounding.evaluation_files import write_run
+from grpo_stream.grounding.evaluation_metrics import compare_answers, evaluation_figures
+from grpo_stream.report.answer_card import answer_card
+from grpo_stream.report.evaluation import evaluation_page
+from grpo_stream.report.picks import pick_answers
+from grpo_stream.stream.ordered_reader import OrderedReader, read_at
+from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.train.evaluate.answer_prompts import (
+    Evaluation,
+    answer_share,
+    check_bad_samples,
+    gather_shares,
+    join_ranks,
+)
+from grpo_stream.train.evaluate.evaluation_plan import EvaluationPlan
+from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.setup.open_data import image_limits
+
+_BOX_FORMS = ("box", "box_pairs")
+
+
+def run_evaluation(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
+    """Answers this rank's share; rank 0 then writes the results.
+
+    Returns:
+        On rank 0 what ``results.json`` holds and the path of the page; None on the others.
+
+    Raises:
+        GrpoStreamError: samples cannot be read.
+    """
+    with closing(plan.source):
+        return _run(plan)
+
+
+def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
+    args, world = plan.args, plan.world
+    join_ranks(world)
+    device = _device(plan)
+    model = _load(plan, device)
+    collator = PromptCollator(
+        plan.processor,
+        plan.task.template,
+        plan.task.answer_frame,
+        chat_template_kwargs=plan.task.chat_template_kwargs,
+    )
+    limits = image_limits(args.data())
+    reader = OrderedReader(
+        plan.source,
+        collator.rule,
+        args.batch_size,
+        world,
+        limits=limits,
+        num_threads=args.num_reader_threads,
+        num_fetch_threads=args.num_fetch_threads,
+    )
+    started = time.monotonic()
+    ranks = "" if world.world_size == 1 else f", rank 0 of {world.world_size}"
+    share = answer_share(
+        model,
+        collator,
+        reader,
+        max_completion_length=args.max_completion_length,
+        max_bad_samples=args.max_bad_samples,
+        point_radius=args.point_radius,
+        fields=plan.fields,
+        title=None if world.rank else f"evaluate{ranks}",
+    )
+    evaluation = gather_shares(share, world)
+    if evaluation is None:
+        return None
+    check_bad_samples(evaluation, args.max_bad_samples)
+    seconds = time.monotonic() - started
+    results = _results(plan, evaluation, collator, seconds) | {"device": str(device)}
+    page = _page(plan, evaluation, results)
+    return results, write_run(args.report, results, evaluation.answers, page)
+
+
+def _device(plan: EvaluationPlan) -> torch.device:
+    wanted = plan.args.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", plan.world.local_rank % max(1, torch.cuda.device_count()))
+
+
+def _load(plan: EvaluationPlan, device: torch.device) -> Any:
+    args = plan.args
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    more = (
+        {}
+        if args.attn_implementation is None
+        else {"attn_implementation": args.attn_implementation}
+    )
+    return load_policy(args.model, dtype=dtype, **more).to(device)
+
+
+def _results(
+    plan: EvaluationPlan, evaluation: Evaluation, collator: PromptCollator, seconds: float
+) -> dict[str, Any]:
+    args, answers = plan.args, evaluation.answers
+    bootstrap: dict[str, Any] = {
+        "asks_boxes": plan.task.template.answer in _BOX_FORMS,
+        "num_resamples": args.num_resamples,
+        "seed": args.seed,
+    }
+    rule = collator.rule
+    return {
+        "model": args.model,
+        "data": {
+            "names": plan.data_names,
+            "digest": plan.source.digest,
+            "num_samples": len(answers),
+            "num_bad_samples": len(evaluation.bad_samples),
+        },
+        **evaluation_figures(answers, args.by, **bootstrap),
+        "comparisons": [
+            {
+                "path": other.path,
+                "model": other.results["model"],
+                **compare_answers(answers, other.answers, **bootstrap),
+            }
+            for other in plan.others
+        ],
+        "bad_samples": evaluation.bad_samples,
+        "task": {
+            "template": plan.template_name,
+            **asdict(plan.task.template),
+            "answer_frame": plan.task.answer_frame,
+            "chat_template_kwargs": plan.task.chat_template_kwargs,
+            "min_pixels": None if rule is None else rule.min_pixels,
+            "max_pixels": None if rule is None else rule.max_pixels,
+        },
+        "settings": vars(args) | {"world_size": plan.world.world_size},
+        "versions": {
+            "grpo_stream": grpo_stream.__version__,
+            **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+            "python": platform.python_version(),
+        },
+        "timing": {
+            "seconds": round(seconds, 1),
+            "samples_per_second": round(len(answers) / seconds, 3),
+        },
+    }
+
+
+def _page(plan: EvaluationPlan, evaluation: Evaluation, results: dict[str, Any]) -> str:
+    rows = [answer.to_dict() for answer in evaluation.answers]
+    galleries = []
+    for pick in pick_answers(rows, plan.args.num_pictures):
+        # One image at a time: pictures are small, images are not.
+        cards = [
+            answer_card(rows[place], _image(plan, evaluation.ordinals[place]))
+            for place in pick.places
+        ]
+        galleries.append((pick.title, pick.note, cards))
+    return evaluation_page(results, rows, galleries)
+
+
+def _image(plan: EvaluationPlan, ordinal: int) -> Image.Image:
+    """The stored image of a sample, not resized: small targets are shown enlarged."""
+    limits = image_limits(plan.args.data())
+    sample = StreamSample.from_sample(read_at(plan.source, ordinal), None, limits)
+    return Image.fromarray(sample.pixels)

@@ -1,0 +1,1 @@
+"""Policies and their processors: loading, patches on the device, tiny ones for tests."""

@@ -1,0 +1,1 @@
+"""How a run is watched: phases of a step, metrics, rollout sheets, watchdog, heartbeats."""

@@ -1,0 +1,118 @@
+"""What a run says while it runs: a progress bar and one short line per logging step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+
+from grpo_stream.stream.loader import PromptLoader
+from grpo_stream.train.observe.phases import PAUSES, PHASES
+
+_SHOWN = {
+    "reward": "reward",
+    "frac_reward_zero_std": "zero-variance groups",
+    "completions/mean_length": "answer tokens",
+    "time/data_wait_share": "share waited for data",
+    "step_time": "step (s)",
+    "speed/completion_tokens_per_second": "answer tokens/s",
+    "eval_reward": "eval reward",
+}
+"""Logged name -> what the line calls it. Everything goes to the log history and report_to."""
+
+
+class ShortProgressCallback(ProgressCallback):
+    """transformers' progress bar (5.23) with the few numbers that one watches."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Overrides ``ProgressCallback.on_log``: the full log of a GRPO step fills a screen."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            line = short_line(state.global_step, logs)
+            if line:
+                self.training_bar.write(line)
+
+
+def stream_metrics(loader: PromptLoader[Any]) -> dict[str, float]:
+    """Sums of what this rank's stream did so far, by the names under which they are logged.
+
+    ``wait_seconds`` is what the step waited for batches, ``num_samples`` what was delivered,
+    ``num_read_again`` samples whose bytes were right only at the second reading. From object
+    storage also requests, retries and bytes (docs/storage.md), ``retry_wait_seconds`` over all
+    threads, and what a cache did (docs/cache.md) as ``cache/...``.
+    """
+    counters = loader.stream.counters
+    sums = {
+        "wait_seconds": loader.wait_seconds,
+        "num_samples": float(counters.num_samples),
+        "num_read_again": float(counters.num_read_again),
+    }
+    for name, value in loader.stream.metrics().items():
+        sums["retry_wait_seconds" if name == "waited_seconds" else name] = value
+    return sums
+
+
+def short_line(global_step: int, logs: dict[str, Any]) -> str:
+    """One line for people; empty where nothing of interest was logged."""
+    shown = [
+        f"{label} {logs[name]:.4g}" for name, label in _SHOWN.items() if _is_number(logs, name)
+    ]
+    return f"global step {global_step}: {', '.join(shown)}" if shown else ""
+
+
+def _is_number(logs: dict[str, Any], name: str) -> bool:
+    return isinstance(logs.get(name), int | float)
+
+
+@dataclass
+class Work:
+    """What all ranks together have done so far."""
+
+    num_samples: int = 0
+    """Prompts."""
+    num_completion_tokens: int = 0
+    data_wait_seconds: float = 0.0
+    """For each generation batch that of the rank which waited longest for its data."""
+
+    def __sub__(self, before: "Work") -> "Work":
+        return Work(
+            self.num_samples - before.num_samples,
+            self.num_completion_tokens - before.num_completion_tokens,
+            self.data_wait_seconds - before.data_wait_seconds,
+        )
+
+
+def step_metrics(seconds: Mapping[str, float], work: Work, num_steps: int) -> dict[str, float]:
+    """Times and rates of the last global steps, by the names under which they are logged.
+
+    Args:
+        seconds: Of each phase (:mod:`grpo_stream.train.observe.phases`) in those steps.
+        work: Of those steps, over all ranks.
+        num_steps: Global steps.
+
+    Returns:
+        ``time/PHASE`` and ``time/step``, seconds per global step; ``time/data_wait_share``, of the
+        step's time; ``speed/samples_per_second``, ``speed/completion_tokens_per_second``; and
+        ``speed/rollout_tokens_per_second``, tokens per second of rollout alone. A pause, an
+        evaluation or a checkpoint, is no part of a step; it is in seconds of its own.
+    """
+    total = sum(value for name, value in seconds.items() if name not in PAUSES)
+    metrics = {f"time/{name}": seconds.get(name, 0.0) / num_steps for name in PHASES}
+    metrics |= {f"time/{name}": seconds[name] for name in PAUSES if seconds.get(name)}
+    metrics["time/step"] = total / num_steps
+    metrics["time/data_wait_share"] = _rate(work.data_wait_seconds, total)
+    metrics["speed/samples_per_second"] = _rate(work.num_samples, total)
+    tokens = work.num_completion_tokens
+    metrics["speed/completion_tokens_per_second"] = _rate(tokens, total)
+    metrics["speed/rollout_tokens_per_second"] = _rate(tokens, seconds.get("rollout", 0.0))
+    return metrics
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else 0.0

@@ -1,0 +1,86 @@
+"""The model below the language-model head: what model families differ in is asked here alone."""
+
+from typing import Any
+
+import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.train.batches.groups import PromptGroups
+
+
+def backbone_of(model: Any) -> Any:
+    """The module below the language-model head, through LoRA where there is some."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return base.model
+
+
+def prompt_positions(backbone: Any, groups: PromptGroups) -> list[torch.Tensor]:
+    """M-RoPE positions of each prompt.
+
+    Args:
+        backbone: The module with ``get_rope_index`` (``Qwen2_5_VLModel``, transformers 5.23).
+        groups: The prompts; ``groups.positions`` are given back where they are there.
+
+    Returns:
+        Per prompt int64, shape (3, prompt length).
+    """
+    if groups.positions is not None:
+        return groups.positions
+    return [
+        backbone.get_rope_index(ids[None], types[None], image_grid_thw=grid[None])[0][:, 0]
+        for ids, types, grid in zip(
+            groups.prompt_ids, groups.mm_token_type_ids, groups.image_grid_thw, strict=True
+        )
+    ]
+
+
+def freeze_vision_tower(model: Any) -> None:
+    """Takes the vision tower out of training.
+
+    Raises:
+        ConfigError: LoRA has weights in it, which would stay as they are; or the model has it
+            elsewhere than the Qwen-VL families.
+    """
+    tower = getattr(backbone_of(model), "visual", None)
+    if tower is None:
+        expected = f"is not known for model_type {model.config.model_type!r}; use False"
+        raise ConfigError("freeze_vision_tower", True, expected)
+    if any(".lora_" in name for name, _ in tower.named_parameters()):
+        expected = "LoRA has weights in the vision tower; leave it out of lora_target_modules"
+        raise ConfigError("freeze_vision_tower", True, expected)
+    tower.requires_grad_(requires_grad=False)
+
+
+def has_frozen_vision_tower(model: Any) -> bool:
+    """Whether training leaves the vision tower as it is."""
+    return not any(p.requires_grad for p in backbone_of(model).visual.parameters())
+
+
+def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
+    """The vision tower's features, for a tower that does not change while they are in use.
+
+    Args:
+        model: The policy, unwrapped.
+        groups: The prompts, with their pixels.
+
+    Returns:
+        Per prompt, shape (1 + D, image tokens, hidden size of the text model), without gradient:
+        what stands in the image tokens' places, and what Qwen3-VL adds to the first D layers of
+        the text model (D = 0 elsewhere).
+    """
+    with torch.no_grad():
+        encoded = backbone_of(model).get_image_features(
+            groups.pixel_values, groups.image_grid_thw, return_dict=True
+        )
+    layers = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or [])]
+    return tuple(torch.stack(own) for own in zip(*layers, strict=True))
+
+
+def image_kwargs(groups: PromptGroups) -> dict[str, Any]:
+    """What ``model(...)`` takes for the images: their features where known, or their pixels."""
+    if groups.image_features is None:
+        return {"pixel_values": groups.pixel_values, "image_grid_thw": groups.image_grid_thw}
+    first, *others = zip(*groups.image_features, strict=True)
+    encoded = BaseModelOutputWithDeepstackFeatures(pooler_output=first, deepstack_features=others)
+    return {"mm_encoder_outputs": {"image": encoded}}

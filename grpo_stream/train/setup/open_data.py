@@ -1,0 +1,196 @@
+"""From a user's settings to the prompt stream that a trainer reads."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.images import ImageLimits, ResizeRule
+from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
+from grpo_stream.storage.retrying_store import RetryRules
+from grpo_stream.stream.config import CacheSettings, StreamConfig
+from grpo_stream.stream.open_shards import open_shards, parse_shards
+from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream.stream.record_source import RecordSource
+from grpo_stream.stream.sources import Source
+from grpo_stream.stream.world import World
+from grpo_stream.train.models.processor import known_rule
+from grpo_stream.train.setup.arguments import DataArguments
+from grpo_stream.train.setup.node_manifests import load_manifests
+
+_FLAGS = {
+    "num_threads": "num_reader_threads",
+    "num_processes": "num_decode_processes",
+    "deadline_seconds": "retry_deadline_seconds",
+}
+"""Field of a stream's settings -> what the user calls it, where that differs."""
+
+
+@dataclass(frozen=True)
+class OpenSources:
+    """Data sets that were found and opened, and their shares of each generation batch."""
+
+    names: list[str]
+    """URLs, folders or a JSON file, as the user wrote them."""
+    sources: Sequence[Source]
+    weights: list[str]
+
+    def plan(self, config: StreamConfig) -> StreamPlan:
+        """The order in which a stream of these settings reads them.
+
+        Raises:
+            ConfigError: too few samples, the same data twice, or weights that cannot be kept.
+        """
+        counts = [
+            SourceCounts(source.digest, source.shard_counts, weight)
+            for source, weight in zip(self.sources, self.weights, strict=True)
+        ]
+        return StreamPlan(counts, config.num_lanes, config.seed, config.block_shards)
+
+
+def open_sources(data: DataArguments) -> OpenSources:
+    """The shards or raw records that the settings name.
+
+    Raises:
+        ConfigError: they name none, a file that is not there, or a setting cannot work.
+        ManifestError: the shards have no manifest.
+        StoreError: they cannot be reached.
+    """
+    data.check()
+    if data.shards is not None:
+        return _open_shards(data, data.shards)
+    path = str(data.json)
+    limits = image_limits(data)
+    source = RecordSource.from_file(Path(path), data.images_root, limits=limits)
+    return OpenSources([path], [source], ["1"])
+
+
+def open_eval_sources(data: DataArguments) -> OpenSources | None:
+    """The shards for evaluation while training; None where the settings name none.
+
+    Raises:
+        ConfigError, ManifestError, StoreError: as :func:`open_sources`.
+    """
+    if data.eval_shards is None:
+        return None
+    with _renamed({"shards": "eval_shards"}):
+        return _open_shards(data, data.eval_shards)
+
+
+def open_source(data: DataArguments) -> Source:
+    """The one data set that the settings name, where several make no sense.
+
+    Raises:
+        ConfigError, ManifestError, StoreError: as :func:`open_sources`.
+    """
+    if data.shards is not None and len(data.shards) > 1:
+        expected = f"is read one data set at a time: give one, as in shards={data.shards[0]}"
+        raise ConfigError("shards", data.shards, expected)
+    return open_sources(data).sources[0]
+
+
+def make_stream(
+    data_sets: OpenSources,
+    data: DataArguments,
+    *,
+    num_lanes: int,
+    seed: int,
+    image_processor: Any,
+    world: World,
+) -> PromptStream:
+    """The stream of ``data_sets`` for this rank.
+
+    Args:
+        data_sets: Shards or raw records.
+        data: How they are read.
+        num_lanes: Prompts per generation batch over all ranks.
+        seed: Of the order, where ``data.stream_seed`` is None.
+        image_processor: Its target size is what the stream resizes to; a family that has none
+            (``known_rule``) gets the images as they are.
+        world: This process.
+
+    Raises:
+        ConfigError: the world size does not divide the lanes, or there are too few samples.
+    """
+    config = stream_config(data, num_lanes=num_lanes, seed=seed, rule=known_rule(image_processor))
+    return PromptStream(data_sets.sources, config, world, weights=data_sets.weights)
+
+
+def stream_config(
+    data: DataArguments, *, num_lanes: int, seed: int, rule: ResizeRule | None
+) -> StreamConfig:
+    """The stream's settings among a user's; see :func:`make_stream`.
+
+    Raises:
+        ConfigError: one of them cannot work.
+    """
+    with _renamed(_FLAGS):
+        return StreamConfig(
+            num_lanes=num_lanes,
+            seed=seed if data.stream_seed is None else data.stream_seed,
+            block_shards=data.block_shards,
+            num_threads=data.num_reader_threads,
+            num_processes=data.num_decode_processes,
+            prefetch_batches=data.prefetch_batches,
+            num_fetch_threads=data.num_fetch_threads,
+            fetch_ahead_bytes=data.num_bytes("fetch_ahead_bytes"),
+            max_bad_samples=data.max_bad_samples,
+            max_sample_bytes=data.num_bytes("max_sample_bytes"),
+            resize=rule,
+            limits=image_limits(data),
+        )
+
+
+def image_limits(data: DataArguments) -> ImageLimits:
+    """What an image may be at most."""
+    return ImageLimits(max_pixels=data.max_image_pixels)
+
+
+def num_eval_lanes(args: GRPOConfig) -> int:
+    """Prompts per evaluation batch over all ranks.
+
+    Raises:
+        ConfigError: a group would be split between ranks.
+    """
+    num_generations = args.num_generations_eval or args.num_generations
+    if args.per_device_eval_batch_size % num_generations:
+        raise ConfigError(
+            "per_device_eval_batch_size",
+            args.per_device_eval_batch_size,
+            f"must be a multiple of the {num_generations} completions of a group, for example "
+            f"{num_generations}",
+        )
+    num_lanes: int = args.world_size * args.per_device_eval_batch_size // num_generations
+    return num_lanes
+
+
+def _open_shards(data: DataArguments, words: Sequence[str]) -> OpenSources:
+    urls, weights = parse_shards(words)
+    cache = None
+    if data.cache_dir is not None:
+        cache = CacheSettings(data.cache_dir, data.num_bytes("cache_bytes"))
+    with _renamed(_FLAGS):
+        retry = RetryRules(deadline_seconds=data.retry_deadline_seconds)
+    sources = open_shards(
+        urls,
+        cache=cache,
+        retry=retry,
+        max_sample_bytes=data.num_bytes("max_sample_bytes"),
+        manifests=load_manifests(urls, retry),
+    )
+    return OpenSources(urls, sources, weights)
+
+
+@contextlib.contextmanager
+def _renamed(names: dict[str, str]) -> Iterator[None]:
+    """Errors name a setting as the user writes it."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.field not in names:
+            raise
+        raise ConfigError(names[error.field], error.value, error.expected) from None

@@ -1,0 +1,300 @@
+"""What every launch script does before training: environment, settings, checks, one summary."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import yaml
+from trl import GRPOConfig, ModelConfig, TrlParser
+
+from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.grounding.frames import answer_frame_for
+from grpo_stream.grounding.prompts import load_template
+from grpo_stream.grounding.rewards import load_reward
+from grpo_stream.images import ResizeRule
+from grpo_stream.stream.world import World
+from grpo_stream.train.batches.refill import check_refill
+from grpo_stream.train.models.policy import policy_config
+from grpo_stream.train.models.processor import known_rule, load_processor
+from grpo_stream.train.prefix.packing import shared_prefix_obstacle
+from grpo_stream.train.setup.arguments import (
+    SHARED_PREFIX,
+    DataArguments,
+    LogArguments,
+    RunArguments,
+    TaskArguments,
+    check_supported,
+    packed_attention,
+)
+from grpo_stream.train.setup.deepspeed_config import (
+    check_batch_arithmetic,
+    check_zero_config,
+    load_zero_config,
+)
+from grpo_stream.train.setup.open_data import (
+    OpenSources,
+    num_eval_lanes,
+    open_eval_sources,
+    open_sources,
+    stream_config,
+)
+from grpo_stream.train.setup.run_summary import (
+    describe_cache,
+    describe_data,
+    describe_epoch,
+    describe_generation,
+    describe_memory,
+    describe_prompt,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's settings, parsed."""
+
+    args: GRPOConfig
+    model: ModelConfig
+    data: DataArguments
+    task: TaskArguments
+    run: RunArguments
+    log: LogArguments
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do; everything in it was checked without loading weights."""
+
+    data_sets: OpenSources
+    eval_data_sets: OpenSources | None
+    num_ranks: int
+    num_lanes: int
+    """Prompts per generation batch over all ranks."""
+    num_batches: int
+    """Generation batches of an epoch."""
+    max_steps: int
+    """Global steps of the run."""
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    """Label and value, for people."""
+    notes: list[str] = field(default_factory=list)
+    """What works, but should be known."""
+
+    def describe(self) -> str:
+        """The plan as text."""
+        width = max(len(label) for label, _ in self.lines)
+        below = "\n" + " " * (width + 4)
+        lines = [f"  {label:<{width}}  {value}".replace("\n", below) for label, value in self.lines]
+        return "\n".join(["The run:", *lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:
+    """Reads the YAML file and the flags; flags win.
+
+    Args:
+        argv: Command-line arguments without the program's name.
+        use_cpu: There is no accelerator: take the CPU and float32 unless told otherwise.
+
+    Raises:
+        ConfigError: a file that is not there, or a setting that nobody knows.
+    """
+    # The launcher of DeepSpeed adds --local_rank; the environment says the same.
+    argv = [word for word in argv if not word.startswith("--local_rank")]
+    types = (GRPOConfig, ModelConfig, DataArguments, TaskArguments, RunArguments, LogArguments)
+    parser = TrlParser(types)
+    if use_cpu:
+        parser.set_defaults(use_cpu=True, bf16=False)
+    if importlib.util.find_spec("tensorboard") is not None:
+        parser.set_defaults(report_to="tensorboard")
+    _check_early(parser, argv)
+    try:
+        return Settings(*parser.parse_args_and_config(argv))
+    except ValueError as error:
+        raise GrpoStreamError(f"the settings cannot be used: {error}") from error
+
+
+def plan_run(settings: Settings) -> RunPlan:
+    """Checks all that can be checked without weights, and adds up what the run will do.
+
+    Raises:
+        ConfigError: a setting that cannot work, named with a value that does.
+        ManifestError: the shards have no manifest.
+        StoreError: they cannot be reached.
+    """
+    args, data, task = settings.args, settings.data, settings.task
+    model_type, rule = _check_model(settings)
+    for name in task.reward_funcs:
+        load_reward(name)
+    weights = args.reward_weights
+    if weights is not None and len(weights) != len(task.reward_funcs):
+        expected = f"must be as many as reward_funcs={task.reward_funcs}: one weight each"
+        raise ConfigError("reward_weights", weights, expected)
+    template = load_template(task.prompt_template, model_type)
+    check_supported(args)
+    settings.log.check()
+    check_refill(task.refill_zero_variance, args)
+    num_ranks = settings.run.num_ranks or args.world_size
+    num_prompts = check_batch_arithmetic(
+        world_size=num_ranks,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        steps_per_generation=args.steps_per_generation,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_generations=args.num_generations,
+        num_iterations=args.num_iterations,
+    )
+    num_lanes = num_prompts * (1 + task.refill_zero_variance)
+    notes = [*_check_zero(args, num_ranks), *_waiting_notes(settings, num_ranks)]
+    stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
+    if args.eval_strategy != "no" and data.eval_shards is None:
+        raise ConfigError("eval_strategy", str(args.eval_strategy), "needs eval_shards=DIR_OR_URL")
+    data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
+    plan = data_sets.plan(stream)
+    max_pixels = data.max_pixels if rule is None else rule.max_pixels
+    if eval_data_sets is not None:
+        eval_data_sets.plan(replace(stream, num_lanes=num_eval_lanes(args)))
+    micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
+    per_epoch = -(-micro_steps // args.gradient_accumulation_steps)
+    from_epochs = int(-(-args.num_train_epochs * per_epoch // 1))
+    max_steps = args.max_steps if args.max_steps > 0 else from_epochs
+    lines = [
+        ("model", settings.model.model_name_or_path),
+        *describe_data(data_sets, plan),
+        ("ranks", f"{num_ranks}"),
+        describe_generation(num_prompts, args.num_generations, task.refill_zero_variance),
+        describe_epoch(data_sets, plan),
+        describe_memory(data_sets, stream, num_ranks, max_pixels),
+        *describe_cache(data),
+        ("global steps", f"{max_steps:,} ({max_steps / per_epoch:.3g} epochs)"),
+        ("rewards", ", ".join(task.reward_funcs)),
+        ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
+        ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"),
+        ("shared prefix", _describe_shared_prefix(settings)),
+        ("deepspeed", str(args.deepspeed or "none")),
+        ("output", str(args.output_dir)),
+    ]
+    if settings.run.dry_run:
+        frame = None
+        if model_type is not None or task.answer_frame is not None:
+            frame = answer_frame_for(model_type or "", task.answer_frame)
+        lines.append(describe_prompt(data_sets, template, frame, rule))
+    return RunPlan(
+        data_sets, eval_data_sets, num_ranks, num_lanes, plan.num_batches, max_steps, lines, notes
+    )
+
+
+def use_cpu_only() -> bool:
+    """Whether there is no accelerator; DeepSpeed is then told so, which spares a warning."""
+    if torch.cuda.is_available():
+        return False
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return True
+
+
+def _waiting_notes(settings: Settings, num_ranks: int) -> list[str]:
+    """What ends too early if ranks wait no longer than ``ddp_timeout`` for each other."""
+    limits = {
+        "step_timeout_seconds": settings.log.step_timeout_seconds,
+        "retry_deadline_seconds": settings.data.retry_deadline_seconds,
+    }
+    waits = settings.args.ddp_timeout
+    return [
+        f"ddp_timeout={waits} is not above {name}={limit:g}: the other ranks end first, without "
+        "saying why"
+        for name, limit in limits.items()
+        if num_ranks > 1 and limit >= waits
+    ]
+
+
+def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:
+    """Checks what GRPOConfig would refuse, or fail on, without saying what would work."""
+    words = list(argv)
+    if "--config" in words:
+        place = words.index("--config")
+        path = Path(words[place + 1]) if place + 1 < len(words) else Path()
+        if not path.is_file():
+            raise ConfigError("config", str(path), "is no file; see launch/configs/ for examples")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            parser.set_defaults_with_config(**content)
+        del words[place : place + 2]
+    given, _ = parser.parse_known_args(words)
+    if isinstance(given.deepspeed, str):
+        load_zero_config(given.deepspeed)
+    if given.generation_batch_size is None:
+        check_batch_arithmetic(
+            world_size=given.num_ranks or World.from_env().world_size,
+            per_device_train_batch_size=given.per_device_train_batch_size,
+            steps_per_generation=given.steps_per_generation or given.gradient_accumulation_steps,
+            gradient_accumulation_steps=given.gradient_accumulation_steps,
+            num_generations=given.num_generations,
+            num_iterations=given.num_iterations,
+        )
+
+
+def _check_model(settings: Settings) -> tuple[str | None, ResizeRule | None]:
+    """Checks the policy as far as its folder tells; a hub id is left for the run to look up.
+
+    Returns its ``model_type`` and the sizes that its images are resized to, where the folder tells.
+    """
+    model, task = settings.model, settings.task
+    name = model.model_name_or_path
+    if name is None:
+        expected = "give a folder or hub id, for example Qwen/Qwen2.5-VL-3B-Instruct"
+        raise ConfigError("model_name_or_path", None, expected)
+    for field_name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model, field_name):
+            raise ConfigError(field_name, True, "is not supported yet; use False")
+    if model.use_peft and importlib.util.find_spec("peft") is None:
+        raise ConfigError("use_peft", True, "needs the package peft: pip install grpo_stream[lora]")
+    is_folder = Path(name).is_dir()
+    if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        expected = "is no folder; give one or a hub id, as in Qwen/Qwen2.5-VL-3B-Instruct"
+        raise ConfigError("model_name_or_path", name, expected)
+    model_type = policy_config(name).model_type if is_folder else None
+    if is_folder or task.answer_frame is not None:
+        answer_frame_for(model_type or "", task.answer_frame)
+    rule = None
+    if is_folder:
+        data = settings.data
+        processor = load_processor(name, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+        rule = known_rule(processor.image_processor)
+    if task.shared_prefix not in SHARED_PREFIX:
+        expected = f"must be one of {', '.join(SHARED_PREFIX)}"
+        raise ConfigError("shared_prefix", task.shared_prefix, expected)
+    packed_attention(task.shared_prefix_attention, settings.args.device.type)
+    return model_type, rule
+
+
+def _describe_shared_prefix(settings: Settings) -> str:
+    """How groups will be computed, as far as settings and the policy's folder tell."""
+    task, model = settings.task, settings.model
+    if task.shared_prefix == "off":
+        return "off"
+    if Path(model.model_name_or_path).is_dir():
+        config = policy_config(model.model_name_or_path)
+        obstacle = shared_prefix_obstacle(config, model.attn_implementation or "sdpa")
+        if obstacle and task.shared_prefix == "on":
+            raise ConfigError("shared_prefix", "on", f"cannot be: {obstacle}; use 'auto'")
+        if obstacle:
+            return f"off: {obstacle}"
+    attention = packed_attention(task.shared_prefix_attention, settings.args.device.type)
+    tower = ", features of the frozen vision tower once per prompt"
+    return f"{task.shared_prefix}, attention {attention}{tower if task.freeze_vision_tower else ''}"
+
+
+def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
+    if not args.deepspeed:
+        return []
+    config = (
+        args.deepspeed if isinstance(args.deepspeed, dict) else load_zero_config(args.deepspeed)
+    )
+    return check_zero_config(
+        config,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        world_size=num_ranks,
+        bf16=bool(args.bf16),
+        fp16=bool(args.fp16),
+        max_grad_norm=args.max_grad_norm,
+    )

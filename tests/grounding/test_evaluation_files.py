@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.evaluation_files import check_same_data, read_run, write_run
+from tests.grounding.support import answer
+
+ANSWERS = [answer("(150, 150)", key="a"), answer("no \ud800 idea \N{SNOWMAN}", key="b")]
+RESULTS = {"model": "m", "data": {"digest": "d" * 64}}
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    page = write_run(tmp_path / "report", RESULTS, ANSWERS, "<p>page</p>")
+    assert page.read_text() == "<p>page</p>"
+    for path in (tmp_path / "report", tmp_path / "report/results.json"):
+        run = read_run(path)
+        assert run.answers == ANSWERS
+        assert run.results == {"version": 1, **RESULTS}
+        check_same_data(run, "d" * 64)
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "answers.jsonl",
+        "index.html",
+        "results.json",
+    ]
+
+
+def test_figures_never_lie_beside_answers_of_another_run(tmp_path, monkeypatch):
+    write_run(tmp_path, RESULTS, ANSWERS, "old")
+    monkeypatch.setattr("grpo_stream.grounding.evaluation_files.write_page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_run(tmp_path, RESULTS, ANSWERS[:1], "new")
+    assert not (tmp_path / "results.json").exists()
+    with pytest.raises(ConfigError, match="is no report of an evaluation"):
+        read_run(tmp_path)
+
+
+def test_other_data_and_other_versions_are_refused(tmp_path):
+    write_run(tmp_path, RESULTS, ANSWERS, "")
+    with pytest.raises(ConfigError, match=r"of other samples \(digest dddddddddddd, here eeee"):
+        check_same_data(read_run(tmp_path), "e" * 64)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(RESULTS | {"version": 2}))
+    with pytest.raises(ConfigError, match="version 2, this program reads 1"):
+        read_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"compare=.*no report"):
+        read_run(tmp_path / "nothing")

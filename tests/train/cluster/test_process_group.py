@@ -1,0 +1,51 @@
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import distributed
+
+from grpo_stream.train.cluster.process_group import bound_waiting, is_lost_rank, leave_process_group
+
+
+def test_every_group_waits_as_long_as_the_run_says(tmp_path):
+    """Also one that DeepSpeed made, without a time-out, when the first was there."""
+    assert not distributed.is_initialized()
+    bound_waiting(timedelta(seconds=3))  # of no group: nothing to do
+    url = f"file://{tmp_path}/store"
+    distributed.init_process_group("gloo", init_method=url, rank=0, world_size=1)
+    try:
+        groups = [distributed.group.WORLD, distributed.new_group([0])]
+        assert all(seconds_of(group) > 3 for group in groups)
+        bound_waiting(timedelta(seconds=3))
+        assert [seconds_of(group) for group in groups] == [3, 3]
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_all_groups_are_left(tmp_path):
+    leave_process_group()  # of no group: nothing to do
+    url = f"file://{tmp_path}/store"
+    distributed.init_process_group("gloo", init_method=url, rank=0, world_size=1)
+    distributed.new_group([0])
+    leave_process_group()
+    assert not distributed.is_initialized()
+
+
+def seconds_of(group):
+    backend = group._get_backend(torch.device("cpu"))
+    return backend.options._timeout.total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset"), True),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (distributed.DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("CUDA out of memory"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_what_means_that_a_rank_was_lost(error, is_lost):
+    assert is_lost_rank(error) == is_lost

@@ -1,0 +1,66 @@
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainerControl
+
+from grpo_stream.train.cluster.stop_on_request import SIGNALS, StopOnDemand
+
+
+@pytest.fixture
+def stop():
+    """Listens; afterwards the handlers are as before."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop = StopOnDemand()
+    stop.listen()
+    yield stop
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+def after_step(stop, folder, global_step=3, max_steps=10, *, is_first=True):
+    """What the trainer is told to do after a global step that would also evaluate."""
+    args = SimpleNamespace(output_dir=str(folder), device=torch.device("cpu"), process_index=0)
+    state = SimpleNamespace(
+        global_step=global_step, max_steps=max_steps, is_world_process_zero=is_first
+    )
+    control = TrainerControl(should_evaluate=True)
+    stop.on_step_end(args, state, control)
+    return control
+
+
+def test_nobody_asks(stop, tmp_path):
+    control = after_step(stop, tmp_path)
+    assert not control.should_training_stop
+    assert not control.should_save
+    assert control.should_evaluate
+    assert not stop.has_stopped
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks_for_a_checkpoint_and_the_end(stop, tmp_path, number):
+    os.kill(os.getpid(), number)
+    control = after_step(stop, tmp_path)
+    assert control.should_training_stop
+    assert control.should_save
+    assert not control.should_evaluate
+    assert stop.has_stopped
+
+
+def test_a_file_asks_once(stop, tmp_path):
+    (tmp_path / "stop").touch()
+    assert after_step(stop, tmp_path).should_training_stop
+    assert not (tmp_path / "stop").exists()
+
+
+def test_the_first_rank_alone_looks_for_the_file(stop, tmp_path):
+    (tmp_path / "stop").touch()
+    assert not after_step(stop, tmp_path, is_first=False).should_training_stop
+
+
+def test_a_run_that_is_done_was_not_stopped(stop, tmp_path):
+    (tmp_path / "stop").touch()
+    assert after_step(stop, tmp_path, global_step=10).should_save
+    assert not stop.has_stopped

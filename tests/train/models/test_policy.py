@@ -1,0 +1,149 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+)
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.train.models.policy import (
+    Qwen2_5_VLForConditionalGenerationWithLogits,
+    forward_keeping_logits,
+    load_policy,
+)
+from tests.train.support import make_groups
+
+LOGITS = torch.arange(2 * 7 * 3.0).reshape(2, 7, 3)
+KEEP = {
+    "all": (0, LOGITS),
+    "last": (1, LOGITS[:, -1:]),
+    "five": (5, LOGITS[:, -5:]),
+    "as many as there are": (7, LOGITS),
+    "more than there are": (9, LOGITS),
+    "index": (torch.tensor([0, 2, 6]), LOGITS[:, [0, 2, 6]]),
+}
+
+
+def knows(input_ids, logits_to_keep=0):
+    """As transformers does it."""
+    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    return SimpleNamespace(logits=LOGITS[:, kept])
+
+
+def ignores(input_ids, logits_to_keep=0, **kwargs):
+    return SimpleNamespace(logits=LOGITS)
+
+
+def does_not_know(input_ids):
+    return SimpleNamespace(logits=LOGITS)
+
+
+def takes_anything(input_ids, **kwargs):
+    assert not kwargs
+    return SimpleNamespace(logits=LOGITS)
+
+
+@pytest.mark.parametrize("forward", [knows, ignores, does_not_know, takes_anything])
+@pytest.mark.parametrize(("keep", "expected"), KEEP.values(), ids=KEEP)
+def test_logits_to_keep(forward, keep, expected):
+    output = forward_keeping_logits(forward, input_ids=None, logits_to_keep=keep)
+    assert torch.equal(output.logits, expected)
+
+
+def test_output_without_logits():
+    output = forward_keeping_logits(lambda **_: SimpleNamespace(logits=None), logits_to_keep=3)
+    assert output.logits is None
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder):
+    """The same weights in the real class and in ours."""
+    return tuple(
+        architecture.from_pretrained(tiny_folder).eval()
+        for architecture in (
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2_5_VLForConditionalGenerationWithLogits,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(processor):
+    groups = make_groups(processor)
+    return {
+        "input_ids": groups.prompt_ids[0][None],
+        "mm_token_type_ids": groups.mm_token_type_ids[0][None],
+        "pixel_values": groups.pixel_values,
+        "image_grid_thw": groups.image_grid_thw,
+    }
+
+
+class TestWithLogits:
+    def test_loads_every_weight(self, pair):
+        weights = [model.state_dict() for model in pair]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    @pytest.mark.parametrize("keep", [0, 1, 5, torch.tensor([3, 7])])
+    def test_gives_the_real_models_logits(self, pair, inputs, keep):
+        real, ours = pair
+        with torch.no_grad():
+            expected = real(**inputs, logits_to_keep=keep).logits
+            assert torch.equal(ours(**inputs, logits_to_keep=keep).logits, expected)
+
+    def test_passes_everything_on(self, pair, inputs):
+        real, ours = pair
+        labels = inputs["input_ids"].clone()
+        with torch.no_grad():
+            expected, output = (
+                model(**inputs, labels=labels, output_hidden_states=True, use_cache=True)
+                for model in pair
+            )
+            assert torch.equal(output.loss, expected.loss)
+            assert torch.equal(output.hidden_states[-1], expected.hidden_states[-1])
+            assert output.past_key_values.get_seq_length() == labels.size(1)
+            generated = [
+                model.generate(**inputs, max_new_tokens=4, do_sample=False)
+                for model in (real, ours)
+            ]
+        assert torch.equal(*generated)
+
+    def test_is_saved_under_the_real_name(self, pair, tmp_path):
+        pair[1].save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+        assert type(again) is Qwen2_5_VLForConditionalGeneration
+        assert torch.equal(again.lm_head.weight, pair[0].lm_head.weight)
+        embeddings = [model.get_input_embeddings().weight for model in (again, pair[0])]
+        assert torch.equal(*embeddings)
+
+    def test_other_ranks_leave_the_config_alone(self, pair, tmp_path):
+        pair[1].save_pretrained(tmp_path, is_main_process=False)
+        assert not (tmp_path / "config.json").exists()
+
+
+class TestLoadPolicy:
+    def test_takes_the_class_of_the_config(self, tiny_folder):
+        assert type(load_policy(tiny_folder)) is Qwen2_5_VLForConditionalGeneration
+
+    @pytest.mark.parametrize("architectures", [["Qwen2ForCausalLM"], ["NoSuchModel"], None])
+    def test_refuses_what_takes_no_images(self, tmp_path, architectures):
+        Qwen2Config(architectures=architectures).save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match=r"no image-and-text model.*Qwen2\.5-VL") as info:
+            load_policy(str(tmp_path))
+        assert info.value.field == "model_name_or_path"
+
+    @pytest.mark.parametrize("name", ["nowhere", "no/such/model/anywhere"])
+    def test_refuses_what_is_not_there(self, tmp_path, name):
+        with pytest.raises(ConfigError, match="model_name_or_path"):
+            load_policy(tmp_path / name)
+
+    def test_passes_options_on(self, tiny_folder):
+        model = load_policy(tiny_folder, dtype=torch.bfloat16, attn_implementation="eager")
+        assert model.dtype == torch.bfloat16
+        assert model.config._attn_implementation == "eager"

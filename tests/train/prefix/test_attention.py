@@ -1,0 +1,166 @@
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.prefix.attention import (
+    SHARED_PREFIX,
+    GroupSpan,
+    PrefixCache,
+    TwoPart,
+    use_shared_prefix_attention,
+)
+from grpo_stream.train.prefix.packing import PackedGroups, pack_groups
+from grpo_stream.train.setup.arguments import packed_attention
+
+HEADS, KV_HEADS, WIDTH, SCALING = 6, 2, 8, 0.3
+
+
+def states(*shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, WIDTH, generator=generator, dtype=torch.float64)
+
+
+def pack(prompts, completions, attention) -> PackedGroups:
+    """Groups of the given lengths; tokens do not matter here."""
+    sizes = [len(group) for group in completions]
+    lengths = torch.tensor([length for group in completions for length in group])
+    longest = int(lengths.max())
+    groups = PromptGroups(
+        prompt_ids=[torch.ones(length, dtype=torch.long) for length in prompts],
+        mm_token_type_ids=[torch.zeros(length, dtype=torch.long) for length in prompts],
+        pixel_values=torch.empty(0),
+        image_grid_thw=torch.ones(len(prompts), 3, dtype=torch.long),
+        sizes=sizes,
+    )
+    mask = torch.arange(longest) < lengths[:, None]
+    ids = torch.ones(len(lengths), longest, dtype=torch.long)
+    positions = [torch.zeros(3, length, dtype=torch.long) for length in prompts]
+    return pack_groups(groups, ids, mask, positions, 0, attention)
+
+
+def reference(query, key, value, **changes):
+    return scaled_dot_product_attention(
+        query, key, value, scale=SCALING, enable_gqa=True, **changes
+    )
+
+
+class TestTwoPart:
+    @pytest.mark.parametrize(
+        ("prompts", "completions"),
+        [
+            ([9], [[4, 4, 4]]),
+            ([9], [[4, 1, 7]]),
+            ([9], [[3]]),
+            ([9, 5], [[4, 1, 7], [2, 2]]),
+            ([1], [[4, 2]]),
+            ([9, 1, 4], [[1, 1], [5, 0], [0, 3]]),
+            ([5, 7], [[0, 0], [3, 2]]),
+        ],
+    )
+    def test_equals_the_dense_mask(self, prompts, completions):
+        two_part = pack(prompts, completions, "two_part")
+        layout = two_part.shared_prefix
+        assert layout is not None
+        length = two_part.input_ids.size(1)
+        inputs = [states(1, heads, length) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+        rows = pack(prompts, completions, "dense")
+        is_token = [
+            prompt - 1 + sum(group) for prompt, group in zip(prompts, completions, strict=True)
+        ]
+        start, expected = 0, []
+        assert isinstance(rows.attention_mask, torch.Tensor)
+        for row, count in enumerate(is_token):
+            part = [one[:, :, start : start + count] for one in inputs]
+            mask = rows.attention_mask[row, :, :count, :count]
+            expected.append(reference(*part, attn_mask=mask))
+            start += count
+        assert start == length
+        found = layout.attend(0, inputs[0], inputs[1], inputs[2], SCALING, 0.0)
+        torch.testing.assert_close(found, torch.cat(expected, dim=2))
+
+    def test_keys_hold_no_products_between_completions(self):
+        layout = pack([9], [[4, 1, 7]], "two_part").shared_prefix
+        assert layout is not None
+        (span,) = layout.spans
+        assert span.mask.shape == (7, 8 + 7)
+
+    def test_an_empty_row_is_possible(self):
+        span = GroupSpan(
+            0, 5, torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long),
+            torch.ones(0, 5, dtype=torch.bool),
+        )  # fmt: skip
+        inputs = [states(1, heads, 5) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+        expected = reference(*inputs, is_causal=True)
+        found = TwoPart([span]).attend(0, inputs[0], inputs[1], inputs[2], SCALING, 0.0)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("num_own", [1, 4])
+@pytest.mark.parametrize("size", [1, 3])
+def test_sampling_attends_to_the_prefix_and_the_own_completion(size, num_own):
+    num_prefixes, prefix_length = 2, 5
+    is_padding = torch.tensor([[True, True, False, False, False], [False] * 5])
+    keys = [states(num_prefixes, KV_HEADS, prefix_length + layer) for layer in range(2)]
+    cache = PrefixCache(
+        [key[:, :, -5:] for key in keys], [2 * k[:, :, -5:] for k in keys], is_padding
+    )
+    query = states(num_prefixes * size, HEADS, 1)
+    key, value = (
+        states(num_prefixes * size, KV_HEADS, num_own),
+        states(len(query), KV_HEADS, num_own),
+    )
+    repeated = [
+        torch.cat([one[1].repeat_interleave(size, dim=0), own], dim=2)
+        for one, own in ((cache.keys, key), (cache.values, value))
+    ]
+    seen = torch.nn.functional.pad(~is_padding, (0, num_own), value=True)
+    mask = seen.repeat_interleave(size, dim=0)[:, None, None]
+    expected = reference(query, *repeated, attn_mask=mask)
+    found = cache.attend(1, query, key, value, SCALING, 0.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # softmax is of float32
+
+
+def test_only_the_text_model_changes_and_nothing_is_saved(model, tmp_path):
+    text, vision = model.config.text_config, model.config.vision_config
+    assert text._attn_implementation == SHARED_PREFIX
+    assert vision._attn_implementation == "sdpa"
+    use_shared_prefix_attention(model)
+    assert text._attn_implementation == SHARED_PREFIX
+    model.save_pretrained(tmp_path)
+    assert SHARED_PREFIX not in (tmp_path / "config.json").read_text()
+    again = load_policy(tmp_path, dtype=torch.float32)
+    assert again.config.text_config._attn_implementation == "sdpa"
+
+
+def test_without_a_prefix_it_is_plain_sdpa(model):
+    ids = torch.randint(20, 400, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation({"text_config": "sdpa"})
+    with torch.no_grad():
+        found, expected = (one(input_ids=ids, attention_mask=mask).logits for one in (model, plain))
+    assert torch.equal(found, expected)
+
+
+class TestSetting:
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    @pytest.mark.parametrize(
+        ("wanted", "expected"), [("auto", "two_part"), ("two_part", "two_part"), ("dense", "dense")]
+    )
+    def test_is_resolved(self, wanted, expected, device):
+        assert packed_attention(wanted, device) == expected
+
+    def test_flex_needs_a_gpu(self):
+        assert packed_attention("flex", "cuda") == "flex"
+        with pytest.raises(ConfigError, match=r"no backward pass on the CPU.*use two_part"):
+            packed_attention("flex", "cpu")
+
+    def test_unknown(self):
+        with pytest.raises(ConfigError, match="one of auto, two_part, dense, flex"):
+            packed_attention("fast", "cpu")

@@ -1,1 +1,0 @@
-"""Programs around the library: the shard builder, benchmarks, generated data."""

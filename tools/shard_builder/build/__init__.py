@@ -1,0 +1,1 @@
+"""The build: chunks of records, worker processes, shards in order, the manifest last."""

@@ -1,0 +1,295 @@
+"""Where a build writes, and what it finds there: nothing, itself unfinished, or a data set.
+
+While a build is under way, ``_build/`` beside the shards holds what it has done so far:
+``_build/build.json`` says what is being built, ``_build/<split>-000012.json`` that the shards of
+a chunk lie where they belong and what came of its records. A build that was killed goes on from
+there. The folder vanishes when the manifests are written.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import grpo_stream
+from grpo_stream.errors import ConfigError, ManifestError, StoreError
+from grpo_stream.shards.index import energon_index_name, index_name
+from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from grpo_stream.storage.store import LocalStore, Store, open_store
+from shard_builder.build.assemble import read_result
+from shard_builder.build.reject_lists import REJECTS_NAME, WARNINGS_NAME
+from shard_builder.build.worker import STATE_FOLDER, ChunkResult, result_name, split_store
+
+OUR_NAMES = ("shard-*.tar", "shard-*.tar.*", REJECTS_NAME, WARNINGS_NAME, MANIFEST_NAME)
+"""Patterns of the files that a build writes."""
+
+SETTINGS_NAME = f"{STATE_FOLDER}/build.json"
+"""What an unfinished build was asked for."""
+
+_LOCK_NAME = ".lock"
+_NUM_REQUESTS = 16  # at a time, to a bucket
+
+
+class BuildLock:
+    """Keeps a second build out of a local folder; it ends with the process, however that ends.
+
+    Buckets have no locks. Two equal builds into one bucket do no harm, as they write the same
+    bytes, and a different one is refused by what lies in ``build.json``.
+
+    Args:
+        folder: The folder of the data set; made if missing.
+
+    Raises:
+        ConfigError: another build is at work there, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._is_made = not folder.exists()
+        try:
+            (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+            path = folder / STATE_FOLDER / _LOCK_NAME
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            expected = f"must be a folder that can be written ({error.strerror})"
+            raise ConfigError("--out", str(folder), expected) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            expected = "another build is writing there: wait for it or choose another folder"
+            raise ConfigError("--out", str(folder), expected) from error
+        self._folder = folder
+
+    def close(self) -> None:
+        """Lets others in; what was made for the lock and is still empty is removed."""
+        try:
+            folder = self._folder / STATE_FOLDER
+            if [path.name for path in folder.iterdir()] == [_LOCK_NAME]:
+                (folder / _LOCK_NAME).unlink()
+                folder.rmdir()
+                if self._is_made:
+                    with suppress(OSError):  # something lies there now
+                        self._folder.rmdir()
+        finally:
+            os.close(self._descriptor)
+
+
+class Output:
+    """The place of a data set that is being built.
+
+    Args:
+        out: Folder or URL.
+        splits: Names of the splits; one empty name where the set is not split.
+        images_root: Where the images come from; not part of the settings because the finished
+            data set does not name the machine's paths.
+
+    Raises:
+        ConfigError: another build is at work there, or it cannot be written.
+    """
+
+    def __init__(self, out: str, splits: tuple[str, ...], images_root: str) -> None:
+        self._store = open_store(out)
+        self._out = out
+        self._stores = {split: split_store(out, split) for split in splits}
+        self._settings: dict[str, Any] = {}
+        self._images_root = images_root
+        self._lock = None
+        if isinstance(self._store, LocalStore):
+            self._lock = BuildLock(self._store.folder)
+        self._done: set[str] = set()
+        self._found: dict[str, dict[str, int]] = {}
+
+    def begin(self, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Manifest] | None:
+        """Makes room, or goes on with what an earlier run of this build has left.
+
+        Args:
+            settings: Everything that decides the content.
+            overwrite: Whether what lies there may be replaced.
+
+        Returns:
+            The manifests if the finished data set is there already, else None.
+
+        Raises:
+            ConfigError: something else lies there, or some of it is missing, and ``overwrite`` is
+                not set.
+        """
+        self._settings = json.loads(json.dumps(settings))
+        self._remove_unfinished()
+        started = self._load_started()
+        is_ours = started == self._started()
+        manifests = self._load_finished()
+        if manifests is not None and (is_ours or not overwrite):
+            missing = next(self._missing_files(manifests), None)
+            if missing is None:
+                self._clear_state()
+                return manifests
+            if not is_ours:
+                expected = f"holds this data set without {missing}: add --overwrite to build anew"
+                raise ConfigError("--out", self._out, expected)
+            for store in self._stores.values():
+                store.delete(MANIFEST_NAME)
+        if is_ours:
+            self._done = self._results()
+            self._found = {split: _sizes(store) for split, store in self._stores.items()}
+            return None
+        names = {split: _our_names(store) for split, store in self._stores.items()}
+        if not overwrite:
+            self._refuse(started, names)
+        for split, store in self._stores.items():
+            store.delete(MANIFEST_NAME)  # first: from here on it is no data set
+            names[split].discard(MANIFEST_NAME)
+        self._clear_state()
+        for split, store in self._stores.items():
+            _delete(store, names[split])
+        self._store.write(SETTINGS_NAME, json.dumps(self._started(), indent=1).encode())
+        return None
+
+    def result_of(self, split: str, number: int) -> ChunkResult | None:
+        """What an earlier run of this build made of a chunk, if all of that is still there."""
+        name = result_name(split, number)
+        if name not in self._done:
+            return None
+        try:
+            result = read_result(self._store, name)
+        except StoreError:
+            return None
+        return result if _first_missing(result.shards, self._found[split]) is None else None
+
+    def commit(self, manifests: dict[str, Manifest]) -> None:
+        """Saves the manifests, the last act of a build, and removes its state.
+
+        Raises:
+            StoreError: cause ``not_found``: a shard that was written is there no more.
+        """
+        missing = next(self._missing_files(manifests), None)
+        if missing is not None:
+            detail = f"{self._out}: {missing} was written, but is there no more or cut short: "
+            raise StoreError("not_found", f"{detail}run the same command again to make it anew")
+        for split, manifest in manifests.items():
+            manifest.save(self._stores[split])
+        self._clear_state()
+
+    def abandon(self) -> None:
+        """Removes the state of a build that came to nothing."""
+        self._clear_state()
+
+    def close(self) -> None:
+        """Lets other builds in."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _started(self) -> dict[str, Any]:
+        root = hashlib.sha256(self._images_root.encode(errors="surrogateescape")).hexdigest()
+        version = grpo_stream.__version__
+        return {**self._settings, "images_root_sha256": root, "builder_version": version}
+
+    def _load_started(self) -> dict[str, Any] | None:
+        if not self._store.exists(SETTINGS_NAME):
+            return None
+        try:
+            started = json.loads(self._store.read(SETTINGS_NAME))
+        except (ValueError, RecursionError):
+            started = None
+        return started if isinstance(started, dict) else {}
+
+    def _load_finished(self) -> dict[str, Manifest] | None:
+        manifests = {}
+        for split, store in self._stores.items():
+            if not store.exists(MANIFEST_NAME):
+                return None
+            try:
+                manifest = Manifest.load(store)
+            except ManifestError:
+                return None
+            same = {**self._settings, "split_name": split} == manifest.settings
+            if not same or manifest.builder_version != grpo_stream.__version__:
+                return None
+            manifests[split] = manifest
+        return manifests
+
+    def _missing_files(self, manifests: dict[str, Manifest]) -> Iterator[str]:
+        for split, manifest in manifests.items():
+            name = _first_missing(manifest.shards, _sizes(self._stores[split]))
+            if name is not None:
+                yield f"{split}/{name}" if split else name
+
+    def _refuse(self, started: dict[str, Any] | None, names: dict[str, set[str]]) -> None:
+        for split, found in names.items():
+            where = f"{self._out}/{split}" if split else self._out
+            if MANIFEST_NAME in found:
+                expected = "holds another data set: choose another folder or add --overwrite"
+                raise ConfigError("--out", where, expected)
+        if started == {}:
+            expected = (
+                f"holds an unfinished build whose {SETTINGS_NAME} is damaged: choose another "
+                "folder or add --overwrite"
+            )
+            raise ConfigError("--out", self._out, expected)
+        if started is not None:
+            ours = self._started()
+            differing = sorted(k for k in ours | started if ours.get(k) != started.get(k))
+            expected = (
+                f"holds an unfinished build that differs in {', '.join(differing)}: run that one "
+                "again to go on with it, choose another folder or add --overwrite"
+            )
+            raise ConfigError("--out", self._out, expected)
+        if any(name.endswith(".tar") for found in names.values() for name in found):
+            expected = "holds shards without a manifest: choose another folder or add --overwrite"
+            raise ConfigError("--out", self._out, expected)
+
+    def _results(self) -> set[str]:
+        names = self._store.walk(f"{STATE_FOLDER}/")
+        return {name for name in names if name.endswith(".json") and name != SETTINGS_NAME}
+
+    def _clear_state(self) -> None:
+        _delete(self._store, self._results())
+        self._store.delete(SETTINGS_NAME)
+
+    def _remove_unfinished(self) -> None:
+        """Removes files that a killed process has left without their name."""
+        patterns = [f".{name}.*.tmp" for name in OUR_NAMES]
+        stores = [(store, patterns) for store in self._stores.values()]
+        for store, found in [*stores, (self._store, [f"{STATE_FOLDER}/.*.tmp"])]:
+            if isinstance(store, LocalStore):
+                for path in (path for pattern in found for path in store.folder.glob(pattern)):
+                    path.unlink(missing_ok=True)
+
+
+def _our_names(store: Store) -> set[str]:
+    """What a build writes, and a new one therefore replaces; other files are left alone."""
+    if isinstance(store, LocalStore) and not store.folder.is_dir():
+        return set()
+    names = store.list_names()
+    return {name for name in names if any(fnmatch(name, pattern) for pattern in OUR_NAMES)}
+
+
+def _sizes(store: Store) -> dict[str, int]:
+    try:
+        return store.sizes()
+    except StoreError as error:
+        if error.cause != "not_found":
+            raise
+        return {}
+
+
+def _first_missing(shards: Iterable[ShardInfo], found: dict[str, int]) -> str | None:
+    """The first shard that is not there in its size, or index that is not there at all."""
+    for shard in shards:
+        if found.get(shard.name) != shard.num_bytes:
+            return shard.name
+        for name in (index_name(shard.name), energon_index_name(shard.name)):
+            if not found.get(name):
+                return name
+    return None
+
+
+def _delete(store: Store, names: Iterable[str]) -> None:
+    with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
+        for _ in pool.map(store.delete, names):
+            pass

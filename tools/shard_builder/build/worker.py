@@ -1,0 +1,375 @@
+"""What one process does: it judges a chunk's records, writes its shards and says what came out."""
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_stream.checksum import crc32
+from grpo_stream.errors import ImageError, RecordError
+from grpo_stream.records.formats.rules import Rules
+from grpo_stream.records.image_files import image_name
+from grpo_stream.records.keys import make_key
+from grpo_stream.records.stored_image import ImageReader, PictureRules
+from grpo_stream.records.validate import Verdict, judge
+from grpo_stream.shards.index import index_name
+from grpo_stream.shards.manifest import ShardInfo
+from grpo_stream.shards.tar import ShardWriter, energon_index_name
+from grpo_stream.storage.store import LocalStore, Store, open_store
+from shard_builder.build.chunk_plan import Chunk, Place, ShardLimits, unpack_row
+
+STATE_FOLDER = "_build"
+"""Folder of what an unfinished build has done so far, beside its shards."""
+
+NUM_FINISHING = 3
+"""Shards that a process finishes at a time: one alone mostly waits for the bucket's answers."""
+
+NUM_FIRST_REJECTS = 5
+"""So many are told of while the build goes on; all are listed at its end."""
+
+_MAX_NAME_CHARS = 500
+_SECONDS_BETWEEN_NEWS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a build knows; it can be pickled."""
+
+    out: str
+    """Folder or URL; splits lie in folders of their own below."""
+    images_root: str
+    rules: tuple[Rules, ...]
+    """How the records of each input are written."""
+    pictures: PictureRules
+    limits: ShardLimits
+    state: str
+    """Folder or URL where results are kept until the build ends."""
+    spool: Path
+    """A local folder where shards for a bucket wait for their upload."""
+    dry_run: bool = False
+    """Judge everything, write no shards."""
+
+
+@dataclass
+class Notes:
+    """What is kept of a chunk's samples until the build ends, one list a field.
+
+    Lists of plain values: there is one for every sample of the build, and they are read and
+    written in a fraction of the time that an object for each would take.
+    """
+
+    positions: list[int] = field(default_factory=list)
+    """Of the record over all inputs."""
+    inputs: list[int] = field(default_factory=list)
+    records: list[int] = field(default_factory=list)
+    """Index of the record in its input."""
+    images: list[str] = field(default_factory=list)
+    questions: list[int] = field(default_factory=list)
+    """64-bit hash of image and prompt."""
+    answers: list[int] = field(default_factory=list)
+    """CRC-32 of the solution."""
+    warnings: list[tuple[int, str, str]] = field(default_factory=list)
+    """Number of the sample in these lists, cause and detail; in the order of the samples."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def add(self, place: Place, image: str, verdict: Verdict) -> None:
+        """Appends a sample."""
+        sample = verdict.sample
+        asked = verdict.fingerprint.to_bytes(8, "little") + sample.prompt.encode()
+        question = hashlib.blake2b(asked, digest_size=8).digest()
+        number = len(self.positions)
+        self.positions.append(place.position)
+        self.inputs.append(place.input)
+        self.records.append(place.record)
+        self.images.append(image)
+        self.questions.append(int.from_bytes(question, "little"))
+        self.answers.append(crc32(repr(sample.meta["solution"]).encode()))
+        self.warnings += [(number, *warning) for warning in verdict.warnings]
+
+    def place(self, number: int) -> Place:
+        """Where a sample's record stands."""
+        return Place(self.positions[number], self.inputs[number], self.records[number])
+
+
+class Reject(NamedTuple):
+    """A record that is no sample."""
+
+    place: Place
+    image: str | None
+    cause: str
+    detail: str
+
+
+class DoneChunk(NamedTuple):
+    """A chunk whose shards and whose result lie where they belong."""
+
+    split: str
+    number: int
+    num_rejects: int
+
+
+class News(NamedTuple):
+    """What was done since the last news."""
+
+    num_records: int = 0
+    num_image_bytes: int = 0
+    num_rejects: int = 0
+    first_rejects: tuple[Reject, ...] = ()
+    """A few of them, for people."""
+
+
+@dataclass
+class ChunkResult:
+    """What came of a chunk."""
+
+    split: str
+    number: int
+    num_records: int = 0
+    shards: list[ShardInfo] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+    rejects: list[Reject] = field(default_factory=list)
+    num_image_bytes: int = 0
+    num_multi_image: int = 0
+    """Samples with several images."""
+    num_multi_box: int = 0
+    """Samples with several boxes."""
+
+    def news(self) -> News:
+        """All of it as one piece of news."""
+        rejects = tuple(self.rejects[:NUM_FIRST_REJECTS])
+        return News(self.num_records, self.num_image_bytes, len(self.rejects), rejects)
+
+    def to_json(self) -> bytes:
+        """JSON that :meth:`from_json` reads."""
+        shards = [asdict(shard) for shard in self.shards]
+        return json.dumps({**vars(self), "shards": shards, "notes": vars(self.notes)}).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ChunkResult":
+        """Reads what :meth:`to_json` wrote."""
+        raw = json.loads(data)
+        raw["shards"] = [ShardInfo(**shard) for shard in raw["shards"]]
+        raw["notes"] = Notes(**raw["notes"])
+        raw["rejects"] = [Reject(Place(*place), *rest) for place, *rest in raw["rejects"]]
+        return cls(**raw)
+
+
+class Worker:
+    """Builds chunks, one after the other.
+
+    While a chunk's records are judged and packed, other threads finish the shards of the chunks
+    before: fsync and rename, or the upload, and then the record of what was done.
+
+    Args:
+        job: What to do.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._state = open_store(job.state)
+        self._stores: dict[str, Store] = {}
+        self._reader = ImageReader(job.images_root, job.pictures)
+        self._finisher = ThreadPoolExecutor(NUM_FINISHING, thread_name_prefix="finish-shards")
+
+    def build(self, chunk: Chunk, tell: Callable[[News], None]) -> "Future[DoneChunk]":
+        """Judges and packs a chunk; its shards are finished when the future is done.
+
+        Args:
+            chunk: The records.
+            tell: Gets news a few times a second.
+        """
+        result = ChunkResult(chunk.split, chunk.number, len(chunk.records))
+        packer = None
+        if not self._job.dry_run:
+            packer = _Packer(self._job, self._store(chunk.split), chunk, self._finisher)
+        reporter = _Reporter(result, tell)
+        try:
+            self._reader.prefetch(self._paths(chunk))
+            for row in chunk.records:
+                self._take(*unpack_row(row), result, packer)
+                reporter.count()
+            finished = [] if packer is None else packer.close()
+        except BaseException:
+            if packer is not None:
+                packer.discard()
+            raise
+        reporter.tell()
+
+        def finish() -> DoneChunk:
+            result.shards = [shard.result() for shard in finished]
+            self._state.write(result_name(chunk.split, chunk.number), result.to_json())
+            return DoneChunk(chunk.split, chunk.number, len(result.rejects))
+
+        return self._finisher.submit(finish)
+
+    def close(self) -> None:
+        """Waits for what is being finished."""
+        self._finisher.shutdown()
+        self._reader.close()
+
+    def _store(self, split: str) -> Store:
+        # Kept: a client for each chunk would cost 8 ms, and connections of its own.
+        if split not in self._stores:
+            self._stores[split] = split_store(self._job.out, split)
+        return self._stores[split]
+
+    def _take(
+        self, place: Place, record: Any, result: ChunkResult, packer: "_Packer | None"
+    ) -> None:
+        rules = self._job.rules[place.input]
+        image = _image_name(record, rules.image_key)
+        try:
+            if isinstance(record, RecordError):
+                raise record
+            verdict = judge(record, make_key(place.position, image or ""), rules, self._reader.load)
+        except (RecordError, ImageError) as error:
+            result.rejects.append(Reject(place, image, error.cause, error.detail))
+            return
+        sample = verdict.sample
+        result.notes.add(place, image or "", verdict)
+        result.num_image_bytes += len(sample.image)
+        result.num_multi_image += bool(sample.more_images)
+        result.num_multi_box += len(sample.solutions) > 1
+        if packer is not None:
+            packer.add(verdict)
+
+    def _paths(self, chunk: Chunk) -> Iterator[str]:
+        for place, record in map(unpack_row, chunk.records):
+            value = (
+                record.get(self._job.rules[place.input].image_key) if _is_object(record) else None
+            )
+            if isinstance(value, str):
+                yield value
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Makes Python look for cycles of garbage every 50,000 objects, not every 700.
+
+    Records are trees, so the search finds next to nothing, for a tenth of a build's time.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+class _Reporter:
+    """Tells a few times a second what was done."""
+
+    def __init__(self, result: ChunkResult, tell: Callable[[News], None]) -> None:
+        self._result = result
+        self._tell = tell
+        self._num_records = 0
+        self._told = News()
+        self._next = time.monotonic() + _SECONDS_BETWEEN_NEWS
+
+    def count(self) -> None:
+        self._num_records += 1
+        if time.monotonic() > self._next:
+            self.tell()
+            self._next = time.monotonic() + _SECONDS_BETWEEN_NEWS
+
+    def tell(self) -> None:
+        result, told = self._result, self._told
+        now = News(self._num_records, result.num_image_bytes, len(result.rejects))
+        self._tell(
+            News(
+                now.num_records - told.num_records,
+                now.num_image_bytes - told.num_image_bytes,
+                now.num_rejects - told.num_rejects,
+                tuple(result.rejects[told.num_rejects :][:NUM_FIRST_REJECTS]),
+            )
+        )
+        self._told = now
+
+
+class _Packer:
+    """Samples of one chunk in, shards out; see :func:`shard_name`."""
+
+    def __init__(self, job: Job, store: Store, chunk: Chunk, finisher: ThreadPoolExecutor) -> None:
+        self._store = store
+        if isinstance(store, LocalStore):
+            self._folder = store.folder
+        else:
+            self._folder = job.spool / chunk.split
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._number = chunk.number
+        self._limits = job.limits
+        self._finisher = finisher
+        self._writer: ShardWriter | None = None
+        self._finished: list[Future[ShardInfo]] = []
+
+    def add(self, verdict: Verdict) -> None:
+        sample = verdict.sample
+        num_bytes = len(sample.image) + sum(len(image) for _, image in sample.more_images)
+        writer = self._writer
+        if writer is not None and writer.num_bytes + num_bytes > self._limits.max_bytes:
+            self._end()
+        if self._writer is None:
+            name = shard_name(self._number, len(self._finished))
+            self._writer = ShardWriter(self._folder / name)
+        self._writer.add(sample, verdict.image_crc32, verdict.encoded_meta)
+
+    def close(self) -> "list[Future[ShardInfo]]":
+        self._end()
+        return self._finished
+
+    def discard(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            # One more shard may wait for its turn; more would fill the disk.
+            if len(self._finished) > NUM_FINISHING:
+                self._finished[-1 - NUM_FINISHING].result()
+            self._finished.append(self._finisher.submit(_finish, self._writer, self._store))
+            self._writer = None
+
+
+def result_name(split: str, number: int) -> str:
+    """Where the result of a chunk is kept until the build ends."""
+    return f"{STATE_FOLDER}/{split or 'all'}-{number:06d}.json"
+
+
+def shard_name(number: int, part: int = 0) -> str:
+    """File name of a chunk's shard; parts after the first are there when it became too large.
+
+    Sorted by name, as others read them, they are in order: ``_`` comes after the dot.
+    """
+    return f"shard-{number:06d}_{part:02d}.tar" if part else f"shard-{number:06d}.tar"
+
+
+def split_store(out: str, split: str) -> Store:
+    """Where the shards of a split lie."""
+    return open_store(f"{out.rstrip('/')}/{split}" if split else out)
+
+
+def _finish(writer: ShardWriter, store: Store) -> ShardInfo:
+    info = writer.close()
+    if not isinstance(store, LocalStore):
+        for name in (info.name, index_name(info.name), energon_index_name(info.name)):
+            path = writer.path.with_name(name)
+            store.put_file(name, path)
+            path.unlink()
+    return info
+
+
+def _image_name(record: Any, image_key: str) -> str | None:
+    name = image_name(record.get(image_key)) if _is_object(record) else None
+    return None if name is None else name[:_MAX_NAME_CHARS]
+
+
+def _is_object(record: Any) -> bool:
+    return isinstance(record, dict)

@@ -1,0 +1,1 @@
+"""What one does with data sets that are built: verify, index, stats, show, head, merge, split."""

@@ -1,1 +1,0 @@
-"""What people have: files, buckets and data sets in many formats, one record at a time."""
