@@ -4,7 +4,8 @@
     python launch/estimate.py --models 72B --gpus 64 128 --offload optimizer --image-tokens 2691
     python launch/estimate.py --models out/my_model --gpus 8 --json
 
-Formulas and what they leave out: grpo_stream/train/setup/memory_estimate.py. Gigabytes are 10^9 bytes.
+Formulas and what they leave out: grpo_stream/train/setup/memory_estimate.py. Gigabytes are 10^9
+bytes.
 """
 
 import argparse

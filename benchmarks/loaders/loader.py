@@ -152,9 +152,8 @@ def installed_peers() -> list[str]:
     """Names of the other loaders that can be run; the others are named on standard error."""
     for name, peer in PEERS.items():
         if not peer.is_installed:
-            print(
-                f"{name}: not installed, left out; see benchmarks/peers/peers.py", file=sys.stderr
-            )
+            message = f"{name}: not installed, left out; see benchmarks/peers/peers.py"
+            print(message, file=sys.stderr)
     return [name for name, peer in PEERS.items() if peer.is_installed]
 
 

@@ -25,8 +25,8 @@ class PatientStore:
     """A store that reads through :meth:`Patience.run`. See :class:`~.store.Store`.
 
     Reads, sizes and the opening of a stream are tried again for the causes in
-    :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline; all other causes are
-    raised at once. Listings and writes are passed on as they are.
+    :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline; all other
+    causes are raised at once. Listings and writes are passed on as they are.
 
     Args:
         inner: Where to read.

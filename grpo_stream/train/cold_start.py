@@ -92,8 +92,8 @@ def cold_start(
 
     Args:
         model: A policy on its device.
-        loader: Batches of :class:`grpo_stream.train.batches.collate.SupervisedCollator`; read over and
-            over, each epoch in another order.
+        loader: Batches of :class:`grpo_stream.train.batches.collate.SupervisedCollator`; read
+            over and over, each epoch in another order.
         config: Steps, learning rate, when to stop.
         dev_accuracy: Evaluates the policy on the dev split.
     """

@@ -68,7 +68,9 @@ class GroupTrainer(CheckpointTrainer):
         return inputs
 
     def _rollout_to_train(self, batch: Batch, saved: dict[str, Any] | None) -> dict[str, Any]:
-        """:meth:`_rollout` of as many prompts as are trained on (:mod:`~grpo_stream.train.batches.refill`).
+        """:meth:`_rollout` of as many prompts as are trained on.
+
+        See :mod:`grpo_stream.train.batches.refill`.
 
         Args:
             batch: ``1 + refill_zero_variance`` times as many prompts.
@@ -214,8 +216,8 @@ class GroupTrainer(CheckpointTrainer):
         """Replaces ``GRPOTrainer._get_per_token_logps_and_entropies`` (trl 1.16).
 
         Policy, old and reference log-probabilities all come through here. Each group is packed
-        into one row (:mod:`grpo_stream.train.prefix.packing`); without ``shared_prefix`` trl's own way
-        is taken, with the images repeated per completion.
+        into one row (:mod:`grpo_stream.train.prefix.packing`); without ``shared_prefix`` trl's
+        own way is taken, with the images repeated per completion.
         """
         groups = self._current_groups(len(input_ids))
         step = min(batch_size or len(input_ids), len(input_ids))

@@ -1,4 +1,4 @@
-"""``python -m tools.shard_builder``, from a checkout; installed, the package is ``shard_builder``."""
+"""``python -m tools.shard_builder`` from a checkout; the installed package is ``shard_builder``."""
 
 import sys
 from pathlib import Path

@@ -88,7 +88,7 @@ def _end(message: object, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Here, because worker processes import this module again, and need none of these.
-    from shard_builder import build_command, dataset_commands
+    from shard_builder import build_command, dataset_commands  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
         prog="shard-builder",
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         (
             "verify",
             dataset_commands.add_verify,
-            "re-read everything and name the first bad key",
+            "re-read it all and name the first bad key",
             "",
         ),
         ("index", dataset_commands.add_index, "index and manifest for tars that others made", ""),

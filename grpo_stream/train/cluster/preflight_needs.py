@@ -35,8 +35,8 @@ def run_checks(settings: Settings) -> RunChecks:
 def find_needs(settings: Settings, deepspeed: dict[str, Any] | None) -> Needs:
     """What weights, gradients and optimizer take at least, and one checkpoint of them.
 
-    Known for Qwen2.5-VL (:func:`grpo_stream.train.setup.model_sizes.find_shape`) under ZeRO-3 with all weights
-    trained, else 0: a lower bound, which never refuses a run that would have worked.
+    Known for Qwen2.5-VL (:func:`grpo_stream.train.setup.model_sizes.find_shape`) under ZeRO-3 with
+    all weights trained, else 0: a lower bound, which never refuses a run that would have worked.
 
     Args:
         settings: The run's.

@@ -309,7 +309,7 @@ def test_every_field_of_trl_is_used_refused_or_known_to_be_left_alone():
     vllm = {name for name in own if name.startswith("vllm_") or name == "use_vllm"}
     known = tried | vllm | BY_TRL | {*REFUSED, *DEPRECATED, *IDLE}
     assert own - known == set(), (
-        "new in trl: try them here, or refuse them in train/setup/unsupported_settings.py"
+        "new in trl: try them here, or refuse them (unsupported_settings.py)"
     )
     assert set(REFUSED) <= {f.name for f in fields(GRPOConfig)}
 
