@@ -79,8 +79,8 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
             are computed once per prompt then; that holds for any tower without trained weights.
         refill_zero_variance: Up to so many times more prompts are sampled in the place of groups
-            whose rewards are all equal (:mod:`grpo_stream.train.batches.refill`). The stream's lanes
-            are then ``1 + refill_zero_variance`` times the prompts that are trained on.
+            whose rewards are all equal (:mod:`grpo_stream.train.batches.refill`). The stream's
+            lanes are then ``1 + refill_zero_variance`` times the prompts that are trained on.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is gone on
             with, over exactly what is left of its epoch, instead of being refused.
         log: How the run is watched.
