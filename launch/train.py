@@ -6,8 +6,8 @@
 Settings come from the YAML file and from flags, and flags win: trl's GRPOConfig and ModelConfig,
 and the classes of grpo_stream.train.setup.arguments. Without a GPU the run takes the CPU and gloo.
 With --resume_from_checkpoint auto one command starts a run and goes on from its last whole
-checkpoint (docs/checkpoints.md). SIGTERM, SIGUSR1 or a file "stop" in the output folder end the run after the
-global step, with a checkpoint.
+checkpoint (docs/checkpoints.md). SIGTERM, SIGUSR1 or a file "stop" in the output folder end the
+run after the global step, with a checkpoint.
 """
 
 import sys
