@@ -38,7 +38,7 @@ from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.observe.metrics import ShortProgressCallback
 from grpo_stream.train.observe.stragglers import HealthLog
-from grpo_stream.train.setup.open_data import make_stream, num_eval_lanes
+from grpo_stream.train.setup.open_data import make_stream
 from grpo_stream.train.setup.run_plan import (
     RunPlan,
     Settings,
@@ -46,6 +46,7 @@ from grpo_stream.train.setup.run_plan import (
     plan_run,
     use_cpu_only,
 )
+from grpo_stream.train.setup.settings_checks import num_eval_lanes
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 

@@ -14,16 +14,11 @@ from transformers.utils import logging
 from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.frames import answer_frame_for
-from grpo_stream.grounding.prompts import PromptTemplate, load_template
-from grpo_stream.grounding.rewards import load_reward, named_reward, with_template
-from grpo_stream.images import ResizeRule
+from grpo_stream.grounding.rewards import named_reward, with_template
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.stream.world import World
 from grpo_stream.train.batches.collate import Batch, PromptCollator
-from grpo_stream.train.batches.refill import check_refill
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.group_trainer import GroupTrainer
 from grpo_stream.train.models.policy import policy_config
@@ -32,22 +27,21 @@ from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
 from grpo_stream.train.prefix.generation import suppressed_token_ids
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
-from grpo_stream.train.setup.arguments import (
-    SHARED_PREFIX,
-    LogArguments,
-    check_model_supported,
-    check_supported,
-    packed_attention,
+from grpo_stream.train.setup.arguments import LogArguments
+from grpo_stream.train.setup.settings_checks import (
+    RewardFunction,
+    check_obstacle,
+    check_policy,
+    check_settings,
+    check_stream,
+    num_eval_lanes,
+    world_of,
 )
-from grpo_stream.train.setup.deepspeed_config import check_batch_arithmetic
-from grpo_stream.train.setup.open_data import num_eval_lanes
 from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
 
 logger = logging.get_logger("grpo_stream.train")
 
 _TRL_ROLLOUTS = ("tools", "rollout_func", "environment_factory")
-
-RewardFunction = Callable[..., list[float | None]]
 
 
 class PersonalizedGRPOTrainer(GroupTrainer):
@@ -75,7 +69,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
             the reason where not; ``on`` refuses instead; ``off`` takes trl's own way.
         shared_prefix_attention: How packed groups attend, see
-            :func:`grpo_stream.train.setup.arguments.packed_attention`.
+            :func:`grpo_stream.train.setup.settings_checks.packed_attention`.
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
             are computed once per prompt then; that holds for any tower without trained weights.
         refill_zero_variance: Up to so many times more prompts are sampled in the place of groups
@@ -116,41 +110,44 @@ class PersonalizedGRPOTrainer(GroupTrainer):
     ) -> None:
         args = args or GRPOConfig("out")
         log = log or LogArguments()
-        log.check()
-        check_refill(refill_zero_variance, args)
+        checked = check_settings(
+            args,
+            log,
+            reward_funcs,
+            shared_prefix=shared_prefix,
+            shared_prefix_attention=shared_prefix_attention,
+            refill_zero_variance=refill_zero_variance,
+            has_eval_data=eval_dataset is not None,
+        )
         self.refill_zero_variance = refill_zero_variance
-        num_prompts = _check_args(args, shared_prefix) * (1 + refill_zero_variance)
+        self.packed_attention = checked.packed_attention
         for name in _TRL_ROLLOUTS:
             if kwargs.get(name) is not None:
                 raise ConfigError(name, kwargs[name], "makes prompts of its own; leave it out")
-        self.packed_attention = packed_attention(shared_prefix_attention, args.device.type)
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
         revision = (args.model_init_kwargs or {}).get("revision") or "main"
         config = policy_config(model_id, revision) if isinstance(model, str) else model.config
-        check_model_supported(config, args)
-        template = load_template(prompt_template, config.model_type)
-        rewards = _named_rewards(reward_funcs, template)
-        frame = answer_frame_for(config.model_type, answer_frame)
+        template, frame = check_policy(
+            config, args, prompt_template=prompt_template, answer_frame=answer_frame
+        )
         processor = processing_class or load_processor(model_id, revision=revision)
         images = (image_processor or processor.image_processor, images_root)
-        train_stream = _stream(train_dataset, args, num_prompts, *images)
-        _check_stream(train_stream, args, num_prompts)
+        # Another collator may take images of any size.
+        rule = None if data_collator is not None else known_rule(images[0])
+        train_stream = _stream(train_dataset, args, checked.num_lanes, *images)
+        check_stream(train_stream, args, checked.num_lanes, rule)
         eval_stream = None
         if eval_dataset is not None:
-            num_eval_prompts = num_eval_lanes(args)
-            eval_stream = _stream(eval_dataset, args, num_eval_prompts, *images)
-            _check_stream(eval_stream, args, num_eval_prompts)
-        if data_collator is None:  # another collator may take images of any size
-            for stream in (train_stream, eval_stream):
-                _check_sizes(stream, known_rule(images[0]))
+            eval_stream = _stream(eval_dataset, args, num_eval_lanes(args), *images)
+            check_stream(eval_stream, args, num_eval_lanes(args), rule)
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
         super().__init__(
             model,
-            rewards,
+            [named_reward(with_template(one, template)) for one in checked.rewards],
             args,
             # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
             Dataset.from_dict({"prompt": []}),
@@ -189,8 +186,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
 
     def _decide_shared_prefix(self, wanted: str) -> bool:
         obstacle = shared_prefix_obstacle(self.model.config)
-        if wanted == "on" and obstacle:
-            raise ConfigError("shared_prefix", wanted, f"cannot be: {obstacle}; use 'auto'")
+        check_obstacle(wanted, obstacle)
         is_on = wanted != "off" and obstacle is None
         if is_on:
             for model in filter(None, (self.model, self.ref_model)):
@@ -206,35 +202,6 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         self.generation_config.suppress_tokens = ids
 
 
-def _check_args(args: GRPOConfig, shared_prefix: str) -> int:
-    """Checks what can be checked before anything is loaded; prompts per generation batch."""
-    check_supported(args)
-    if shared_prefix not in SHARED_PREFIX:
-        expected = f"must be one of {', '.join(SHARED_PREFIX)}"
-        raise ConfigError("shared_prefix", shared_prefix, expected)
-    num_prompts: int = check_batch_arithmetic(
-        world_size=args.world_size,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        steps_per_generation=args.steps_per_generation,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        num_generations=args.num_generations,
-        num_iterations=args.num_iterations,
-    )
-    return num_prompts
-
-
-def _named_rewards(
-    reward_funcs: RewardFunction | str | Sequence[RewardFunction | str], template: PromptTemplate
-) -> list[RewardFunction]:
-    given: list[RewardFunction | str] = (
-        [reward_funcs]
-        if isinstance(reward_funcs, str) or callable(reward_funcs)
-        else list(reward_funcs)
-    )
-    functions = [load_reward(f) if isinstance(f, str) else f for f in given]
-    return [named_reward(with_template(function, template)) for function in functions]
-
-
 def _stream(
     data: PromptStream | Sequence[Mapping[str, Any]],
     args: GRPOConfig,
@@ -247,34 +214,4 @@ def _stream(
     rule = known_rule(image_processor)
     config = StreamConfig(num_lanes=num_lanes, seed=args.seed, resize=rule)
     source = RecordSource(data, images_root, limits=config.limits)
-    return PromptStream(source, config, _world(args))
-
-
-def _check_stream(stream: PromptStream, args: GRPOConfig, num_prompts: int) -> None:
-    if stream.config.num_lanes != num_prompts:
-        raise ConfigError(
-            "num_lanes",
-            stream.config.num_lanes,
-            f"the batch sizes give {num_prompts} prompts per generation batch (completions over "
-            f"all ranks / num_generations); use num_lanes={num_prompts}",
-        )
-    if stream.world != _world(args):
-        raise ConfigError("world", stream.world, f"the trainer runs as {_world(args)}")
-
-
-def _check_sizes(stream: PromptStream | None, rule: ResizeRule | None) -> None:
-    """Images are cut into patches as they come: the stream must have brought them to a size."""
-    if rule is None:
-        return
-    given = rule if stream is None else stream.config.resize
-    if given is None or given.multiple % rule.multiple:
-        raise ConfigError(
-            "resize",
-            given,
-            f"the model takes sizes in multiples of {rule.multiple}; use StreamConfig(resize="
-            "resize_rule(image_processor))",
-        )
-
-
-def _world(args: GRPOConfig) -> World:
-    return World(args.process_index, args.world_size, args.local_process_index)
+    return PromptStream(source, config, world_of(args))

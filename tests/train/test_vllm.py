@@ -8,7 +8,7 @@ from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.train.models.processor import load_processor, resize_rule
-from grpo_stream.train.setup.arguments import check_supported
+from grpo_stream.train.setup.settings_checks import check_supported
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import banning_kwargs, engine_images
 from tests.train.support import QUIET

@@ -12,37 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from trl import GRPOConfig
 
-from grpo_stream.errors import ConfigError
 from grpo_stream.train.batches.collate import Batch
 from grpo_stream.train.observe.rollout_sheets import reward_std
 
 MIN_STD = 1e-6
 """Standard deviation of a group's rewards below which they are equal."""
-
-
-def check_refill(refill: int, args: GRPOConfig) -> None:
-    """Checks the setting ``refill_zero_variance``.
-
-    Raises:
-        ConfigError: it is negative, or advantages are not those of a group by itself.
-    """
-    if refill < 0:
-        expected = "must be 0, or how many times more prompts may be sampled, for example 2"
-        raise ConfigError("refill_zero_variance", refill, expected)
-    if not refill:
-        return
-    for name, wrong, right in (
-        ("scale_rewards", "batch", "group"),
-        ("multi_objective_aggregation", "normalize_then_sum", "sum_then_normalize"),
-    ):
-        if getattr(args, name) == wrong:
-            expected = (
-                "makes advantages of a whole batch, which refill_zero_variance changes later; use "
-                f"{right!r}"
-            )
-            raise ConfigError(name, wrong, expected)
 
 
 def teaches(rewards: NDArray[np.float32]) -> list[bool]:

@@ -4,22 +4,12 @@ Every field is a key of the YAML file and a flag of ``launch/train.py``.
 """
 
 import argparse
-import importlib.util
 from dataclasses import dataclass, field
-from typing import Any
-
-from trl import GRPOConfig
 
 from grpo_stream.byte_sizes import parse_num_bytes
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ImageLimits
 from grpo_stream.storage.retrying_store import RetryRules
-from grpo_stream.train.setup.unsupported_settings import REFUSED
-
-SHARED_PREFIX = ("auto", "on", "off")
-"""Values of ``shared_prefix``."""
-PACKED_ATTENTION = ("two_part", "dense", "flex")
-"""Values of ``shared_prefix_attention`` besides ``auto``."""
 
 _SIZES = ("fetch_ahead_bytes", "max_sample_bytes", "cache_bytes")
 
@@ -254,55 +244,3 @@ class RunArguments:
         default=False,
         metadata={"help": "Begin without comparing ranks and looking at store, memory and disks."},
     )
-
-
-def packed_attention(wanted: str, device_type: str) -> str:
-    """How packed groups attend, one of :data:`PACKED_ATTENTION`.
-
-    Args:
-        wanted: ``shared_prefix_attention``.
-        device_type: ``cpu``, ``cuda``, ...
-
-    Raises:
-        ConfigError: there is no such attention, or not on that device.
-    """
-    if wanted not in ("auto", *PACKED_ATTENTION):
-        expected = f"must be one of auto, {', '.join(PACKED_ATTENTION)}"
-        raise ConfigError("shared_prefix_attention", wanted, expected)
-    if wanted == "flex" and device_type == "cpu":
-        expected = "has no backward pass on the CPU (torch 2.13); use two_part"
-        raise ConfigError("shared_prefix_attention", wanted, expected)
-    # Measured on the CPU, two_part is the fastest at every length (docs/shared_prefix.md).
-    return "two_part" if wanted == "auto" else wanted
-
-
-def check_supported(args: GRPOConfig) -> None:
-    """Refuses what trl offers but the trainer here cannot do.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
-    if args.use_vllm and importlib.util.find_spec("vllm") is None:
-        expected = "needs the package vllm: pip install 'trl[vllm]'; or use False"
-        raise ConfigError("use_vllm", True, expected)
-    for name, (works, why) in REFUSED.items():
-        value = getattr(args, name)
-        if (value or None) != (works or None):
-            raise ConfigError(name, value, f"{why}; use {works}")
-
-
-def check_model_supported(config: Any, args: GRPOConfig) -> None:
-    """Refuses a mixture of experts whose own settings ask for a loss that is not computed.
-
-    Args:
-        config: The model's configuration (transformers 5.23).
-        args: With ``router_aux_loss_coef``, which wins over the model's.
-
-    Raises:
-        ConfigError: naming that setting.
-    """
-    text = config.get_text_config()
-    own = getattr(text, "router_aux_loss_coef", None)
-    if args.router_aux_loss_coef is None and own and hasattr(text, "output_router_logits"):
-        expected = f"would be the model's own {own}, and that loss is not computed; use 0"
-        raise ConfigError("router_aux_loss_coef", None, expected)

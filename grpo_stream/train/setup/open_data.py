@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig
-
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
@@ -148,24 +146,6 @@ def stream_config(
 def image_limits(data: DataArguments) -> ImageLimits:
     """What an image may be at most."""
     return ImageLimits(max_pixels=data.max_image_pixels)
-
-
-def num_eval_lanes(args: GRPOConfig) -> int:
-    """Prompts per evaluation batch over all ranks.
-
-    Raises:
-        ConfigError: a group would be split between ranks.
-    """
-    num_generations = args.num_generations_eval or args.num_generations
-    if args.per_device_eval_batch_size % num_generations:
-        raise ConfigError(
-            "per_device_eval_batch_size",
-            args.per_device_eval_batch_size,
-            f"must be a multiple of the {num_generations} completions of a group, for example "
-            f"{num_generations}",
-        )
-    num_lanes: int = args.world_size * args.per_device_eval_batch_size // num_generations
-    return num_lanes
 
 
 def _open_shards(data: DataArguments, words: Sequence[str]) -> OpenSources:

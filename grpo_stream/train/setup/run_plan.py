@@ -10,33 +10,24 @@ import torch
 import yaml
 from trl import GRPOConfig, ModelConfig, TrlParser
 
+from grpo_stream.boxes import Frame
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.grounding.frames import answer_frame_for
-from grpo_stream.grounding.prompts import load_template
-from grpo_stream.grounding.rewards import load_reward
+from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.world import World
-from grpo_stream.train.batches.refill import check_refill
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
 from grpo_stream.train.setup.arguments import (
-    SHARED_PREFIX,
     DataArguments,
     LogArguments,
     RunArguments,
     TaskArguments,
-    check_supported,
-    packed_attention,
 )
-from grpo_stream.train.setup.deepspeed_config import (
-    check_batch_arithmetic,
-    check_zero_config,
-    load_zero_config,
-)
+from grpo_stream.train.setup.deepspeed_config import check_batch_arithmetic, load_zero_config
 from grpo_stream.train.setup.open_data import (
     OpenSources,
-    num_eval_lanes,
     open_eval_sources,
     open_sources,
     stream_config,
@@ -48,6 +39,12 @@ from grpo_stream.train.setup.run_summary import (
     describe_generation,
     describe_memory,
     describe_prompt,
+)
+from grpo_stream.train.setup.settings_checks import (
+    check_obstacle,
+    check_policy,
+    check_settings,
+    num_eval_lanes,
 )
 
 
@@ -123,36 +120,26 @@ def plan_run(settings: Settings) -> RunPlan:
         StoreError: they cannot be reached.
     """
     args, data, task = settings.args, settings.data, settings.task
-    model_type, rule = _check_model(settings)
-    for name in task.reward_funcs:
-        load_reward(name)
-    weights = args.reward_weights
-    if weights is not None and len(weights) != len(task.reward_funcs):
-        expected = f"must be as many as reward_funcs={task.reward_funcs}: one weight each"
-        raise ConfigError("reward_weights", weights, expected)
-    template = load_template(task.prompt_template, model_type)
-    check_supported(args)
-    settings.log.check()
-    check_refill(task.refill_zero_variance, args)
-    num_ranks = settings.run.num_ranks or args.world_size
-    num_prompts = check_batch_arithmetic(
-        world_size=num_ranks,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        steps_per_generation=args.steps_per_generation,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        num_generations=args.num_generations,
-        num_iterations=args.num_iterations,
+    template, frame, rule = _check_model(settings)
+    checked = check_settings(
+        args,
+        settings.log,
+        task.reward_funcs,
+        shared_prefix=task.shared_prefix,
+        shared_prefix_attention=task.shared_prefix_attention,
+        refill_zero_variance=task.refill_zero_variance,
+        has_eval_data=data.eval_shards is not None,
+        num_ranks=settings.run.num_ranks,
     )
-    num_lanes = num_prompts * (1 + task.refill_zero_variance)
-    notes = [*_check_zero(args, num_ranks), *_waiting_notes(settings, num_ranks)]
+    num_ranks = settings.run.num_ranks or args.world_size
+    num_lanes = checked.num_lanes
+    notes = [*checked.notes, *_waiting_notes(settings, num_ranks)]
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
-    if args.eval_strategy != "no" and data.eval_shards is None:
-        raise ConfigError("eval_strategy", str(args.eval_strategy), "needs eval_shards=DIR_OR_URL")
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     plan = data_sets.plan(stream)
     max_pixels = data.max_pixels if rule is None else rule.max_pixels
     if eval_data_sets is not None:
-        eval_data_sets.plan(replace(stream, num_lanes=num_eval_lanes(args)))
+        eval_data_sets.plan(replace(stream, num_lanes=num_eval_lanes(args, num_ranks)))
     micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
     per_epoch = -(-micro_steps // args.gradient_accumulation_steps)
     from_epochs = int(-(-args.num_train_epochs * per_epoch // 1))
@@ -161,7 +148,7 @@ def plan_run(settings: Settings) -> RunPlan:
         ("model", settings.model.model_name_or_path),
         *describe_data(data_sets, plan),
         ("ranks", f"{num_ranks}"),
-        describe_generation(num_prompts, args.num_generations, task.refill_zero_variance),
+        describe_generation(checked.num_prompts, args.num_generations, task.refill_zero_variance),
         describe_epoch(data_sets, plan),
         describe_memory(data_sets, stream, num_ranks, max_pixels),
         *describe_cache(data),
@@ -169,14 +156,11 @@ def plan_run(settings: Settings) -> RunPlan:
         ("rewards", ", ".join(task.reward_funcs)),
         ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
         ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"),
-        ("shared prefix", _describe_shared_prefix(settings)),
+        ("shared prefix", _describe_shared_prefix(settings, checked.packed_attention)),
         ("deepspeed", str(args.deepspeed or "none")),
         ("output", str(args.output_dir)),
     ]
     if settings.run.dry_run:
-        frame = None
-        if model_type is not None or task.answer_frame is not None:
-            frame = answer_frame_for(model_type or "", task.answer_frame)
         lines.append(describe_prompt(data_sets, template, frame, rule))
     return RunPlan(
         data_sets, eval_data_sets, num_ranks, num_lanes, plan.num_batches, max_steps, lines, notes
@@ -232,10 +216,11 @@ def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:
         )
 
 
-def _check_model(settings: Settings) -> tuple[str | None, ResizeRule | None]:
+def _check_model(settings: Settings) -> tuple[PromptTemplate, Frame | None, ResizeRule | None]:
     """Checks the policy as far as its folder tells; a hub id is left for the run to look up.
 
-    Returns its ``model_type`` and the sizes that its images are resized to, where the folder tells.
+    Returns the words around an instruction, the frame of answers, and the sizes that images are
+    resized to; the last two are None where only the model knows.
     """
     model, task = settings.model, settings.task
     name = model.model_name_or_path
@@ -251,22 +236,21 @@ def _check_model(settings: Settings) -> tuple[str | None, ResizeRule | None]:
     if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         expected = "is no folder; give one or a hub id, as in Qwen/Qwen2.5-VL-3B-Instruct"
         raise ConfigError("model_name_or_path", name, expected)
-    model_type = policy_config(name).model_type if is_folder else None
-    if is_folder or task.answer_frame is not None:
-        answer_frame_for(model_type or "", task.answer_frame)
-    rule = None
-    if is_folder:
-        data = settings.data
-        processor = load_processor(name, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
-        rule = known_rule(processor.image_processor)
-    if task.shared_prefix not in SHARED_PREFIX:
-        expected = f"must be one of {', '.join(SHARED_PREFIX)}"
-        raise ConfigError("shared_prefix", task.shared_prefix, expected)
-    packed_attention(task.shared_prefix_attention, settings.args.device.type)
-    return model_type, rule
+    if not is_folder:
+        frame = answer_frame_for("", task.answer_frame) if task.answer_frame is not None else None
+        return load_template(task.prompt_template), frame, None
+    template, frame = check_policy(
+        policy_config(name),
+        settings.args,
+        prompt_template=task.prompt_template,
+        answer_frame=task.answer_frame,
+    )
+    data = settings.data
+    processor = load_processor(name, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    return template, frame, known_rule(processor.image_processor)
 
 
-def _describe_shared_prefix(settings: Settings) -> str:
+def _describe_shared_prefix(settings: Settings, attention: str) -> str:
     """How groups will be computed, as far as settings and the policy's folder tell."""
     task, model = settings.task, settings.model
     if task.shared_prefix == "off":
@@ -274,27 +258,8 @@ def _describe_shared_prefix(settings: Settings) -> str:
     if Path(model.model_name_or_path).is_dir():
         config = policy_config(model.model_name_or_path)
         obstacle = shared_prefix_obstacle(config, model.attn_implementation or "sdpa")
-        if obstacle and task.shared_prefix == "on":
-            raise ConfigError("shared_prefix", "on", f"cannot be: {obstacle}; use 'auto'")
+        check_obstacle(task.shared_prefix, obstacle)
         if obstacle:
             return f"off: {obstacle}"
-    attention = packed_attention(task.shared_prefix_attention, settings.args.device.type)
     tower = ", features of the frozen vision tower once per prompt"
     return f"{task.shared_prefix}, attention {attention}{tower if task.freeze_vision_tower else ''}"
-
-
-def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
-    if not args.deepspeed:
-        return []
-    config = (
-        args.deepspeed if isinstance(args.deepspeed, dict) else load_zero_config(args.deepspeed)
-    )
-    return check_zero_config(
-        config,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        world_size=num_ranks,
-        bf16=bool(args.bf16),
-        fp16=bool(args.fp16),
-        max_grad_norm=args.max_grad_norm,
-    )

@@ -3,16 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from trl import GRPOConfig
 
-from grpo_stream.errors import ConfigError
-from grpo_stream.train.batches.refill import (
-    check_refill,
-    choose,
-    merge_scored,
-    select_prompts,
-    teaches,
-)
+from grpo_stream.train.batches.refill import choose, merge_scored, select_prompts, teaches
 from tests.train.runs import SAVING, logged, place_of, weights_of
 from tests.train.support import make_collator, make_stream_sample
 
@@ -72,22 +64,6 @@ def test_rows_of_several_rollouts_are_padded_to_one_width():
     assert merged["completion_mask"].tolist() == [[1, 1, 1]] * 2 + [[1, 0, 0]] * 2
     assert merged["advantages"].tolist() == [12, 13, 20, 21]
     assert "num_items_in_batch" not in merged
-
-
-@pytest.mark.parametrize(
-    ("refill", "changes", "field"),
-    [
-        (-1, {}, "refill_zero_variance"),
-        (1, {"scale_rewards": "batch"}, "scale_rewards"),
-        (1, {"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation"),
-    ],
-)
-def test_what_cannot_be_refilled(refill, changes, field, tmp_path):
-    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **changes)
-    with pytest.raises(ConfigError) as caught:
-        check_refill(refill, args)
-    assert caught.value.field == field
-    check_refill(0, args)
 
 
 class EqualFor:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from grpo_stream.errors import ConfigError
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.prefix.attention import (
@@ -15,7 +14,6 @@ from grpo_stream.train.prefix.attention import (
     use_shared_prefix_attention,
 )
 from grpo_stream.train.prefix.packing import PackedGroups, pack_groups
-from grpo_stream.train.setup.arguments import packed_attention
 
 HEADS, KV_HEADS, WIDTH, SCALING = 6, 2, 8, 0.3
 
@@ -146,21 +144,3 @@ def test_without_a_prefix_it_is_plain_sdpa(model):
     with torch.no_grad():
         found, expected = (one(input_ids=ids, attention_mask=mask).logits for one in (model, plain))
     assert torch.equal(found, expected)
-
-
-class TestSetting:
-    @pytest.mark.parametrize("device", ["cpu", "cuda"])
-    @pytest.mark.parametrize(
-        ("wanted", "expected"), [("auto", "two_part"), ("two_part", "two_part"), ("dense", "dense")]
-    )
-    def test_is_resolved(self, wanted, expected, device):
-        assert packed_attention(wanted, device) == expected
-
-    def test_flex_needs_a_gpu(self):
-        assert packed_attention("flex", "cuda") == "flex"
-        with pytest.raises(ConfigError, match=r"no backward pass on the CPU.*use two_part"):
-            packed_attention("flex", "cpu")
-
-    def test_unknown(self):
-        with pytest.raises(ConfigError, match="one of auto, two_part, dense, flex"):
-            packed_attention("fast", "cpu")

@@ -17,12 +17,12 @@ from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.models.policy import load_policy
-from grpo_stream.train.setup.arguments import check_model_supported, check_supported
+from grpo_stream.train.setup.settings_checks import check_model_supported, check_supported
 from grpo_stream.train.setup.unsupported_settings import REFUSED
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.support import QUIET
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 UPDATES = {"num_iterations": 2}
 """The second global step then trains on completions of an older policy."""
 
