@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError
+from grpo_stream.flags import setting
 from grpo_stream.image_headers import ImageInfo, read_header
 
 try:  # the fast JPEG decoder is an extra; its pixels equal Pillow's (tested)
@@ -46,14 +47,26 @@ _MAX_ASPECT_RATIO = 200  # transformers 5.23, qwen2_vl.smart_resize
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may be at most, checked on its header before anything is decoded."""
+    """What an image may be at most, checked on its header before anything is decoded.
 
-    max_pixels: int = 100_000_000
-    """Largest width x height in pixels; guards against decompression bombs."""
+    Raises:
+        ConfigError: no image could have so few pixels.
+    """
+
+    max_image_pixels: int = setting(
+        100_000_000,
+        "Larger images (width x height, as they are stored) are bad and never decoded: "
+        "decompression bombs.",
+    )
     min_side: int = 2
     """Smallest width and height in pixels."""
     max_aspect_ratio: float = _MAX_ASPECT_RATIO
     """Largest ratio of the longer to the shorter side."""
+
+    def __post_init__(self) -> None:
+        if self.max_image_pixels < 1:
+            expected = "must be at least 1, for example 100000000"
+            raise ConfigError("max_image_pixels", self.max_image_pixels, expected)
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -146,8 +159,8 @@ class ResizeRule:
         if self.max_pixels < self.multiple**2:
             expected = f"must hold {self.multiple} x {self.multiple}, for example {28 * 28 * 1280}"
             raise ConfigError("max_pixels", self.max_pixels, expected)
-        if self.min_pixels > DEFAULT_LIMITS.max_pixels:  # smaller images grow to it
-            expected = f"must be at most {DEFAULT_LIMITS.max_pixels}, for example {56 * 56}"
+        if self.min_pixels > DEFAULT_LIMITS.max_image_pixels:  # smaller images grow to it
+            expected = f"must be at most {DEFAULT_LIMITS.max_image_pixels}, for example {56 * 56}"
             raise ConfigError("min_pixels", self.min_pixels, expected)
 
     def target(self, size: Size) -> Size:
@@ -222,8 +235,8 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
 
 def _check_limits(size: Size, limits: ImageLimits) -> None:
     width, height = size
-    if width * height > limits.max_pixels:
-        detail = f"{width}x{height} is more than max_pixels={limits.max_pixels}"
+    if width * height > limits.max_image_pixels:
+        detail = f"{width}x{height} is more than max_image_pixels={limits.max_image_pixels}"
         raise ImageError("image_too_large", detail)
     if min(width, height) < limits.min_side:
         raise ImageError("image_too_small", f"{width}x{height}: a side below {limits.min_side}")

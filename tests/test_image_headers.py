@@ -16,7 +16,7 @@ from grpo_stream.image_headers import ImageInfo, has_end, read_header
 from grpo_stream.images import ImageLimits, _info, _open
 
 SCREENSHOTS = sorted((Path(__file__).parents[1] / "data/screenshots/pages").iterdir())
-NO_LIMITS = ImageLimits(max_pixels=10**18, min_side=1, max_aspect_ratio=1e9)
+NO_LIMITS = ImageLimits(max_image_pixels=10**18, min_side=1, max_aspect_ratio=1e9)
 
 
 def by_pillow(data):

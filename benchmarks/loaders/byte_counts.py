@@ -86,7 +86,7 @@ def _epoch(args: argparse.Namespace, url: str, num_ranks: int, cache: CacheSetti
     """Reads an epoch on all ranks; returns the bytes of images and JSON that were delivered."""
     config = StreamConfig(
         num_lanes=args.batch_size * num_ranks,
-        num_threads=1,
+        num_reader_threads=1,
         fetch_ahead_bytes=fetch_ahead_bytes(args) or StreamConfig.fetch_ahead_bytes,
     )
     loaders = [

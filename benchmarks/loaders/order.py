@@ -36,12 +36,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     add("--prompts-per-batch", type=int, required=True, metavar="P", help="over all ranks")
     add("--world-size", type=int, default=1, metavar="W", help="ranks (%(default)s)")
     add("--rank", type=int, default=0, metavar="R", help="this rank (%(default)s)")
-    add("--num-workers", type=int, default=2, metavar="N", help="decoding threads (%(default)s)")
-    add("--processes", action="store_true", help="N processes instead of threads")
+    add("--num-reader-threads", type=int, default=2, metavar="N", help="(%(default)s)")
+    add("--num-decode-processes", type=int, default=0, metavar="N", help="in the threads' place")
     add("--cache-dir", help="keeps whole shards in this folder")
     add("--start-step", type=int, default=0, metavar="S", help="first batch (%(default)s)")
     add("--num-steps", type=int, metavar="K", help="batches; the rest of the epoch if not given")
-    add("--seed", type=int, default=0, help="of the order (%(default)s)")
+    add("--stream-seed", type=int, default=0, help="of the order (%(default)s)")
     add("--epoch", type=int, default=0, help="counted from 0 (%(default)s)")
     add("--block-shards", type=int, default=4, help="shards mixed with one another (%(default)s)")
     command.set_defaults(run=run)
@@ -61,10 +61,10 @@ def order(args: argparse.Namespace) -> Iterator[tuple[int, list[str]]]:
     """
     config = StreamConfig(
         num_lanes=args.prompts_per_batch,
-        seed=args.seed,
+        stream_seed=args.stream_seed,
         block_shards=args.block_shards,
-        num_threads=0 if args.processes else args.num_workers,
-        num_processes=args.num_workers if args.processes else 0,
+        num_reader_threads=args.num_reader_threads,
+        num_decode_processes=args.num_decode_processes,
     )
     urls, weights = parse_shards(args.shards)
     cache = CacheSettings(args.cache_dir) if args.cache_dir else None

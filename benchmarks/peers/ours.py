@@ -21,8 +21,8 @@ def open_loader(job: Job) -> PromptLoader[Batch]:
     is_threads = job.contestant == "threads"
     config = StreamConfig(
         num_lanes=job.batch_size,
-        num_threads=job.num_workers if is_threads else 0,
-        num_processes=0 if is_threads else job.num_workers,
+        num_reader_threads=job.num_workers if is_threads else 0,
+        num_decode_processes=0 if is_threads else job.num_workers,
         resize=job.rule,
         fetch_ahead_bytes=job.fetch_ahead_bytes or StreamConfig.fetch_ahead_bytes,
     )

@@ -81,7 +81,7 @@ def _trainer(job: dict[str, Any]) -> Any:
     )
     rule = ResizeRule(max_pixels=job["max_pixels"])
     records, root = json.loads(Path(job["records"]).read_text()), Path(job["images_root"])
-    config = StreamConfig(num_lanes=1, num_threads=1, resize=rule)
+    config = StreamConfig(num_lanes=1, num_reader_threads=1, resize=rule)
     stream = PromptStream(RecordSource(records, root), config)
     if job["who"] == "ours":
         return PersonalizedGRPOTrainer(

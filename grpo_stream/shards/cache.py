@@ -33,8 +33,8 @@ class ShardCache:
     Args:
         store: Where the shards come from. Its own retries and time-outs hold for downloads too.
         manifest: Of the data set in ``store``: names and sizes of the shards.
-        folder: On a disk of this machine; several processes and data sets may share it.
-        max_bytes: Bound to all files of the cache in ``folder``; the same in each process.
+        cache_dir: Folder on a disk of this machine; several processes and data sets may share it.
+        cache_bytes: Bound to all files of the cache in ``cache_dir``; the same in each process.
         num_threads: Downloads at a time of this process.
         pause_seconds: How long nothing is fetched after the disk refused to take more.
 
@@ -47,23 +47,23 @@ class ShardCache:
         self,
         store: Store,
         manifest: Manifest,
-        folder: str | os.PathLike[str],
-        max_bytes: int,
+        cache_dir: str | os.PathLike[str],
+        cache_bytes: int,
         num_threads: int = 2,
         pause_seconds: float = _PAUSE_SECONDS,
     ) -> None:
         self._store = store
         self._sizes = manifest.sizes()
         largest = int(manifest.byte_counts.max(initial=0))
-        if max_bytes < largest:
+        if cache_bytes < largest:
             expected = f"must hold at least the largest shard, so {largest} or more"
-            raise ConfigError("cache_bytes", max_bytes, expected)
+            raise ConfigError("cache_bytes", cache_bytes, expected)
         try:
-            kept = CacheFolder(folder, manifest.digest[:_KEY_DIGITS], max_bytes)
+            kept = CacheFolder(cache_dir, manifest.digest[:_KEY_DIGITS], cache_bytes)
         except OSError as error:
             expected = f"must be a folder that can be written, on a local disk ({error}); for "
             raise ConfigError(
-                "cache_dir", os.fspath(folder), f"{expected}example ./shard_cache"
+                "cache_dir", os.fspath(cache_dir), f"{expected}example ./shard_cache"
             ) from error
         self._pid = os.getpid()
         self._answers_ranges = True

@@ -82,17 +82,17 @@ class CacheFolder:
     Args:
         top: The shared folder; made when missing.
         key: Names the data set's content: equal keys share files.
-        max_bytes: Bound to the sum of all files of all data sets, unfinished ones at their full
+        cache_bytes: Bound to the sum of all files of all data sets, unfinished ones at their full
             size. Every process that shares the folder should be given the same.
 
     Raises:
         OSError: files cannot be made, locked or removed there.
     """
 
-    def __init__(self, top: str | os.PathLike[str], key: str, max_bytes: int) -> None:
+    def __init__(self, top: str | os.PathLike[str], key: str, cache_bytes: int) -> None:
         self._top = Path(top)
         self._own = self._top / f"{_OURS}{key}"
-        self._max_bytes = max_bytes
+        self._cache_bytes = cache_bytes
         self.num_evicted = 0
         """Files that this object removed to make room."""
         with self._alone():
@@ -218,7 +218,7 @@ class CacheFolder:
         return files
 
     def _make_room(self, files: list[_File], num_bytes: int, keep: Collection[Path]) -> bool:
-        excess = sum(file.num_bytes for file in files) + num_bytes - self._max_bytes
+        excess = sum(file.num_bytes for file in files) + num_bytes - self._cache_bytes
         victims = []
         for file in sorted(files):
             if excess <= 0:

@@ -322,7 +322,7 @@ def _options(url: str, patience: Patience | None) -> dict[str, Any]:
         client["read_timeout"] = timedelta(seconds=rules.stall_timeout_seconds)
         client["timeout"] = timedelta(seconds=rules.request_timeout_seconds)
         # Of obstore's own tries none is left: they would hide faults and outlast the deadline.
-        deadline = timedelta(seconds=rules.deadline_seconds)
+        deadline = timedelta(seconds=rules.retry_deadline_seconds)
         options["retry_config"] = {"max_retries": 0, "retry_timeout": deadline}
     return options
 

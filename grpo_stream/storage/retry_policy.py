@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.flags import setting
 from grpo_stream.storage.error_causes import TRANSIENT_CAUSES
 
 _logger = logging.getLogger(__name__)
@@ -32,8 +33,11 @@ class RetryRules:
 
     first_delay_seconds: float = 0.1
     max_delay_seconds: float = 10.0
-    deadline_seconds: float = 120.0
-    """No try of a read starts later than this after the first."""
+    retry_deadline_seconds: float = setting(
+        120.0,
+        "How long a read of object storage is tried again: no try starts later than this after "
+        "the first.",
+    )
     connect_timeout_seconds: float = 5.0
     stall_timeout_seconds: float = 10.0
     """A try ends when no byte came for so long."""
@@ -47,7 +51,7 @@ class RetryRules:
         for low, high in (
             ("first_delay_seconds", "max_delay_seconds"),
             ("stall_timeout_seconds", "request_timeout_seconds"),
-            ("stall_timeout_seconds", "deadline_seconds"),
+            ("stall_timeout_seconds", "retry_deadline_seconds"),
         ):
             limit = getattr(self, low)
             if getattr(self, high) < limit:
@@ -182,7 +186,7 @@ class Patience:
         delay = self._draw(0.0, min(limit, rules.max_delay_seconds))
         now = self._clock()
         spent = now - start
-        if spent + delay > rules.deadline_seconds:
+        if spent + delay > rules.retry_deadline_seconds:
             counters.add(num_requests=1, num_failures=1)
             tries = "1 try" if num_tries == 1 else f"{num_tries} tries"
             detail = f"{error.detail} (given up after {tries} in {spent:.1f} s)"
@@ -192,7 +196,7 @@ class Patience:
             raise _closed(error) from error
         if spent > _WARN_AFTER_SECONDS and now > self._next_warning:
             self._next_warning = now + _WARN_EVERY_SECONDS
-            left = rules.deadline_seconds - spent
+            left = rules.retry_deadline_seconds - spent
             _logger.warning("%s; try %d failed, %.0f s left", error, num_tries, left)
         counters.add(num_requests=1)
         counters.add_retry(error.cause, delay)

@@ -23,14 +23,14 @@ class DecodeProcesses:
     """Processes that end with this one, however it ends.
 
     Args:
-        num_processes: At least 1.
+        num_decode_processes: At least 1.
         open_sample: What is made of a sample; see ``dataset.Open``.
         config: Is handed to ``open_sample``.
     """
 
     def __init__(
         self,
-        num_processes: int,
+        num_decode_processes: int,
         open_sample: Open,
         config: StreamConfig,
     ) -> None:
@@ -41,7 +41,7 @@ class DecodeProcesses:
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         theirs, self._lifeline = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            num_processes, mp_context=context, initializer=_end_with, initargs=(theirs,)
+            num_decode_processes, mp_context=context, initializer=_end_with, initargs=(theirs,)
         )
 
     def submit(self, encoded: Encoded) -> "Future[Outcome]":
@@ -65,8 +65,8 @@ def worker_died() -> WorkerDiedError:
     """The error for a process that is gone."""
     return WorkerDiedError(
         "a process that decodes images ended: killed from outside, or for want of memory. Nothing "
-        "is lost: resume from the last checkpoint, with fewer num_processes if memory ran out, or "
-        "with 0, which decodes in threads"
+        "is lost: resume from the last checkpoint, with fewer num_decode_processes if memory ran "
+        "out, or with 0, which decodes in threads"
     )
 
 

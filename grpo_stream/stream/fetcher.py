@@ -32,12 +32,12 @@ class Fetcher:
 
     Args:
         sources: Where samples lie.
-        num_threads: Calls at a time.
+        num_fetch_threads: Calls at a time.
     """
 
-    def __init__(self, sources: Sequence[Source], num_threads: int) -> None:
+    def __init__(self, sources: Sequence[Source], num_fetch_threads: int) -> None:
         self._sources = sources
-        self._pool = PriorityPool(num_threads, "fetcher")
+        self._pool = PriorityPool(num_fetch_threads, "fetcher")
 
     def start(self, wanted: Sequence[Wanted], *, is_urgent: bool = False) -> None:
         """Begins to fetch.

@@ -3,8 +3,8 @@
 ::
 
     plan  ->  fetch              ->  decode, resize      ->  transform      ->  get()
-    (none)    num_fetch_threads      num_threads             one thread         the caller's
-              (object storage)       (or num_processes)
+    (none)    num_fetch_threads      num_reader_threads      one thread         the caller's
+              (object storage)       (or num_decode_processes)
 
 Threads rather than worker processes: fetching, decoding and resizing run in C code that releases
 the interpreter lock, and pixels need no second copy. What is made ahead follows from the order,
@@ -111,16 +111,18 @@ class PromptLoader(Generic[T]):
         self._processes: DecodeProcesses | None = None
         self._assembler: PriorityPool | None = None
         self._fetcher: Fetcher | None = None
-        if config.num_processes:
-            self._processes = DecodeProcesses(config.num_processes, stream.open_sample, config)
-        elif config.num_threads:
+        if config.num_decode_processes:
+            self._processes = DecodeProcesses(
+                config.num_decode_processes, stream.open_sample, config
+            )
+        elif config.num_reader_threads:
             keep_freed_memory()
-            self._decoders = PriorityPool(config.num_threads, "decoder")
+            self._decoders = PriorityPool(config.num_reader_threads, "decoder")
         else:
             return
         # One more thread puts batches together, so that it never waits behind later reads.
         self._assembler = PriorityPool(1, "assembler")
-        if stream.is_remote or config.num_processes:
+        if stream.is_remote or config.num_decode_processes:
             self._fetcher = Fetcher(stream.sources, config.num_fetch_threads)
 
     def __len__(self) -> int:
@@ -258,7 +260,7 @@ class PromptLoader(Generic[T]):
         """The slots in as many pieces as there are threads; alone where processes decode."""
         # A task for several samples: handing one over costs as much as reading it from a folder.
         num_slots = len(work.slots)
-        size = 1 if self._processes else -(-num_slots // self.stream.config.num_threads)
+        size = 1 if self._processes else -(-num_slots // self.stream.config.num_reader_threads)
         return [work.slots[start : start + size] for start in range(0, num_slots, size)]
 
     def _start_decoding(self, work: _Work[T]) -> "Future[T]":

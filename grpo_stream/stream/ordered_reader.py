@@ -52,7 +52,7 @@ class OrderedReader:
         batch_size: Samples of a batch.
         world: This process.
         limits: What an image may be at most.
-        num_threads: Decode and resize.
+        num_reader_threads: Decode and resize.
         num_fetch_threads: Requests at a time to a remote source.
     """
 
@@ -64,12 +64,12 @@ class OrderedReader:
         world: World | None = None,
         *,
         limits: ImageLimits = DEFAULT_LIMITS,
-        num_threads: int = 2,
+        num_reader_threads: int = 2,
         num_fetch_threads: int = 16,
     ) -> None:
         self._source = source
         self._rule, self._limits = rule, limits
-        self._num_threads, self._num_fetch_threads = num_threads, num_fetch_threads
+        self._num_reader_threads, self._num_fetch_threads = num_reader_threads, num_fetch_threads
         self._batch_size = batch_size
         world = world or World()
         self._ends = np.cumsum(source.shard_counts)
@@ -94,7 +94,7 @@ class OrderedReader:
         if self._source.is_remote:
             num_ahead = max(num_ahead, -(-_NUM_AHEAD_REMOTE // self._batch_size))
         fetcher = Fetcher([self._source], self._num_fetch_threads if self._source.is_remote else 1)
-        decoders = PriorityPool(self._num_threads, "reader")
+        decoders = PriorityPool(self._num_reader_threads, "reader")
         fetching: dict[int, list[Wanted]] = {}
         decoding: dict[int, list[Future[StreamSample | BadSample]]] = {}
         try:

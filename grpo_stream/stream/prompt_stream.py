@@ -118,7 +118,7 @@ class PromptStream:
                 for one, weight in zip(self.sources, _checked(weights, self.sources), strict=True)
             ],
             config.num_lanes,
-            config.seed,
+            config.stream_seed,
             config.block_shards,
         )
         """The order."""

@@ -210,7 +210,7 @@ class ShardSource:
         _check_totals(store.url, self.manifest.totals)
         self.cache: ShardCache | None = None
         if cache is not None:
-            self.cache = ShardCache(store, self.manifest, cache.folder, cache.max_bytes)
+            self.cache = ShardCache(store, self.manifest, cache.cache_dir, cache.cache_bytes)
         self._reader = self.cache or store
         counts, sizes = self.manifest.sample_counts, self.manifest.byte_counts
         self._sample_bytes = sizes // np.maximum(counts, 1)

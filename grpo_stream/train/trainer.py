@@ -212,6 +212,6 @@ def _stream(
     if isinstance(data, PromptStream):
         return data
     rule = known_rule(image_processor)
-    config = StreamConfig(num_lanes=num_lanes, seed=args.seed, resize=rule)
+    config = StreamConfig(num_lanes=num_lanes, stream_seed=args.seed, resize=rule)
     source = RecordSource(data, images_root, limits=config.limits)
     return PromptStream(source, config, world_of(args))

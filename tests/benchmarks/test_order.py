@@ -31,10 +31,10 @@ def test_every_sample_once_but_for_the_reserve(capsys, shards):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("num_workers", [0, 3])
-def test_ranks_side_by_side_give_the_whole(capsys, shards, world_size, num_workers):
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_ranks_side_by_side_give_the_whole(capsys, shards, world_size, num_threads):
     whole = lines(capsys, shards)
-    flags = ["--world-size", world_size, "--num-workers", num_workers]
+    flags = ["--world-size", world_size, "--num-reader-threads", num_threads]
     parts = [lines(capsys, shards, *flags, "--rank", rank) for rank in range(world_size)]
     for step, expected in enumerate(whole):
         keys = " ".join(part[step].split("\t")[1] for part in parts)
@@ -48,7 +48,7 @@ def test_starting_later_gives_the_same_lines(capsys, shards):
 
 def test_seed_and_epoch_change_the_order(capsys, shards):
     usual = lines(capsys, shards)
-    assert lines(capsys, shards, "--seed", 1) != usual
+    assert lines(capsys, shards, "--stream-seed", 1) != usual
     assert lines(capsys, shards, "--epoch", 1) != usual
     assert lines(capsys, shards) == usual
 

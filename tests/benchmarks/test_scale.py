@@ -66,7 +66,7 @@ def test_an_outage_longer_than_the_deadline_ends_reads():
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (0, 2), (1, 2), (2, 4), (3, 4)])
 def test_what_is_fetched_when_is_the_loaders_rule(numbered_set, ahead, rank, world_size):
     sample_bytes = 500
-    changes = {"num_threads": 1, "fetch_ahead_bytes": ahead}
+    changes = {"num_reader_threads": 1, "fetch_ahead_bytes": ahead}
     stream = make_stream(numbered_set, rank=rank, world_size=world_size, **changes)
     source, call, began = stream.sources[0], 0, {}
     source.sample_bytes = lambda _: sample_bytes

@@ -22,7 +22,7 @@ def main(shards, out, max_bad_samples):
     PartialState(cpu=True)
     world = World.from_env()
     config = StreamConfig(
-        num_lanes=4, num_threads=1, resize=None, max_bad_samples=int(max_bad_samples)
+        num_lanes=4, num_reader_threads=1, resize=None, max_bad_samples=int(max_bad_samples)
     )
     stream = PromptStream(ShardSource(shards), config, world)
     num_read = 0

@@ -23,7 +23,7 @@ def main(shards, folder):
     PartialState(cpu=True)
     world = World.from_env()
     stream = PromptStream(
-        ShardSource(shards), StreamConfig(num_lanes=4, num_threads=1, resize=None), world
+        ShardSource(shards), StreamConfig(num_lanes=4, num_reader_threads=1, resize=None), world
     )
     if world.rank == 1:
         stall_third_batch(stream)

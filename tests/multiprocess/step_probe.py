@@ -74,7 +74,9 @@ def main(policy, shards, out):
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     world = World.from_env()
     processor = load_processor(policy, max_pixels=112 * 112)
-    config = StreamConfig(num_lanes=8, num_threads=1, resize=resize_rule(processor.image_processor))
+    config = StreamConfig(
+        num_lanes=8, num_reader_threads=1, resize=resize_rule(processor.image_processor)
+    )
     args = GRPOConfig(
         str(out),
         use_cpu=True,

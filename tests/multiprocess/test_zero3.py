@@ -121,7 +121,7 @@ def kind_of(record):
 
 
 def planned(folder, rank):
-    config = StreamConfig(num_lanes=NUM_LANES, seed=42, resize=None)
+    config = StreamConfig(num_lanes=NUM_LANES, stream_seed=42, resize=None)
     return PromptStream(ShardSource(str(folder / "shards")), config, World(rank, NUM_RANKS, rank))
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("obstore")
 
 SAMPLES = [make_sample(f"{i:06d}", f"Click {i}") for i in range(7)]
 PLACES = [(shard, i) for shard in range(4) for i in range(2)][:7]
-RULES = RetryRules(deadline_seconds=30)
+RULES = RetryRules(retry_deadline_seconds=30)
 
 
 @pytest.fixture(scope="module")

@@ -65,14 +65,14 @@ def test_jitter_is_drawn_from_the_whole_wait():
 
 def test_a_thousand_tries_overflow_nothing():
     clock = Clock()
-    patience = make(clock, lambda *_: 1e-3, deadline_seconds=120)
+    patience = make(clock, lambda *_: 1e-3, retry_deadline_seconds=120)
     assert patience.run(failing(3000)) == "data"
 
 
 @pytest.mark.parametrize("cause", ["unavailable", "timed_out", "broken_off"])
 def test_the_deadline_is_for_all_tries_together(cause):
     clock = Clock()
-    patience = make(clock, first_delay_seconds=8, max_delay_seconds=8, deadline_seconds=30)
+    patience = make(clock, first_delay_seconds=8, max_delay_seconds=8, retry_deadline_seconds=30)
     with pytest.raises(StoreError) as caught:
         patience.run(failing(99, cause, clock=clock, took=3))
     assert caught.value.cause == cause
@@ -98,8 +98,8 @@ def test_lasting_causes_are_raised_at_once(cause):
 
 def test_a_loop_in_a_loop_gives_up_once():
     clock = Clock()
-    inner = make(clock, deadline_seconds=20)
-    outer = make(clock, deadline_seconds=1000)
+    inner = make(clock, retry_deadline_seconds=20)
+    outer = make(clock, retry_deadline_seconds=1000)
     with pytest.raises(StoreError) as caught:
         outer.run(lambda: inner.run(failing(99)))
     assert caught.value.detail.count("given up") == 1
@@ -112,7 +112,7 @@ def test_other_errors_pass():
 
 def test_long_trouble_is_told_once_in_a_while(caplog):
     clock = Clock()
-    patience = make(clock, first_delay_seconds=3, max_delay_seconds=3, deadline_seconds=90)
+    patience = make(clock, first_delay_seconds=3, max_delay_seconds=3, retry_deadline_seconds=90)
     with caplog.at_level(logging.WARNING), pytest.raises(StoreError):
         patience.run(failing(99))
     assert len(caplog.messages) == 3
@@ -155,13 +155,13 @@ def test_counts_of_many_threads():
 @pytest.mark.parametrize(
     ("rules", "field"),
     [
-        ({"deadline_seconds": 0}, "deadline_seconds"),
+        ({"retry_deadline_seconds": 0}, "retry_deadline_seconds"),
         ({"first_delay_seconds": -1}, "first_delay_seconds"),
         ({"request_timeout_seconds": float("inf")}, "request_timeout_seconds"),
         ({"connect_timeout_seconds": float("nan")}, "connect_timeout_seconds"),
         ({"first_delay_seconds": 20.0}, "max_delay_seconds"),
         ({"stall_timeout_seconds": 90.0}, "request_timeout_seconds"),
-        ({"deadline_seconds": 5.0}, "deadline_seconds"),
+        ({"retry_deadline_seconds": 5.0}, "retry_deadline_seconds"),
     ],
 )
 def test_impossible_rules(rules, field):

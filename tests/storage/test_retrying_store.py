@@ -148,7 +148,7 @@ class TestSeveralRanges:
 
 
 def test_a_burst_outlasts_the_deadline(server, url):
-    rules = RetryRules(0.01, 0.02, deadline_seconds=0.4, stall_timeout_seconds=0.1)
+    rules = RetryRules(0.01, 0.02, retry_deadline_seconds=0.4, stall_timeout_seconds=0.1)
     store = open_patient(url, rules)
     server.always = {"x": "slow_down"}
     start = time.monotonic()
@@ -210,7 +210,7 @@ def test_a_stream_without_ranges_breaks_as_something_that_may_pass(server, url):
 
 
 def test_nobody_there(unused_port):
-    rules = RetryRules(0.01, 0.02, deadline_seconds=0.2, stall_timeout_seconds=0.1)
+    rules = RetryRules(0.01, 0.02, retry_deadline_seconds=0.2, stall_timeout_seconds=0.1)
     store = open_patient(f"http://127.0.0.1:{unused_port}/set", rules)
     with pytest.raises(StoreError, match=r"unavailable: .*given up"):
         store.read("x")

@@ -33,6 +33,6 @@ def open_loader(
     """A loader of two threads, closed at the block's end; ``cache`` is a folder."""
     settings = None if cache is None else CacheSettings(str(cache), cache_bytes)
     source = ShardSource(url, cache=settings, retry=rules)
-    stream = PromptStream(source, make_config(**({"num_threads": 2} | changes)), World())
+    stream = PromptStream(source, make_config(**({"num_reader_threads": 2} | changes)), World())
     with PromptLoader(stream, transform, until=until) as loader:
         yield loader

@@ -51,7 +51,9 @@ def write_numbered_set(folder, num_samples=23, per_shard=4):
 
 
 def make_config(num_lanes=4, **changes):
-    return StreamConfig(**({"num_lanes": num_lanes, "num_threads": 0, "resize": None} | changes))
+    return StreamConfig(
+        **({"num_lanes": num_lanes, "num_reader_threads": 0, "resize": None} | changes)
+    )
 
 
 def make_stream(folder, *, rank=0, world_size=1, store=None, **changes):

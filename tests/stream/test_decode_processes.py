@@ -30,7 +30,7 @@ from tests.stream.fault_support import open_loader
 from tests.stream.support import write_numbered_set
 
 if __name__ == "__main__":
-    with open_loader(sys.argv[1], num_processes=2) as loader:
+    with open_loader(sys.argv[1], num_decode_processes=2) as loader:
         loader.get(0, 0)
         print(*loader._processes._pool._processes, flush=True)
         sys.stdin.read()
@@ -64,7 +64,7 @@ def die_at_one(sample, config):
 
 
 def test_decoding_happens_there(folder):
-    with open_loader(str(folder), num_processes=1, transform=list) as loader:
+    with open_loader(str(folder), num_decode_processes=1, transform=list) as loader:
         loader._processes._open_sample = where_am_i
         pids = {pid for batch in loader for pid in batch}
         assert pids == set(workers_of(loader))
@@ -72,7 +72,7 @@ def test_decoding_happens_there(folder):
 
 
 def test_damage_is_told_and_replaced(folder):
-    with open_loader(str(folder), num_processes=1, num_lanes=5) as loader:
+    with open_loader(str(folder), num_decode_processes=1, num_lanes=5) as loader:
         damage(loader.stream.sources[0], 2, 1)
         keys = [key for batch in loader for key in batch]
         keys += [key for batch in loader for key in batch]
@@ -81,18 +81,21 @@ def test_damage_is_told_and_replaced(folder):
 
 
 def test_close_ends_them(folder):
-    with open_loader(str(folder), num_processes=2) as loader:
+    with open_loader(str(folder), num_decode_processes=2) as loader:
         list(loader)
         pids = workers_of(loader)
     assert pids
     wait_for(lambda: all(is_gone(pid) for pid in pids))
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_one_that_is_killed_is_told_soon(folder, num_processes):
+@pytest.mark.parametrize("num_decode_processes", [1, 2])
+def test_one_that_is_killed_is_told_soon(folder, num_decode_processes):
     reference = epoch_keys(folder)
     with open_loader(
-        str(folder), num_processes=num_processes, prefetch_batches=1, fetch_ahead_bytes=1
+        str(folder),
+        num_decode_processes=num_decode_processes,
+        prefetch_batches=1,
+        fetch_ahead_bytes=1,
     ) as loader:
         assert loader.get(0, 0) == reference[0]
         pids = workers_of(loader)
@@ -111,7 +114,7 @@ def test_one_that_is_killed_is_told_soon(folder, num_processes):
 
 
 def test_one_that_is_killed_in_the_middle_of_a_sample(folder):
-    with open_loader(str(folder), num_processes=1, transform=keys_of) as loader:
+    with open_loader(str(folder), num_decode_processes=1, transform=keys_of) as loader:
         loader._processes._open_sample = die_at_one
         with pytest.raises(WorkerDiedError):
             list(loader)
@@ -150,7 +153,7 @@ def test_raw_records_keep_the_byte_budget_too(tmp_path):
     (tmp_path / "a.png").write_bytes(image_bytes())
     record = {"image": "a.png", "prompt": "Click", "solution": [1, 2]}
     source = RecordSource([record | {"id": n} for n in range(400)], tmp_path)
-    config = make_config(num_processes=1, prefetch_batches=1, fetch_ahead_bytes=2**22)
+    config = make_config(num_decode_processes=1, prefetch_batches=1, fetch_ahead_bytes=2**22)
     with PromptLoader(PromptStream(source, config), keys_of) as loader:
         assert len(loader.get(0, 0)) == 4
         assert len(loader._works) <= 4  # of 4 samples each, and 16 of them may be ahead

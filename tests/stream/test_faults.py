@@ -101,7 +101,7 @@ class TestWhatPasses:
             assert not loader.stream.counters.quarantine
 
     def test_in_processes(self, server, epochs):
-        with open_loader(URL, num_processes=1) as loader:
+        with open_loader(URL, num_decode_processes=1) as loader:
             server.faults = ["slow_down", "reset", "truncated"] * 4
             assert two_epochs(loader) == epochs
             assert 1 <= counts(loader)["num_retries"] <= 12
@@ -158,14 +158,14 @@ def url(request, folder, tmp_path, monkeypatch):
 class TestWhatLasts:
     @pytest.mark.parametrize("processes", [0, 1])
     def test_a_shard_that_is_gone(self, server, processes):
-        with open_loader(URL, num_processes=processes) as loader:
+        with open_loader(URL, num_decode_processes=processes) as loader:
             server.always[SHARD] = ""  # its index is there
             del server.objects[f"bucket/set/{SHARD}"]
             for _ in range(2):  # it is told again, whoever goes on asking
                 started = time.monotonic()
                 with pytest.raises(StoreError, match=rf"not_found: {URL}: {SHARD}"):
                     list(loader)
-                assert time.monotonic() - started < RULES.deadline_seconds
+                assert time.monotonic() - started < RULES.retry_deadline_seconds
             assert not loader.stream.counters.quarantine
             assert counts(loader)["num_retries"] == 0
 
@@ -280,7 +280,7 @@ class TestDamage:
     def test_a_byte_that_stays_wrong(self, server, folder, epochs, processes):
         place, key = self.place(folder)
         server.flips[SHARD] = [place, 10**6]
-        with open_loader(URL, num_processes=processes, num_lanes=5) as loader:
+        with open_loader(URL, num_decode_processes=processes, num_lanes=5) as loader:
             first = list(loader)
             server.ranges.clear()
             second = list(loader)
@@ -307,7 +307,7 @@ class TestDamage:
     @pytest.mark.parametrize("processes", [0, 1])
     def test_a_local_tar_that_was_cut_short(self, folder, epochs, tmp_path, processes):
         copy = shutil.copytree(folder, tmp_path / "copy")
-        with open_loader(str(copy), num_lanes=5, num_processes=processes) as loader:
+        with open_loader(str(copy), num_lanes=5, num_decode_processes=processes) as loader:
             size = (copy / SHARD).stat().st_size
             os.truncate(copy / SHARD, size // 2)
             first, second = list(loader), list(loader)
@@ -333,7 +333,7 @@ class TestDamage:
 
 
 def reference(folder, epoch, **changes):
-    with open_loader(str(folder), num_threads=0, **changes) as loader:
+    with open_loader(str(folder), num_reader_threads=0, **changes) as loader:
         return [loader.get(epoch, number) for number in range(len(loader))]
 
 

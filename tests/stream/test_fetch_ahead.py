@@ -44,7 +44,7 @@ def entries(folder):
 
 
 def open_loader(store, until=None, open_sample=decode_sample, **changes):
-    config = make_config(**({"num_lanes": NUM_LANES, "num_threads": 2} | changes))
+    config = make_config(**({"num_lanes": NUM_LANES, "num_reader_threads": 2} | changes))
     stream = PromptStream(ShardSource(store), config, open_sample=open_sample)
     return PromptLoader(stream, keys_of, until=until)
 
@@ -73,20 +73,25 @@ def arrived(one):
 
 
 class TestTheFirstBatch:
-    @pytest.mark.parametrize("num_threads", [1, 2])
+    @pytest.mark.parametrize("num_reader_threads", [1, 2])
     @pytest.mark.parametrize("fetch_ahead_bytes", [1, 2**28])
-    def test_takes_three_requests_in_a_row(self, folder, entries, num_threads, fetch_ahead_bytes):
-        self.read_first(folder, entries, (0, 0), num_threads, fetch_ahead_bytes)
+    def test_takes_three_requests_in_a_row(
+        self, folder, entries, num_reader_threads, fetch_ahead_bytes
+    ):
+        self.read_first(folder, entries, (0, 0), num_reader_threads, fetch_ahead_bytes)
 
     def test_after_resuming_too(self, folder, entries):
         self.read_first(folder, entries, (3, 7), 1, 2**28)
 
-    def read_first(self, folder, entries, place, num_threads, fetch_ahead_bytes):
+    def read_first(self, folder, entries, place, num_reader_threads, fetch_ahead_bytes):
         store = GatedStore(folder)
         done: Future[Any] = Future()
 
         def read():
-            changes = {"num_threads": num_threads, "fetch_ahead_bytes": fetch_ahead_bytes}
+            changes = {
+                "num_reader_threads": num_reader_threads,
+                "fetch_ahead_bytes": fetch_ahead_bytes,
+            }
             with open_loader(store, **changes) as loader:
                 done.set_result((loader.get(*place), loader))
                 store.open()
@@ -159,10 +164,10 @@ class TestUntil:
 
 
 class TestTheByteBudget:
-    @pytest.mark.parametrize("num_threads", [1, 3])
+    @pytest.mark.parametrize("num_reader_threads", [1, 3])
     @pytest.mark.parametrize("prefetch_batches", [1, 2])
     @pytest.mark.parametrize("budget", [1, 20_000, 60_000])
-    def test_is_kept(self, folder, entries, num_threads, prefetch_batches, budget):
+    def test_is_kept(self, folder, entries, num_reader_threads, prefetch_batches, budget):
         sizes = {PER_SHARD * s + n: entry.num_bytes for (s, n), entry in entries.items()}
         lock, held = threading.Lock(), [0, 0]  # now and at most
 
@@ -180,7 +185,7 @@ class TestTheByteBudget:
         with open_loader(
             store,
             open_sample=open_sample,
-            num_threads=num_threads,
+            num_reader_threads=num_reader_threads,
             prefetch_batches=prefetch_batches,
             fetch_ahead_bytes=budget,
         ) as loader:
@@ -266,7 +271,7 @@ class TestNeighbours:
     def test_too_large_samples_are_refused_in_runs_too(self, folder, fetch_ahead_bytes):
         changes = {"block_shards": 1, "fetch_ahead_bytes": fetch_ahead_bytes}
         source = ShardSource(RemoteStore(folder), max_sample_bytes=100)
-        stream = PromptStream(source, make_config(NUM_LANES, num_threads=2, **changes))
+        stream = PromptStream(source, make_config(NUM_LANES, num_reader_threads=2, **changes))
         with (
             PromptLoader(stream, keys_of) as loader,
             pytest.raises(BadSamplesError, match="'sample_bytes'"),

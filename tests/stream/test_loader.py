@@ -52,14 +52,14 @@ def wait_until_idle(loader):
 
 
 class TestOrder:
-    @pytest.mark.parametrize("num_threads", [0, 1, 3])
+    @pytest.mark.parametrize("num_reader_threads", [0, 1, 3])
     @pytest.mark.parametrize("world_size", [1, 2, 4])
-    def test_is_the_same_for_threads_and_world_sizes(self, folder, num_threads, world_size):
+    def test_is_the_same_for_threads_and_world_sizes(self, folder, num_reader_threads, world_size):
         reference = epoch_keys(folder)
-        assert epoch_keys(folder, world_size, num_threads=num_threads) == reference
+        assert epoch_keys(folder, world_size, num_reader_threads=num_reader_threads) == reference
 
     def test_an_epoch_and_the_next(self, open_loader):
-        loader = open_loader(num_threads=2)
+        loader = open_loader(num_reader_threads=2)
         first, second = list(loader), list(loader)
         assert len(first) == len(second) == len(loader) == NUM_BATCHES
         assert first != second
@@ -70,20 +70,20 @@ class TestOrder:
             time.sleep(0.01 if samples[0].key < "000012" else 0)
             return keys_of(samples)
 
-        assert list(open_loader(slow_first, num_threads=3)) == epoch_keys(folder)
+        assert list(open_loader(slow_first, num_reader_threads=3)) == epoch_keys(folder)
 
 
 class TestResume:
-    @pytest.mark.parametrize("num_threads", [0, 2])
+    @pytest.mark.parametrize("num_reader_threads", [0, 2])
     @pytest.mark.parametrize("num_done", range(NUM_BATCHES + 1))
-    def test_at_every_batch(self, open_loader, num_done, num_threads):
-        whole = open_loader(num_threads=num_threads)
+    def test_at_every_batch(self, open_loader, num_done, num_reader_threads):
+        whole = open_loader(num_reader_threads=num_reader_threads)
         epochs = list(whole) + list(whole)
-        stopped = open_loader(num_threads=num_threads)
+        stopped = open_loader(num_reader_threads=num_reader_threads)
         batches = iter(stopped)
         done = [next(batches) for _ in range(num_done)]
         state = saved(stopped)
-        resumed = open_loader(state=state, num_threads=num_threads)
+        resumed = open_loader(state=state, num_reader_threads=num_reader_threads)
         rest = list(resumed)
         if num_done < NUM_BATCHES:  # else the cursor stands at the next epoch already
             rest += list(resumed)
@@ -94,7 +94,7 @@ class TestResume:
         expected = [batch for _ in range(3) for batch in whole]
         read, state = [], None
         for _ in range(len(expected) // 3):  # three batches at a time, across epochs
-            loader = open_loader(state=state, num_threads=1)
+            loader = open_loader(state=state, num_reader_threads=1)
             read += [next(iter(loader)) for _ in range(3)]
             state = saved(loader)
         assert read == expected
@@ -111,13 +111,13 @@ class TestResume:
         loader = open_loader()
         batches = iter(loader)
         done = [next(batches), next(batches)]
-        rest = epoch_keys(folder, world_size, state=saved(loader), num_threads=1)
+        rest = epoch_keys(folder, world_size, state=saved(loader), num_reader_threads=1)
         assert done + rest == epoch_keys(folder)
 
     def test_the_state_is_the_same_on_every_rank_and_small(self, open_loader):
         states = []
         for rank in range(2):
-            loader = open_loader(rank=rank, world_size=2, num_threads=1)
+            loader = open_loader(rank=rank, world_size=2, num_reader_threads=1)
             next(iter(loader))
             states.append(saved(loader))
         assert states[0] == states[1]
@@ -130,7 +130,7 @@ class TestResume:
         next(iter(loader))
         assert loader.stream.sources[0]._store.reads.total() == 4
 
-    @pytest.mark.parametrize("change", [{"seed": 1}, {"num_lanes": 2}, {"block_shards": 1}])
+    @pytest.mark.parametrize("change", [{"stream_seed": 1}, {"num_lanes": 2}, {"block_shards": 1}])
     def test_another_order_is_refused(self, open_loader, change):
         state = saved(open_loader())
         with pytest.raises(CursorError, match="another order"):
@@ -159,7 +159,7 @@ class TestReadingAhead:
     @pytest.mark.parametrize("prefetch_batches", [1, 3])
     def test_is_bounded(self, open_loader, prefetch_batches):
         made: list[object] = []
-        loader = open_loader(made.append, num_threads=3, prefetch_batches=prefetch_batches)
+        loader = open_loader(made.append, num_reader_threads=3, prefetch_batches=prefetch_batches)
         assert made == []
         for number, _ in enumerate(loader):
             wait_until_idle(loader)
@@ -184,7 +184,7 @@ class TestReadingAhead:
             clock[0] += transform_seconds
             return keys_of(samples)
 
-        loader = open_loader(transform, num_threads=3, prefetch_batches=1)
+        loader = open_loader(transform, num_reader_threads=3, prefetch_batches=1)
         attempt, found = loader.stream.attempt, []
 
         def noted(*words):
@@ -204,40 +204,40 @@ class TestReadingAhead:
 
     def test_a_batch_is_made_while_the_caller_works(self, open_loader):
         caller = threading.get_ident()
-        loader = open_loader(lambda _: threading.get_ident(), num_threads=1)
+        loader = open_loader(lambda _: threading.get_ident(), num_reader_threads=1)
         assert all(maker != caller for maker in loader)
 
     def test_any_place_can_be_asked_for(self, folder, open_loader):
         reference = epoch_keys(folder)
-        loader = open_loader(num_threads=2)
+        loader = open_loader(num_reader_threads=2)
         for batch_index in (3, 0, 0, 4, 1, 2):
             assert loader.get(0, batch_index) == reference[batch_index]
         assert len(loader._works) <= 2
 
     def test_waiting_is_measured(self, open_loader):
-        loader = open_loader(lambda _: time.sleep(0.01), num_threads=1)
+        loader = open_loader(lambda _: time.sleep(0.01), num_reader_threads=1)
         next(iter(loader))
         assert 0.01 <= loader.wait_seconds < 30
 
 
 class TestErrors:
-    @pytest.mark.parametrize("num_threads", [0, 1, 3])
-    def test_of_the_transform_reach_the_caller(self, open_loader, num_threads):
+    @pytest.mark.parametrize("num_reader_threads", [0, 1, 3])
+    def test_of_the_transform_reach_the_caller(self, open_loader, num_reader_threads):
         def fail_on_the_third(samples):
             if keys_of(samples) == third:
                 raise ZeroDivisionError("in transform")
             return keys_of(samples)
 
         third = list(open_loader())[2]
-        batches = iter(open_loader(fail_on_the_third, num_threads=num_threads))
+        batches = iter(open_loader(fail_on_the_third, num_reader_threads=num_reader_threads))
         next(batches)
         next(batches)
         with pytest.raises(ZeroDivisionError, match="in transform"):
             next(batches)
 
-    @pytest.mark.parametrize("num_threads", [0, 1, 3])
-    def test_of_reading_reach_the_caller(self, open_loader, num_threads):
-        loader = open_loader(num_threads=num_threads)
+    @pytest.mark.parametrize("num_reader_threads", [0, 1, 3])
+    def test_of_reading_reach_the_caller(self, open_loader, num_reader_threads):
+        loader = open_loader(num_reader_threads=num_reader_threads)
 
         def fail(shard, sample):
             raise MemoryError
@@ -246,9 +246,9 @@ class TestErrors:
         with pytest.raises(MemoryError):
             next(iter(loader))
 
-    @pytest.mark.parametrize("num_threads", [0, 3])
-    def test_too_many_bad_samples(self, open_loader, num_threads):
-        loader = open_loader(num_threads=num_threads, max_bad_samples=3)
+    @pytest.mark.parametrize("num_reader_threads", [0, 3])
+    def test_too_many_bad_samples(self, open_loader, num_reader_threads):
+        loader = open_loader(num_reader_threads=num_reader_threads, max_bad_samples=3)
         for shard in range(6):
             damage(loader.stream.sources[0], shard, 0)
         with pytest.raises(BadSamplesError, match="max_bad_samples=3"):
@@ -260,7 +260,7 @@ class TestErrors:
         def fail_on_the_second(samples):
             return 1 / (keys_of(samples) != second)
 
-        loader = open_loader(fail_on_the_second, num_threads=1)
+        loader = open_loader(fail_on_the_second, num_reader_threads=1)
         with pytest.raises(ZeroDivisionError):
             list(loader)
         assert saved(loader)["batch_index"] == 1
@@ -273,7 +273,7 @@ class TestClose:
 
     def test_ends_the_threads(self, folder):
         before = self.own_threads()
-        loader = PromptLoader(make_stream(folder, num_threads=3), keys_of)
+        loader = PromptLoader(make_stream(folder, num_reader_threads=3), keys_of)
         next(iter(loader))
         assert self.own_threads() > before
         loader.close()
@@ -287,14 +287,14 @@ class TestClose:
             time.sleep(0.02)
             return keys_of(samples)
 
-        stream = make_stream(folder, num_threads=2, prefetch_batches=4)
+        stream = make_stream(folder, num_reader_threads=2, prefetch_batches=4)
         with PromptLoader(stream, slow) as loader:
             next(iter(loader))
         assert self.own_threads() == before
 
     def test_after_an_error(self, folder):
         before = self.own_threads()
-        stream = make_stream(folder, num_threads=2)
+        stream = make_stream(folder, num_reader_threads=2)
         with pytest.raises(ZeroDivisionError), PromptLoader(stream, lambda _: 1 / 0) as loader:
             list(loader)
         assert self.own_threads() == before

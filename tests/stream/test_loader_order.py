@@ -31,7 +31,7 @@ FEW = settings(
 )
 SETTINGS = st.fixed_dictionaries(
     {
-        "num_threads": st.sampled_from([0, 1, 2, 7]),
+        "num_reader_threads": st.sampled_from([0, 1, 2, 7]),
         "prefetch_batches": st.integers(1, 4),
         "fetch_ahead_bytes": st.sampled_from([1, 3000, 2**28]),
         "num_fetch_threads": st.sampled_from([1, 3, 16]),
@@ -106,7 +106,9 @@ def test_neither_threads_nor_storage_nor_ranks(
 
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_nor_processes(folders, references, name):
-    with open_loader(folders[name], WEIGHTS[name], storage="remote", num_processes=2) as loader:
+    with open_loader(
+        folders[name], WEIGHTS[name], storage="remote", num_decode_processes=2
+    ) as loader:
         assert read([loader], (0, 0), END) == references[name]
 
 
@@ -141,11 +143,13 @@ def test_resumed_again_and_again_with_other_ranks_and_settings(folders, referenc
 @pytest.mark.parametrize("name", sorted(SIZES))
 @pytest.mark.parametrize("off", [-1, 0, 1])
 def test_resumed_at_an_epochs_end(folders, references, name, off):
-    with open_loader(folders[name], WEIGHTS[name], num_threads=2) as loader:
+    with open_loader(folders[name], WEIGHTS[name], num_reader_threads=2) as loader:
         num_batches = len(loader) + off
         batches = [next(iter(loader)) for _ in range(num_batches)]
         state = loader.state_dict()
-    with open_loader(folders[name], WEIGHTS[name], storage="remote", num_threads=1) as loader:
+    with open_loader(
+        folders[name], WEIGHTS[name], storage="remote", num_reader_threads=1
+    ) as loader:
         loader.load_state_dict(state)
         batches += read([loader], (state["epoch"], state["batch_index"]), END)
     assert batches == references[name]

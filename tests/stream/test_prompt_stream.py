@@ -27,7 +27,9 @@ def folder(tmp_path):
 
 def epoch_plan(stream, epoch=0):
     source, config = stream.sources[0], stream.config
-    return EpochPlan(source.shard_counts, config.num_lanes, config.seed, epoch, config.block_shards)
+    return EpochPlan(
+        source.shard_counts, config.num_lanes, config.stream_seed, epoch, config.block_shards
+    )
 
 
 def key_at(plan, ordinal):
@@ -58,10 +60,10 @@ def test_settings_reach_the_sample(folder):
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("num_threads", [0, 2])
-def test_each_sample_is_fetched_once_an_epoch(folder, world_size, num_threads):
+@pytest.mark.parametrize("num_reader_threads", [0, 2])
+def test_each_sample_is_fetched_once_an_epoch(folder, world_size, num_reader_threads):
     store = CountingStore(folder)
-    batches = epoch_keys(folder, world_size, store=store, num_threads=num_threads)
+    batches = epoch_keys(folder, world_size, store=store, num_reader_threads=num_reader_threads)
     keys = [key for batch in batches for key in batch]
     assert len(keys) == len(set(keys)) == 20
     assert len(store.reads) == 20
@@ -86,14 +88,15 @@ class TestBadSamples:
             expected = key_at(plan, stand_ins[num_bad - 1])[0]
             assert stream.read_slot(0, 2, 1).key == expected
 
-    @pytest.mark.parametrize("num_threads", [0, 2])
-    def test_every_world_size_sees_the_same_stand_ins(self, folder, num_threads):
+    @pytest.mark.parametrize("num_reader_threads", [0, 2])
+    def test_every_world_size_sees_the_same_stand_ins(self, folder, num_reader_threads):
         stream = make_stream(folder)
         whole = epoch_keys(folder)
         plan = epoch_plan(stream)
         bad = damage_ordinals(stream, [*plan.slot_ordinals(1, range(4))[::2], plan.num_samples - 1])
         runs = [
-            epoch_keys(folder, world_size, num_threads=num_threads) for world_size in WORLD_SIZES
+            epoch_keys(folder, world_size, num_reader_threads=num_reader_threads)
+            for world_size in WORLD_SIZES
         ]
         assert runs[0] == runs[1] == runs[2]
         for batch, (before, after) in enumerate(zip(whole, runs[0], strict=True)):
@@ -189,7 +192,7 @@ def test_refused_before_anything_is_read(folder, num_lanes, field):
 
 
 def test_the_cursor_tells_data_and_order(folder):
-    stream = make_stream(folder, seed=9, block_shards=2)
+    stream = make_stream(folder, stream_seed=9, block_shards=2)
     cursor = stream.cursor(3, 4)
     assert cursor.digest == ShardSource(str(folder)).digest
     assert (cursor.seed, cursor.num_lanes, cursor.block_shards) == (9, 4, 2)

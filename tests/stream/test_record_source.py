@@ -168,5 +168,7 @@ def test_the_digest_is_the_same_in_every_process(root):
 
 def test_images_are_held_to_the_streams_limits(root):
     with pytest.raises(ImageError, match="image_too_large"):
-        RecordSource([RECORD], root, limits=ImageLimits(max_pixels=47)).read(0, 0)
-    assert RecordSource([RECORD], root, limits=ImageLimits(max_pixels=48)).read(0, 0).size == (8, 6)
+        RecordSource([RECORD], root, limits=ImageLimits(max_image_pixels=47)).read(0, 0)
+    assert RecordSource([RECORD], root, limits=ImageLimits(max_image_pixels=48)).read(
+        0, 0
+    ).size == (8, 6)

@@ -65,7 +65,7 @@ class TestStreamSample:
 
     def test_limits(self):
         with pytest.raises(ImageError, match="image_too_large"):
-            StreamSample.from_sample(stored_sample(), None, ImageLimits(max_pixels=100))
+            StreamSample.from_sample(stored_sample(), None, ImageLimits(max_image_pixels=100))
 
 
 class TestShardSource:

@@ -87,7 +87,9 @@ def make_trainer(tiny_folder, processor, shapes, make_args):
     ):
         if train_dataset is None:
             source = ShardSource(str(folder or shapes.shards))
-            train_dataset = PromptStream(source, StreamConfig(num_lanes=num_lanes, num_threads=1))
+            train_dataset = PromptStream(
+                source, StreamConfig(num_lanes=num_lanes, num_reader_threads=1)
+            )
         trainer = PersonalizedGRPOTrainer(
             str(tiny_folder),
             reward_funcs or spread_reward,

@@ -15,7 +15,7 @@ from tests.train.support import CPU, make_collator
 
 @pytest.fixture
 def loader(processor, shapes):
-    config = StreamConfig(num_lanes=4, num_threads=1)  # 3 batches an epoch
+    config = StreamConfig(num_lanes=4, num_reader_threads=1)  # 3 batches an epoch
     stream = PromptStream(ShardSource(str(shapes.shards)), config)
     with PromptLoader(stream, SupervisedCollator(make_collator(processor), 8)) as opened:
         yield opened

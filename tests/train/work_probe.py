@@ -118,7 +118,7 @@ def run(policy, shards, out, world=None, **changes):
     processor = load_processor(policy, max_pixels=MAX_PIXELS)
     num_lanes = world.world_size * STEPS_PER_GENERATION
     config = StreamConfig(
-        num_lanes=num_lanes, num_threads=2, resize=resize_rule(processor.image_processor)
+        num_lanes=num_lanes, num_reader_threads=2, resize=resize_rule(processor.image_processor)
     )
     source = ShardSource(work.store(shards))
     with work.counted():

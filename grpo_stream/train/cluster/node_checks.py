@@ -17,7 +17,7 @@ from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_pa
 
 RULES = RetryRules(
     max_delay_seconds=0.5,
-    deadline_seconds=4.0,
+    retry_deadline_seconds=4.0,
     connect_timeout_seconds=2.0,
     stall_timeout_seconds=3.0,
     request_timeout_seconds=6.0,

@@ -2,19 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
 
+from grpo_stream.flags import same_setting, setting
 from grpo_stream.train.setup.arguments import DataArguments
-
-
-def _as_in(arguments: type[Any], name: str) -> Any:
-    """A setting of training, with its default and its words."""
-    (same,) = (one for one in dataclasses.fields(arguments) if one.name == name)
-    return field(default=same.default, metadata=same.metadata)
-
-
-def _flag(default: Any, words: str) -> Any:
-    return field(default=default, metadata={"help": words})
 
 
 @dataclass
@@ -28,48 +18,43 @@ class EvaluateArguments:
         }
     )
     report: str = field(metadata={"help": "Folder of the results; made where its parent is."})
-    shards: str | None = _flag(None, "Folder or URL with a manifest.json.")
-    json: list[str] | None = field(
-        default=None, metadata={"help": "Records instead of shards: files, globs, URLs."}
+    shards: str | None = setting(None, "Folder or URL with a manifest.json.")
+    json: list[str] | None = setting(None, "Records instead of shards: files, globs, URLs.")
+    images_root: str | None = same_setting(DataArguments, "images_root")
+    format: str = setting("auto", "Of json: screenspot, refcoco, coco, vlm_r1, llava, json, jsonl.")
+    by: list[str] | None = setting(
+        None, "Fields of records to tell figures apart by; a.b: a field in a field."
     )
-    images_root: str | None = _as_in(DataArguments, "images_root")
-    format: str = _flag("auto", "Of json: screenspot, refcoco, coco, vlm_r1, llava, json, jsonl.")
-    by: list[str] | None = field(
-        default=None,
-        metadata={"help": "Fields of records to tell figures apart by; a.b: a field in a field."},
-    )
-    overwrite: bool = _flag(False, "Replace the results that the report folder holds.")
-    compare: list[str] | None = field(
-        default=None, metadata={"help": "Reports of other policies on the same samples."}
-    )
-    prompt_template: str | None = _flag(
+    overwrite: bool = setting(False, "Replace the results that the report folder holds.")
+    compare: list[str] | None = setting(None, "Reports of other policies on the same samples.")
+    prompt_template: str | None = setting(
         None, "As in training; None: what the checkpoint tells, else point."
     )
-    answer_frame: str | None = _flag(
+    answer_frame: str | None = setting(
         None, "As in training; None: what the checkpoint tells, else the model family's."
     )
-    min_pixels: int | None = _as_in(DataArguments, "min_pixels")
-    max_pixels: int | None = _as_in(DataArguments, "max_pixels")
-    point_radius: float | None = _flag(
+    min_pixels: int | None = same_setting(DataArguments, "min_pixels")
+    max_pixels: int | None = same_setting(DataArguments, "max_pixels")
+    point_radius: float | None = setting(
         None, "How near a true point is a hit, as a share of the image's diagonal."
     )
-    batch_size: int = _flag(16, "Prompts per generation.")
-    max_completion_length: int = _flag(256, "Tokens per answer at most.")
-    num_processes: int = _flag(1, "Ranks to start on this machine; 1 under a launcher.")
-    device: str = _flag("auto", "auto, cpu or cuda.")
-    dtype: str = _flag("auto", "auto (bfloat16 on a GPU, float32 on the CPU), bfloat16, ...")
-    attn_implementation: str | None = _flag(None, "As transformers names it, for example sdpa.")
-    num_resamples: int = _flag(2000, "Bootstrap resamples behind the intervals.")
-    seed: int = _flag(0, "Of the bootstrap.")
-    num_pictures: int = _flag(8, "Pictures of each kind in the report; 0: none.")
-    max_bad_samples: int = _flag(0, "Samples that may be unreadable; they are left out.")
-    num_reader_threads: int = _as_in(DataArguments, "num_reader_threads")
-    num_fetch_threads: int = _as_in(DataArguments, "num_fetch_threads")
-    max_sample_bytes: str = _as_in(DataArguments, "max_sample_bytes")
-    max_image_pixels: int = _as_in(DataArguments, "max_image_pixels")
-    retry_deadline_seconds: float = _as_in(DataArguments, "retry_deadline_seconds")
-    cache_dir: str | None = _as_in(DataArguments, "cache_dir")
-    cache_bytes: str = _as_in(DataArguments, "cache_bytes")
+    batch_size: int = setting(16, "Prompts per generation.")
+    max_completion_length: int = setting(256, "Tokens per answer at most.")
+    num_processes: int = setting(1, "Ranks to start on this machine; 1 under a launcher.")
+    device: str = setting("auto", "auto, cpu or cuda.")
+    dtype: str = setting("auto", "auto (bfloat16 on a GPU, float32 on the CPU), bfloat16, ...")
+    attn_implementation: str | None = setting(None, "As transformers names it, for example sdpa.")
+    num_resamples: int = setting(2000, "Bootstrap resamples behind the intervals.")
+    seed: int = setting(0, "Of the bootstrap.")
+    num_pictures: int = setting(8, "Pictures of each kind in the report; 0: none.")
+    max_bad_samples: int = setting(0, "Samples that may be unreadable; they are left out.")
+    num_reader_threads: int = same_setting(DataArguments, "num_reader_threads")
+    num_fetch_threads: int = same_setting(DataArguments, "num_fetch_threads")
+    max_sample_bytes: str = same_setting(DataArguments, "max_sample_bytes")
+    max_image_pixels: int = same_setting(DataArguments, "max_image_pixels")
+    retry_deadline_seconds: float = same_setting(DataArguments, "retry_deadline_seconds")
+    cache_dir: str | None = same_setting(DataArguments, "cache_dir")
+    cache_bytes: str = same_setting(DataArguments, "cache_bytes")
 
     def data(self) -> DataArguments:
         """The settings that training has, too."""

@@ -65,7 +65,7 @@ def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
         args.batch_size,
         world,
         limits=limits,
-        num_threads=args.num_reader_threads,
+        num_reader_threads=args.num_reader_threads,
         num_fetch_threads=args.num_fetch_threads,
     )
     started = time.monotonic()

@@ -5,96 +5,62 @@ Every field is a key of the YAML file and a flag of ``launch/train.py``.
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from grpo_stream.byte_sizes import parse_num_bytes
+from grpo_stream.byte_sizes import format_num_bytes, parse_num_bytes
 from grpo_stream.errors import ConfigError
+from grpo_stream.flags import help_of, same_setting, setting
 from grpo_stream.images import ImageLimits
-from grpo_stream.storage.retrying_store import RetryRules
+from grpo_stream.storage.retry_policy import RetryRules
+from grpo_stream.stream.config import CacheSettings, StreamConfig
+
+SharedPrefix = Literal["auto", "on", "off"]
+PackedAttention = Literal["auto", "two_part", "dense", "flex"]
 
 _SIZES = ("fetch_ahead_bytes", "max_sample_bytes", "cache_bytes")
+
+
+def _size_setting(owner: type[Any], name: str) -> Any:
+    """The same setting as text, in which people write units."""
+    return same_setting(owner, name, default=format_num_bytes(getattr(owner, name)))
 
 
 @dataclass
 class DataArguments:
     """Where the samples come from and how they are read."""
 
-    shards: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Folders or URLs with a manifest.json, as shard-builder writes it; several "
-            "with weights, as in a=0.7 b=0.3."
-        },
+    shards: list[str] | None = setting(
+        None,
+        "Folders or URLs with a manifest.json, as shard-builder writes it; several with weights, "
+        "as in a=0.7 b=0.3.",
     )
-    json: str | None = field(
-        default=None,
-        metadata={"help": "JSON array or JSON Lines of raw records, instead of shards."},
+    json: str | None = setting(None, "JSON array or JSON Lines of raw records, instead of shards.")
+    images_root: str | None = setting(None, "Folder that the records' image paths start from.")
+    eval_shards: list[str] | None = setting(
+        None, "Shards for evaluation while training (eval_strategy), as `shards`."
     )
-    images_root: str | None = field(
-        default=None, metadata={"help": "Folder that the records' image paths start from."}
+    stream_seed: int | None = setting(
+        None, f"{help_of(StreamConfig, 'stream_seed')} None takes `seed`."
     )
-    eval_shards: list[str] | None = field(
-        default=None,
-        metadata={"help": "Shards for evaluation while training (eval_strategy), as `shards`."},
+    block_shards: int = same_setting(StreamConfig, "block_shards")
+    num_reader_threads: int = same_setting(StreamConfig, "num_reader_threads")
+    num_decode_processes: int = same_setting(StreamConfig, "num_decode_processes")
+    num_fetch_threads: int = same_setting(StreamConfig, "num_fetch_threads")
+    prefetch_batches: int = same_setting(StreamConfig, "prefetch_batches")
+    fetch_ahead_bytes: str = _size_setting(StreamConfig, "fetch_ahead_bytes")
+    max_sample_bytes: str = _size_setting(StreamConfig, "max_sample_bytes")
+    max_image_pixels: int = same_setting(ImageLimits, "max_image_pixels")
+    max_bad_samples: int = same_setting(StreamConfig, "max_bad_samples")
+    retry_deadline_seconds: float = same_setting(RetryRules, "retry_deadline_seconds")
+    cache_dir: str | None = same_setting(CacheSettings, "cache_dir", default=None)
+    cache_bytes: str = _size_setting(CacheSettings, "cache_bytes")
+    allow_new_lanes: bool = setting(
+        False,
+        "Resume with another number of prompts per generation batch, over exactly what is left of "
+        "the epoch.",
     )
-    stream_seed: int | None = field(
-        default=None, metadata={"help": "Seed of the order of samples; None takes `seed`."}
-    )
-    block_shards: int = field(
-        default=4, metadata={"help": "Samples are mixed inside blocks of this many shards."}
-    )
-    num_reader_threads: int = field(
-        default=2, metadata={"help": "Threads per rank that decode and resize."}
-    )
-    num_decode_processes: int = field(
-        default=0,
-        metadata={"help": "Processes per rank that decode and resize in the threads' place."},
-    )
-    num_fetch_threads: int = field(
-        default=16,
-        metadata={"help": "Calls per rank to object storage at a time, each of up to 8 requests."},
-    )
-    prefetch_batches: int = field(
-        default=2, metadata={"help": "Generation batches that are decoded ahead."}
-    )
-    fetch_ahead_bytes: str = field(
-        default="256MiB",
-        metadata={"help": "Encoded samples per rank that are fetched ahead from object storage."},
-    )
-    max_sample_bytes: str = field(
-        default="256MiB", metadata={"help": "Larger samples, image and JSON together, are bad."}
-    )
-    max_image_pixels: int = field(
-        default=ImageLimits.max_pixels,
-        metadata={"help": "Larger images, as they are stored, are bad: they are not decoded."},
-    )
-    max_bad_samples: int = field(
-        default=100,
-        metadata={"help": "Samples of the run, over all ranks, that may be bad before it stops."},
-    )
-    retry_deadline_seconds: float = field(
-        default=RetryRules.deadline_seconds,
-        metadata={"help": "How long a read of object storage is tried again before the run stops."},
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder on a local disk that keeps whole shards; None: no cache."},
-    )
-    cache_bytes: str = field(
-        default="64GiB", metadata={"help": "Bound to all files of cache_dir, as in 500GB."}
-    )
-    allow_new_lanes: bool = field(
-        default=False,
-        metadata={
-            "help": "Resume with another number of prompts per generation batch, over exactly what "
-            "is left of the epoch."
-        },
-    )
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Smallest image area after resizing; None: the model's."}
-    )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Largest image area after resizing; None: the model's."}
-    )
+    min_pixels: int | None = setting(None, "Smallest image area after resizing; None: the model's.")
+    max_pixels: int | None = setting(None, "Largest image area after resizing; None: the model's.")
 
     def __post_init__(self) -> None:
         # A YAML file may name a data set or a number by itself; argparse leaves defaults alone.
@@ -110,7 +76,7 @@ class DataArguments:
 
         Raises:
             ConfigError: not exactly one of ``shards`` and ``json``, no ``images_root``, or a size
-                or limit that is none.
+                that is none.
         """
         if (self.shards is None) == (self.json is None):
             expected = f"give exactly one of shards and json (json={self.json!r}), as in shards=DIR"
@@ -122,9 +88,6 @@ class DataArguments:
             raise ConfigError("cache_dir", self.cache_dir, expected)
         for name in _SIZES:
             self.num_bytes(name)
-        if self.max_image_pixels < 1:
-            expected = f"must be at least 1, for example {ImageLimits.max_pixels}"
-            raise ConfigError("max_image_pixels", self.max_image_pixels, expected)
 
     def num_bytes(self, name: str) -> int:
         """The setting ``name``, one of the sizes, in bytes.
@@ -151,38 +114,24 @@ class TaskArguments:
         default_factory=lambda: ["accuracy_reward_coord"],
         metadata={"help": "Names of grpo_stream.grounding.rewards, or package.module:function."},
     )
-    prompt_template: str = field(
-        default="point",
-        metadata={"help": "point, box, point_thinking, plain, or a YAML file."},
+    prompt_template: str = setting("point", "point, box, point_thinking, plain, or a YAML file.")
+    answer_frame: str | None = setting(
+        None, "original, model or per_mille; None: what the model family answers in."
     )
-    answer_frame: str | None = field(
-        default=None,
-        metadata={"help": "original, model or per_mille; None: what the model family answers in."},
+    shared_prefix: SharedPrefix = setting("auto", "Compute a group's prompt once.")
+    shared_prefix_attention: PackedAttention = setting(
+        "auto",
+        "How completions attend to the prompt they share; flex is for CUDA, auto is two_part.",
     )
-    shared_prefix: str = field(
-        default="auto",
-        metadata={"help": "auto, on or off: compute a group's prompt once."},
+    refill_zero_variance: int = setting(
+        0,
+        "Sample up to so many times more prompts than are trained on, in the place of groups "
+        "whose rewards are all equal; 0: train on what comes.",
     )
-    shared_prefix_attention: str = field(
-        default="auto",
-        metadata={
-            "help": "How completions attend to the prompt they share: two_part, dense, flex "
-            "(CUDA), or auto, which is two_part."
-        },
-    )
-    refill_zero_variance: int = field(
-        default=0,
-        metadata={
-            "help": "Sample up to so many times more prompts than are trained on, in the place of "
-            "groups whose rewards are all equal; 0: train on what comes."
-        },
-    )
-    freeze_vision_tower: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave the vision tower as it is; its features are then computed once per "
-            "prompt, for all passes of the step."
-        },
+    freeze_vision_tower: bool = setting(
+        False,
+        "Leave the vision tower as it is; its features are then computed once per prompt, for all "
+        "passes of the step.",
     )
 
 
@@ -190,26 +139,18 @@ class TaskArguments:
 class LogArguments:
     """How a run is watched, besides trl's own ``logging_steps`` and ``report_to``."""
 
-    step_timeout_seconds: float = field(
-        default=1200.0,
-        metadata={
-            "help": "A rank that stays in one stage for longer says which, and ends the run; "
-            "0: never. Less than ddp_timeout, which ends it without a word."
-        },
+    step_timeout_seconds: float = setting(
+        1200.0,
+        "A rank that stays in one stage for longer says which, and ends the run; 0: never. Less "
+        "than ddp_timeout, which ends it without a word.",
     )
-    rollout_sheet_steps: int = field(
-        default=50,
-        metadata={
-            "help": "Global steps between pictures of what the policy answers, in "
-            "output_dir/rollouts; 0: none."
-        },
+    rollout_sheet_steps: int = setting(
+        50,
+        "Global steps between pictures of the policy's answers, in output_dir/rollouts; 0: none.",
     )
-    rollout_sheet_groups: int = field(
-        default=4, metadata={"help": "Groups on such a picture, at most."}
-    )
-    difficulty_log: bool = field(
-        default=False,
-        metadata={"help": "Append each group's mean reward to output_dir/difficulty.jsonl."},
+    rollout_sheet_groups: int = setting(4, "Groups on such a picture, at most.")
+    difficulty_log: bool = setting(
+        False, "Append each group's mean reward to output_dir/difficulty.jsonl."
     )
 
     def check(self) -> None:
@@ -232,15 +173,12 @@ class LogArguments:
 class RunArguments:
     """How the script itself behaves."""
 
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Check everything that needs no weights, print the run and stop."},
+    dry_run: bool = setting(
+        False, "Check everything that needs no weights, print the run and stop."
     )
-    num_ranks: int | None = field(
-        default=None,
-        metadata={"help": "With dry_run: the world size to check for; None: this launch's."},
+    num_ranks: int | None = setting(
+        None, "With dry_run: the world size to check for; None: this launch's."
     )
-    skip_preflight: bool = field(
-        default=False,
-        metadata={"help": "Begin without comparing ranks and looking at store, memory and disks."},
+    skip_preflight: bool = setting(
+        False, "Begin without comparing ranks and looking at store, memory and disks."
     )

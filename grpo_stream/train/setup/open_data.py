@@ -9,7 +9,7 @@ from typing import Any
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
-from grpo_stream.storage.retrying_store import RetryRules
+from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.open_shards import open_shards, parse_shards
 from grpo_stream.stream.prompt_stream import PromptStream
@@ -19,13 +19,6 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.setup.arguments import DataArguments
 from grpo_stream.train.setup.node_manifests import load_manifests
-
-_FLAGS = {
-    "num_threads": "num_reader_threads",
-    "num_processes": "num_decode_processes",
-    "deadline_seconds": "retry_deadline_seconds",
-}
-"""Field of a stream's settings -> what the user calls it, where that differs."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class OpenSources:
             SourceCounts(source.digest, source.shard_counts, weight)
             for source, weight in zip(self.sources, self.weights, strict=True)
         ]
-        return StreamPlan(counts, config.num_lanes, config.seed, config.block_shards)
+        return StreamPlan(counts, config.num_lanes, config.stream_seed, config.block_shards)
 
 
 def open_sources(data: DataArguments) -> OpenSources:
@@ -126,13 +119,13 @@ def stream_config(
     Raises:
         ConfigError: one of them cannot work.
     """
-    with _renamed(_FLAGS):
+    with _renamed({"stream_seed": "seed"} if data.stream_seed is None else {}):
         return StreamConfig(
             num_lanes=num_lanes,
-            seed=seed if data.stream_seed is None else data.stream_seed,
+            stream_seed=seed if data.stream_seed is None else data.stream_seed,
             block_shards=data.block_shards,
-            num_threads=data.num_reader_threads,
-            num_processes=data.num_decode_processes,
+            num_reader_threads=data.num_reader_threads,
+            num_decode_processes=data.num_decode_processes,
             prefetch_batches=data.prefetch_batches,
             num_fetch_threads=data.num_fetch_threads,
             fetch_ahead_bytes=data.num_bytes("fetch_ahead_bytes"),
@@ -145,7 +138,7 @@ def stream_config(
 
 def image_limits(data: DataArguments) -> ImageLimits:
     """What an image may be at most."""
-    return ImageLimits(max_pixels=data.max_image_pixels)
+    return ImageLimits(max_image_pixels=data.max_image_pixels)
 
 
 def _open_shards(data: DataArguments, words: Sequence[str]) -> OpenSources:
@@ -153,8 +146,7 @@ def _open_shards(data: DataArguments, words: Sequence[str]) -> OpenSources:
     cache = None
     if data.cache_dir is not None:
         cache = CacheSettings(data.cache_dir, data.num_bytes("cache_bytes"))
-    with _renamed(_FLAGS):
-        retry = RetryRules(deadline_seconds=data.retry_deadline_seconds)
+    retry = RetryRules(retry_deadline_seconds=data.retry_deadline_seconds)
     sources = open_shards(
         urls,
         cache=cache,

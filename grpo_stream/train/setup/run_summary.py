@@ -75,7 +75,7 @@ def describe_memory(
     num_images = (config.prefetch_batches + 1) * (config.num_lanes // num_ranks)
     num_bytes = 0
     fetched = ""
-    if config.num_processes or any(source.is_remote for source in data_sets.sources):
+    if config.num_decode_processes or any(source.is_remote for source in data_sets.sources):
         num_bytes = config.fetch_ahead_bytes
         fetched = f" and {_megabytes(num_bytes)} fetched ahead"
     if max_pixels is None:

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from trl import GRPOConfig
 
@@ -15,7 +15,7 @@ from grpo_stream.grounding.rewards import load_reward
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.world import World
-from grpo_stream.train.setup.arguments import LogArguments
+from grpo_stream.train.setup.arguments import LogArguments, PackedAttention, SharedPrefix
 from grpo_stream.train.setup.deepspeed_config import (
     check_batch_arithmetic,
     check_zero_config,
@@ -25,10 +25,10 @@ from grpo_stream.train.setup.unsupported_settings import REFUSED
 
 RewardFunction = Callable[..., list[float | None]]
 
-SHARED_PREFIX = ("auto", "on", "off")
+SHARED_PREFIX = get_args(SharedPrefix)
 """Values of ``shared_prefix``."""
-PACKED_ATTENTION = ("two_part", "dense", "flex")
-"""Values of ``shared_prefix_attention`` besides ``auto``."""
+PACKED_ATTENTION = get_args(PackedAttention)
+"""Values of ``shared_prefix_attention``."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CheckedSettings:
     num_lanes: int
     """Prompts per generation batch that are read: more under ``refill_zero_variance``."""
     packed_attention: str
-    """How packed groups attend, one of :data:`PACKED_ATTENTION`."""
+    """How packed groups attend: ``two_part``, ``dense`` or ``flex``."""
     rewards: list[RewardFunction]
     """The reward functions, those given by name too."""
     notes: list[str]
@@ -65,7 +65,7 @@ def check_settings(
         log: How the run is watched.
         reward_funcs: Functions with trl's signature, or names for ``load_reward``; or one of them.
         shared_prefix: One of :data:`SHARED_PREFIX`.
-        shared_prefix_attention: One of :data:`PACKED_ATTENTION`, or ``auto``.
+        shared_prefix_attention: One of :data:`PACKED_ATTENTION`.
         refill_zero_variance: How many times more prompts than are trained on may be sampled.
         has_eval_data: Whether there is something to evaluate on.
         num_ranks: World size to check for; None: this launch's.
@@ -190,7 +190,7 @@ def check_refill(refill: int, args: GRPOConfig) -> None:
 
 
 def packed_attention(wanted: str, device_type: str) -> str:
-    """How packed groups attend, one of :data:`PACKED_ATTENTION`.
+    """How packed groups attend: ``two_part``, ``dense`` or ``flex``.
 
     Args:
         wanted: ``shared_prefix_attention``.
@@ -199,8 +199,8 @@ def packed_attention(wanted: str, device_type: str) -> str:
     Raises:
         ConfigError: there is no such attention, or not on that device.
     """
-    if wanted not in ("auto", *PACKED_ATTENTION):
-        expected = f"must be one of auto, {', '.join(PACKED_ATTENTION)}"
+    if wanted not in PACKED_ATTENTION:
+        expected = f"must be one of {', '.join(PACKED_ATTENTION)}"
         raise ConfigError("shared_prefix_attention", wanted, expected)
     if wanted == "flex" and device_type == "cpu":
         expected = "has no backward pass on the CPU (torch 2.13); use two_part"

@@ -30,7 +30,7 @@ def test_every_sample_counts_once(shapes, num_lanes, world_size, counted, sizes)
     """13 samples; a row of a batch is counted where it lies before ``num_prompts``."""
     ranks = []
     for rank in range(world_size):
-        config = StreamConfig(num_lanes=num_lanes, num_threads=0, resize=None)
+        config = StreamConfig(num_lanes=num_lanes, num_reader_threads=0, resize=None)
         world = World(rank, world_size)
         stream = PromptStream(ShardSource(str(shapes.shards)), config, world)
         ranks.append(EvalBatches(EvalLoader(stream, keys_of)))

@@ -107,7 +107,7 @@ class TestSavedPosition:
 
     def test_allowing_other_lanes_allows_nothing_else(self, make_stream):
         saved = SavedPosition(make_stream(num_lanes=4).cursor(1, 2), (0, 1))
-        stream = make_stream(num_lanes=3, seed=1)
+        stream = make_stream(num_lanes=3, stream_seed=1)
         with pytest.raises(CursorError, match="seed: saved 0, now 1"):
             saved.enter(stream, allow_new_lanes=True)
 

@@ -23,7 +23,7 @@ SETTINGS = {"learning_rate": 1e-6, "reward_funcs": ["one"]}
 def main(shards, out):
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    node_checks.RULES = RetryRules(deadline_seconds=0.5, stall_timeout_seconds=0.5)
+    node_checks.RULES = RetryRules(retry_deadline_seconds=0.5, stall_timeout_seconds=0.5)
     same = RunChecks(SETTINGS, [shards], out)
     file = Path(out) / "file"
     file.touch()

@@ -58,7 +58,7 @@ def test_nodes_begin_with_different_shards(served):
     ],
 )
 def test_a_store_that_does_not(served, monkeypatch, always, word):
-    monkeypatch.setattr(node_checks, "RULES", replace(HASTY_RULES, deadline_seconds=0.4))
+    monkeypatch.setattr(node_checks, "RULES", replace(HASTY_RULES, retry_deadline_seconds=0.4))
     served.always = always
     assert str(probe_store(f"{served.url}/bucket/set").error).startswith(f"{word}: ")
 

@@ -77,8 +77,8 @@ def test_settings_reach_the_stream(shapes, tiny_folder):
     data = settings(shapes, *flags).data
     config = stream_config(data, num_lanes=2, seed=1, rule=None)
     assert (config.fetch_ahead_bytes, config.max_sample_bytes) == (2**20, 2000)
-    assert (config.num_fetch_threads, config.num_processes, config.seed) == (3, 1, 7)
-    assert config.limits.max_pixels == 9
+    assert (config.num_fetch_threads, config.num_decode_processes, config.stream_seed) == (3, 1, 7)
+    assert config.limits.max_image_pixels == 9
 
 
 def test_images_of_records_are_held_to_the_limit(shapes, tmp_path):
