@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
+from grpo_stream.flags import with_dashes
 from grpo_stream.train.checkpoints.universal import make_universal
 
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
         default=1,
         help="that convert at a time; each holds one rank's share in memory (%(default)s)",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_dashes(argv))
     try:
         made = make_universal(args.checkpoint, num_processes=args.num_processes)
     except GrpoStreamError as error:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
+from grpo_stream.flags import with_dashes
 from grpo_stream.train.setup.memory_estimate import Batch, MemoryEstimate, Zero, estimate
 from grpo_stream.train.setup.model_sizes import SHAPES, ModelShape, find_shape
 
@@ -73,7 +74,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, value in vars(default).items():
         add(f"--{name.replace('_', '-')}", type=int, default=value, help="(%(default)s)")
     add("--json", action="store_true", help="all terms, in bytes")
-    return parser.parse_args(argv)
+    return parser.parse_args(with_dashes(argv))
 
 
 def batch_of(args: argparse.Namespace) -> Batch:

@@ -13,23 +13,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trl import TrlParser
-
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.report.figures_text import comparison_table, figure_table
-from grpo_stream.stream.world import World
+from grpo_stream.stream.world import find_world
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation
 from grpo_stream.train.evaluate.evaluation_run import run_evaluation
+from grpo_stream.train.setup.settings_parser import SettingsParser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the script; returns the process's exit code (0 done, 2 settings that cannot work)."""
-    # The launcher of DeepSpeed adds --local_rank; the environment says the same.
-    argv = [word for word in argv if not word.startswith("--local_rank")]
     try:
-        args = parse(argv)
-        plan = plan_evaluation(args, World.from_env())
+        (args,) = SettingsParser(EvaluateArguments, description=__doc__).parse(argv)
+        plan = plan_evaluation(args, find_world())
         if args.num_processes > 1:
             start_ranks(argv, args.num_processes)
         done = run_evaluation(plan)
@@ -43,20 +40,6 @@ def main(argv: Sequence[str]) -> int:
             print(f"compared with {comparison['model']}:\n{comparison_table(comparison)}\n")
         print(f"report: {page}")
     return 0
-
-
-def parse(argv: Sequence[str]) -> EvaluateArguments:
-    """Reads the flags, and a YAML file where --config names one.
-
-    Raises:
-        GrpoStreamError: a setting that nobody knows.
-    """
-    try:
-        (args,) = TrlParser((EvaluateArguments,)).parse_args_and_config(list(argv))
-    except ValueError as error:
-        raise GrpoStreamError(f"the settings cannot be used: {error}") from error
-    found: EvaluateArguments = args
-    return found
 
 
 def start_ranks(argv: Sequence[str], num_processes: int) -> None:

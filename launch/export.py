@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
+from grpo_stream.flags import with_dashes
 from grpo_stream.train.checkpoints.export import export
 
 
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder checkpoint-N")
     parser.add_argument("--to", type=Path, required=True, help="new or empty folder")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_dashes(argv))
     try:
         source = export(args.checkpoint, args.to)
     except GrpoStreamError as error:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from grpo_stream.flags import with_dashes
 from grpo_stream.train.observe.heartbeat import ENDED, missing_ranks, read_beats, table
 
 _MAX_LINES = 20
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("output_dir", help="of the run")
     parser.add_argument("--silent-after", type=float, default=300.0, help="seconds (%(default)s)")
     parser.add_argument("--all", action="store_true", help="not only the 20 most silent ranks")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_dashes(argv))
     beats, now = read_beats(args.output_dir), time.time()
     if not beats:
         print(f"no heartbeats in {args.output_dir}: no rank has begun to train there")

@@ -7,6 +7,7 @@ alone, so a smaller set is the beginning of a larger one; use other seeds for ot
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
+
+from grpo_stream.flags import with_dashes
 
 SIDE = 112
 """Width and height of an image in pixels: 4 x 4 visual tokens of 28 pixels."""
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-images", type=int, required=True, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     if args.num_images < 1 or args.seed < 0:
         parser.error("--num-images must be at least 1 and --seed at least 0")
     write_set(args.out, args.num_images, args.seed, quiet=args.quiet)

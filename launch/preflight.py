@@ -13,16 +13,23 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.cluster.preflight import run_preflight
 from grpo_stream.train.cluster.preflight_needs import run_checks
 from grpo_stream.train.cluster.preflight_report import PreflightError
-from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
-from grpo_stream.train.setup.run_plan import parse_settings, use_cpu_only
+from grpo_stream.train.cluster.process_group import (
+    leave_process_group,
+    naming_taken_port,
+    start_process_group,
+)
+from grpo_stream.train.setup.run_plan import make_settings, read_flags, use_cpu_only
 
 
 def main(argv: list[str]) -> int:
     """Runs the script; returns the process's exit code."""
     use_cpu = use_cpu_only()
     try:
+        parser, flags = read_flags(argv, use_cpu=use_cpu, description=__doc__)
         start_process_group(use_cpu=use_cpu)
-        run_preflight(run_checks(parse_settings(argv, use_cpu=use_cpu)), say=print)
+        with naming_taken_port():
+            settings = make_settings(parser, flags)
+        run_preflight(run_checks(settings), say=print)
         leave_process_group()
     except GrpoStreamError as error:
         if not isinstance(error, PreflightError) or World.from_env().rank == 0:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import yaml
 
+from grpo_stream.flags import with_dashes
 from grpo_stream.grounding.evaluation_files import read_run
 from grpo_stream.images import ResizeRule
 from grpo_stream.report.html import write_report
@@ -62,8 +63,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=ROOT / "out/quickstart", help="%(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and training")
-    parser.add_argument("--reward", default="accuracy_reward_coord", help="%(default)s")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--reward-funcs", "--reward", default="accuracy_reward_coord", help="one (%(default)s)"
+    )
+    args = parser.parse_args(with_dashes(argv))
     # A batch system's SIGTERM must end the running phase too, as an interrupt does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out = args.out.resolve()
@@ -73,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     num_gpus = _num_gpus()
     if not num_gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares a warning in every process
-    for phase in phases(out, args.seed, args.reward, min(num_gpus, 2) or 2):
+    for phase in phases(out, args.seed, args.reward_funcs, min(num_gpus, 2) or 2):
         line = json.dumps(phase.commands)
         fingerprint = hashlib.sha256(f"{fingerprint} {line}".encode()).hexdigest()
         stamp = out / "phases" / f"{phase.name}.json"
@@ -95,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         seconds[phase.name] = time.monotonic() - started
         stamp.parent.mkdir(exist_ok=True)
         stamp.write_text(json.dumps({"fingerprint": fingerprint, "seconds": seconds[phase.name]}))
-    report(out, args.seed, args.reward, seconds)
+    report(out, args.seed, args.reward_funcs, seconds)
     return 0
 
 
@@ -151,7 +154,7 @@ def phases(out: Path, seed: int, reward: str, num_ranks: int) -> Iterator[Phase]
         [*python, "launch/cold_start.py"],
         model_name_or_path=tiny,
         shards=shards / "cold_start",
-        dev_shards=shards / "dev",
+        eval_shards=shards / "dev",
         output_dir=started,
         max_completion_length=8,
         seed=seed,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
+from grpo_stream.flags import with_dashes
 from grpo_stream.train.models.tiny import FAMILIES, make_tiny_policy, read_prompts, task_texts
 
 
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--snap", type=int, default=8, help="answers are multiples of this")
     parser.add_argument("--family", choices=FAMILIES, default="qwen2_5_vl", help="model_type")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_dashes(argv))
     try:
         texts = task_texts(read_prompts(args.json), args.max_coordinate, args.snap)
         make_tiny_policy(args.out, texts, seed=args.seed, family=args.family)

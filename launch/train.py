@@ -31,7 +31,9 @@ from grpo_stream.train.cluster.process_group import (
     BoundWaiting,
     is_lost_rank,
     leave_process_group,
+    naming_taken_port,
     start_process_group,
+    stay_alone,
 )
 from grpo_stream.train.cluster.same_settings import check_agreement, run_settings
 from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
@@ -42,8 +44,9 @@ from grpo_stream.train.setup.open_data import make_stream
 from grpo_stream.train.setup.run_plan import (
     RunPlan,
     Settings,
-    parse_settings,
+    make_settings,
     plan_run,
+    read_flags,
     use_cpu_only,
 )
 from grpo_stream.train.setup.settings_checks import num_eval_lanes
@@ -60,9 +63,14 @@ def main(argv: list[str]) -> int:
     end_with_launcher(stop.is_asked)
     use_cpu = use_cpu_only()
     try:
-        # Settings are parsed with the ranks joined: GRPOConfig counts them.
-        start_process_group(use_cpu=use_cpu)
-        settings = parse_settings(argv, use_cpu=use_cpu)
+        parser, flags = read_flags(argv, use_cpu=use_cpu, description=__doc__)
+        is_alone = flags.dry_run and World.from_env().world_size == 1
+        if is_alone:
+            stay_alone()
+        else:
+            start_process_group(use_cpu=use_cpu)
+        with naming_taken_port():
+            settings = make_settings(parser, flags, is_alone=is_alone)
         if not settings.run.dry_run and not settings.run.skip_preflight:
             run_preflight(run_checks(settings), say=partial(print, flush=True))
         plan = plan_run(settings)

@@ -23,12 +23,17 @@ class World:
 
     @classmethod
     def from_env(cls) -> "World":
-        """Reads ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; one process alone where unset."""
-        return cls(
-            rank=int(os.environ.get("RANK", "0")),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        )
+        """Reads ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; one process alone where unset.
+
+        Raises:
+            ConfigError: one of the first two without the other, or no number.
+        """
+        world_size = _number("WORLD_SIZE", 1)
+        if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+            raise _missing("WORLD_SIZE", "RANK")
+        if "RANK" not in os.environ and world_size > 1:
+            raise _missing("RANK", "WORLD_SIZE")
+        return cls(_number("RANK", 0), world_size, _number("LOCAL_RANK", 0))
 
     def slots(self, num_lanes: int) -> range:
         """The contiguous run of prompt slots of a generation batch that this rank owns.
@@ -45,6 +50,21 @@ class World:
             )
         per_rank = num_lanes // self.world_size
         return range(self.rank * per_rank, (self.rank + 1) * per_rank)
+
+
+def find_world() -> World:
+    """Completes the environment by :func:`torch_variables`; who this process is.
+
+    Raises:
+        ConfigError: half of what a launcher sets is there. Ranks would wait for others that nobody
+            has started, and say in the end that those have gone.
+    """
+    os.environ.update(torch_variables(os.environ))
+    world = World.from_env()
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if world.world_size > 1 and name not in os.environ:
+            raise _missing(name, "WORLD_SIZE")
+    return world
 
 
 def torch_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -87,6 +107,23 @@ _NAMES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 )
 """Rank, world size and local rank, as srun and Open MPI call them."""
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        expected = f"must be a whole number, for example {default}: a launcher's variable"
+        raise ConfigError(name, text, expected) from None
+
+
+def _missing(name: str, beside: str) -> ConfigError:
+    expected = (
+        f"is missing in the environment, beside {beside}={os.environ[beside]}: start the ranks by "
+        f"a launcher (deepspeed, torchrun), or unset {beside} for one process alone"
+    )
+    return ConfigError(name, None, expected)
 
 
 def _address_of_rank_0(environment: Mapping[str, str]) -> str:

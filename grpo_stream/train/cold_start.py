@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.flags import setting
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.train.batches.collate import Batch, model_inputs
 
@@ -26,23 +27,22 @@ class ColdStartConfig:
         ConfigError: a value cannot work.
     """
 
-    max_steps: int = 400
-    """Updates at most; the learning rate falls over this many."""
-    learning_rate: float = 1e-3
-    """Peak of the learning rate."""
-    warmup_steps: int = 40
-    """Updates over which it rises from 0."""
-    final_learning_rate_ratio: float = 0.1
-    """What is left of the peak at the end of the cosine."""
-    max_grad_norm: float = 1.0
-    eval_every_steps: int = 15
-    """Updates between two looks at the dev split; a third of it from half of ``stop_accuracy`` on,
-    since accuracy then rises within a few updates."""
-    stop_accuracy: float = 0.35
-    """Dev accuracy at which it stops; 1.1 never stops early."""
+    max_steps: int = setting(400, "Updates at most; the learning rate falls over this many.")
+    learning_rate: float = setting(1e-3, "Peak of the learning rate.")
+    warmup_steps: int = setting(40, "Updates over which it rises from 0.")
+    final_learning_rate_ratio: float = setting(
+        0.1, "What is left of the peak at the end of the cosine."
+    )
+    max_grad_norm: float = setting(1.0, "Longer gradients are cut to this norm.")
+    eval_steps: int = setting(
+        15,
+        "Updates between two looks at the dev split; a third of it from half of stop_accuracy on, "
+        "since accuracy then rises within a few updates.",
+    )
+    stop_accuracy: float = setting(0.35, "Dev accuracy at which it stops; 1.1 never stops early.")
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "eval_every_steps"):
+        for name in ("max_steps", "eval_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "must be at least 1, for example 25")
         if self.learning_rate <= 0:
@@ -56,7 +56,7 @@ class ColdStartConfig:
             dev_accuracy: At the last look.
         """
         is_close = dev_accuracy >= self.stop_accuracy / 2
-        every = max(1, self.eval_every_steps // 3) if is_close else self.eval_every_steps
+        every = max(1, self.eval_steps // 3) if is_close else self.eval_steps
         return num_steps == self.max_steps or num_steps % every == 0
 
     def learning_rate_at(self, step: int) -> float:

@@ -119,7 +119,7 @@ def test_records_of_other_formats_and_a_comparison(alone, words, shapes, tmp_pat
     [
         (["--by", "color"], "by='color': is no field of the samples; they have colour, shape"),
         (["--report", "no/such/report"], "there is no folder"),
-        (["--temperature", "1"], "['--temperature', '1']"),
+        (["--temperature", "1"], "temperature='1': is no setting"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(words, changes, words_said, tmp_path, capsys):

@@ -35,7 +35,7 @@ class TestConfig:
         assert config.learning_rate_at(0) == 0.5
 
     @pytest.mark.parametrize(
-        "change", [{"max_steps": 0}, {"eval_every_steps": 0}, {"learning_rate": 0.0}]
+        "change", [{"max_steps": 0}, {"eval_steps": 0}, {"learning_rate": 0.0}]
     )
     def test_refuses(self, change):
         with pytest.raises(ConfigError) as info:
@@ -44,7 +44,7 @@ class TestConfig:
 
 
 def test_learns_and_looks_at_the_dev_split(model, loader):
-    config = ColdStartConfig(max_steps=5, warmup_steps=1, eval_every_steps=2, learning_rate=3e-3)
+    config = ColdStartConfig(max_steps=5, warmup_steps=1, eval_steps=2, learning_rate=3e-3)
     accuracies = iter([0.1, 0.2, 0.3])
     result = cold_start(model, loader, config, lambda: next(accuracies))
     assert result.num_steps == len(result.losses) == 5
@@ -55,7 +55,7 @@ def test_learns_and_looks_at_the_dev_split(model, loader):
 
 
 def test_stops_when_it_is_good_enough(model, loader):
-    config = ColdStartConfig(max_steps=50, eval_every_steps=3, stop_accuracy=0.35)
+    config = ColdStartConfig(max_steps=50, eval_steps=3, stop_accuracy=0.35)
     accuracies = iter([0.1, 0.34, 0.35, 0.9])
     result = cold_start(model, loader, config, lambda: next(accuracies))
     assert result.dev_accuracies == [(3, 0.1), (6, 0.34), (7, 0.35)]
@@ -66,7 +66,7 @@ def test_stops_when_it_is_good_enough(model, loader):
 def test_the_model_is_in_training_mode_for_every_update(model, loader):
     modes = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    config = ColdStartConfig(max_steps=3, eval_every_steps=1)
+    config = ColdStartConfig(max_steps=3, eval_steps=1)
     cold_start(model, loader, config, lambda: float(model.eval().training))
     assert modes == [True] * 3
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.flags import with_dashes
 
 EXIT_CODES = """\
 exit codes:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 fine, 1 the data is bad or cannot be read, 2 wrong usage, 130 stopped by Ctrl-C, 143 by
         SIGTERM.
     """
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path may hold letters that the terminal's encoding has not.
         sys.stdout.reconfigure(errors="backslashreplace")

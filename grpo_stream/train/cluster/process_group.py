@@ -3,13 +3,15 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_stream.stream.world import torch_variables
+from grpo_stream.errors import ConfigError
+from grpo_stream.stream.world import find_world
 
 _ALONE = {
     "RANK": "0",
@@ -38,16 +40,41 @@ def start_process_group(*, use_cpu: bool) -> None:
     size for 1 and every rank would hold all weights. On a GPU ``GRPOConfig`` joins.
 
     Raises:
-        ConfigError: see :func:`grpo_stream.stream.world.torch_variables`.
+        ConfigError: see :func:`grpo_stream.stream.world.find_world` and :func:`naming_taken_port`.
     """
-    os.environ.update(torch_variables(os.environ))
+    find_world()
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
     if use_cpu:
         import deepspeed  # noqa: PLC0415 - slow to import, and not needed here on a GPU
 
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), naming_taken_port():
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+def stay_alone() -> None:
+    """Forgets a launcher that has started this process alone, so that nothing joins ranks."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def naming_taken_port() -> Iterator[None]:
+    """Around what joins ranks: another program at their port is told as that.
+
+    Raises:
+        ConfigError: the port at which rank 0 was to wait for the others is taken.
+    """
+    try:
+        yield
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        expected = (
+            "is in use on this machine, perhaps by another run; start with another one, as in"
+        )
+        raise ConfigError("master_port", port, f"{expected} --master_port 29511") from error
 
 
 def leave_process_group() -> None:

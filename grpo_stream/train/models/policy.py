@@ -14,8 +14,7 @@ from transformers.conversion_mapping import (
 )
 
 from grpo_stream.errors import ConfigError
-
-_EXAMPLE = "Qwen/Qwen2.5-VL-3B-Instruct"
+from grpo_stream.train.models.model_path import EXAMPLE, cannot_load, check_model_path
 
 
 class Qwen2_5_VLForConditionalGenerationWithLogits(Qwen2_5_VLForConditionalGeneration):  # noqa: N801
@@ -88,22 +87,18 @@ def policy_config(model_id: str | Path, revision: str = "main") -> Any:
     Raises:
         ConfigError: there is none, or it names no image-and-text model that transformers knows.
     """
+    check_model_path(model_id)
     try:
         config = AutoConfig.from_pretrained(model_id, revision=revision)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "model_name_or_path",
-            str(model_id),
-            f"cannot be loaded ({_first_line(error)}); give a folder or hub id, for example "
-            f"{_EXAMPLE}",
-        ) from error
+        raise cannot_load(model_id, "cannot be loaded", error) from error
     name = (config.architectures or [""])[0]
     if not hasattr(transformers, name) or not hasattr(config, "vision_config"):
         raise ConfigError(
             "model_name_or_path",
             str(model_id),
             f"its architecture {name!r} (model_type {config.model_type!r}) is no image-and-text "
-            f"model of transformers {transformers.__version__}; use for example {_EXAMPLE}",
+            f"model of transformers {transformers.__version__}; use for example {EXAMPLE}",
         )
     return config
 
@@ -116,7 +111,3 @@ def load_policy(model_id: str | Path, **model_init_kwargs: Any) -> Any:
     """
     architecture = getattr(transformers, policy_config(model_id).architectures[0])
     return architecture.from_pretrained(model_id, **model_init_kwargs)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

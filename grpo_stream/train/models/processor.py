@@ -9,6 +9,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ResizeRule
+from grpo_stream.train.models.model_path import cannot_load, check_model_path
 
 PROCESSORS = {
     "qwen2_5_vl": "Qwen2_5_VLProcessor",
@@ -93,15 +94,11 @@ def load_processor(
     Raises:
         ConfigError: there is no such folder or hub id, or it holds no processor.
     """
+    check_model_path(model_id)
     try:
         processor = _loaded(model_id, revision)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "model_name_or_path",
-            str(model_id),
-            f"holds no processor ({str(error).strip().partition(chr(10))[0]}); give a folder or "
-            "hub id, for example Qwen/Qwen2.5-VL-3B-Instruct",
-        ) from error
+        raise cannot_load(model_id, "holds no processor", error) from error
     if known_rule(processor.image_processor) is None:
         for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if value is not None:

@@ -2,20 +2,21 @@
 
 import importlib.util
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import yaml
-from trl import GRPOConfig, ModelConfig, TrlParser
+from trl import GRPOConfig, ModelConfig
 
 from grpo_stream.boxes import Frame
-from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.images import ResizeRule
-from grpo_stream.stream.world import World
+from grpo_stream.stream.world import find_world
+from grpo_stream.train.models.model_path import EXAMPLE, check_model_path
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
@@ -46,6 +47,7 @@ from grpo_stream.train.setup.settings_checks import (
     check_settings,
     num_eval_lanes,
 )
+from grpo_stream.train.setup.settings_parser import SettingsParser
 
 
 @dataclass(frozen=True)
@@ -87,28 +89,58 @@ class RunPlan:
 
 
 def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:
-    """Reads the YAML file and the flags; flags win.
+    """:func:`read_flags` and :func:`make_settings` in one."""
+    return make_settings(*read_flags(argv, use_cpu=use_cpu))
+
+
+def read_flags(
+    argv: Sequence[str], *, use_cpu: bool, description: str | None = None
+) -> tuple[SettingsParser, Namespace]:
+    """Reads the YAML file and the flags; flags win. Joins no ranks and looks for no device.
 
     Args:
         argv: Command-line arguments without the program's name.
         use_cpu: There is no accelerator: take the CPU and float32 unless told otherwise.
+        description: Shown above the flags by ``--help``, which ends the process here.
+
+    Returns:
+        What :func:`make_settings` takes.
 
     Raises:
-        ConfigError: a file that is not there, or a setting that nobody knows.
+        ConfigError: a file that is not there, a setting that nobody knows, a value that is none,
+            half of a launcher's environment, or batch sizes or a DeepSpeed file that cannot work.
     """
-    # The launcher of DeepSpeed adds --local_rank; the environment says the same.
-    argv = [word for word in argv if not word.startswith("--local_rank")]
-    types = (GRPOConfig, ModelConfig, DataArguments, TaskArguments, RunArguments, LogArguments)
-    parser = TrlParser(types)
+    own = (DataArguments, TaskArguments, LogArguments, RunArguments)
+    parser = SettingsParser(*own, GRPOConfig, ModelConfig, description=description)
     if use_cpu:
         parser.set_defaults(use_cpu=True, bf16=False)
     if importlib.util.find_spec("tensorboard") is not None:
         parser.set_defaults(report_to="tensorboard")
-    _check_early(parser, argv)
-    try:
-        return Settings(*parser.parse_args_and_config(argv))
-    except ValueError as error:
-        raise GrpoStreamError(f"the settings cannot be used: {error}") from error
+    flags = parser.read(argv)
+    _check_early(flags, find_world().world_size)
+    return parser, flags
+
+
+def make_settings(parser: SettingsParser, flags: Namespace, *, is_alone: bool = False) -> Settings:
+    """The settings of :func:`read_flags` as instances of their classes.
+
+    Args:
+        parser: That has read the flags.
+        flags: Its values.
+        is_alone: No other ranks are to be joined. Else GRPOConfig counts them, for which they must
+            have been joined on a CPU (:mod:`grpo_stream.train.cluster.process_group`), and which
+            joins them on a GPU.
+
+    Raises:
+        ConfigError, GrpoStreamError: values that cannot go together.
+    """
+    deepspeed = flags.deepspeed
+    if is_alone:
+        flags.deepspeed = None  # transformers (5.23) joins ranks for it
+    data, task, log, run, args, model = parser.build(flags)
+    if is_alone:
+        args.deepspeed = deepspeed
+    return Settings(args, model, data, task, run, log)
 
 
 def plan_run(settings: Settings) -> RunPlan:
@@ -190,29 +222,18 @@ def _waiting_notes(settings: Settings, num_ranks: int) -> list[str]:
     ]
 
 
-def _check_early(parser: TrlParser, argv: Sequence[str]) -> None:
+def _check_early(flags: Namespace, world_size: int) -> None:
     """Checks what GRPOConfig would refuse, or fail on, without saying what would work."""
-    words = list(argv)
-    if "--config" in words:
-        place = words.index("--config")
-        path = Path(words[place + 1]) if place + 1 < len(words) else Path()
-        if not path.is_file():
-            raise ConfigError("config", str(path), "is no file; see launch/configs/ for examples")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            parser.set_defaults_with_config(**content)
-        del words[place : place + 2]
-    given, _ = parser.parse_known_args(words)
-    if isinstance(given.deepspeed, str):
-        load_zero_config(given.deepspeed)
-    if given.generation_batch_size is None:
+    if isinstance(flags.deepspeed, str):
+        load_zero_config(flags.deepspeed)
+    if flags.generation_batch_size is None:
         check_batch_arithmetic(
-            world_size=given.num_ranks or World.from_env().world_size,
-            per_device_train_batch_size=given.per_device_train_batch_size,
-            steps_per_generation=given.steps_per_generation or given.gradient_accumulation_steps,
-            gradient_accumulation_steps=given.gradient_accumulation_steps,
-            num_generations=given.num_generations,
-            num_iterations=given.num_iterations,
+            world_size=flags.num_ranks or world_size,
+            per_device_train_batch_size=flags.per_device_train_batch_size,
+            steps_per_generation=flags.steps_per_generation or flags.gradient_accumulation_steps,
+            gradient_accumulation_steps=flags.gradient_accumulation_steps,
+            num_generations=flags.num_generations,
+            num_iterations=flags.num_iterations,
         )
 
 
@@ -225,18 +246,15 @@ def _check_model(settings: Settings) -> tuple[PromptTemplate, Frame | None, Resi
     model, task = settings.model, settings.task
     name = model.model_name_or_path
     if name is None:
-        expected = "give a folder or hub id, for example Qwen/Qwen2.5-VL-3B-Instruct"
+        expected = f"give a folder or hub id, for example {EXAMPLE}"
         raise ConfigError("model_name_or_path", None, expected)
     for field_name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model, field_name):
             raise ConfigError(field_name, True, "is not supported yet; use False")
     if model.use_peft and importlib.util.find_spec("peft") is None:
         raise ConfigError("use_peft", True, "needs the package peft: pip install grpo_stream[lora]")
-    is_folder = Path(name).is_dir()
-    if not is_folder and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-        expected = "is no folder; give one or a hub id, as in Qwen/Qwen2.5-VL-3B-Instruct"
-        raise ConfigError("model_name_or_path", name, expected)
-    if not is_folder:
+    check_model_path(name)
+    if not Path(name).is_dir():
         frame = answer_frame_for("", task.answer_frame) if task.answer_frame is not None else None
         return load_template(task.prompt_template), frame, None
     template, frame = check_policy(

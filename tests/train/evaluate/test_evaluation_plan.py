@@ -56,7 +56,7 @@ def test_a_checkpoint_tells_how_it_was_asked(plan, make_trainer, tmp_path):
     ("changes", "field", "words"),
     [
         ({"report": "s3://bucket/report"}, "report", "folder on this machine"),
-        ({"model": "no/such/folder"}, "model_name_or_path", "cannot be loaded"),
+        ({"model": "no/such/folder"}, "model_name_or_path", "does not exist"),
         ({"shards": None}, "shards", "exactly one of shards and json"),
         ({"json": ["x.json"]}, "shards", "exactly one of shards and json"),
         ({"shards": None, "json": ["x.json"]}, "json", "x.json"),

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from grpo_stream.errors import ConfigError, GrpoStreamError, ImageError, ManifestError
+from grpo_stream.errors import ConfigError, ImageError, ManifestError
 from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.train.observe.metrics import short_line
 from grpo_stream.train.setup.arguments import DataArguments
@@ -120,8 +120,9 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--num_ranks", "12"], "only 11 samples"),
         (["--deepspeed", "nope.json"], "ds_configs/zero3.json"),
         (["--config", "nope.yaml"], "launch/configs/"),
-        (["--model_name_or_path", "/no/such/folder"], "is no folder"),
-        (["--model_name_or_path", "runs/no/such"], "is no folder"),
+        (["--model_name_or_path", "/no/such/folder"], "'/no/such/folder': does not exist"),
+        (["--model_name_or_path", "runs/no/such"], "'runs/no/such': does not exist"),
+        (["--model_name_or_path", "./pyproject.toml"], "is no folder"),
         (["--model_name_or_path", "tests"], "model_name_or_path='tests'"),
         (["--load_in_4bit", "true"], "load_in_4bit"),
         (["--answer_frame", "nope"], "per_mille"),
@@ -148,7 +149,7 @@ def test_mistakes_are_named_with_what_works(shapes, flags, message):
 
 
 def test_an_unknown_flag_is_named(shapes):
-    with pytest.raises(GrpoStreamError, match="--bogus"):
+    with pytest.raises(ConfigError, match="bogus='1': is no setting"):
         settings(shapes, "--bogus", "1")
 
 
