@@ -1,7 +1,9 @@
+import os
+
 import pytest
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.stream.world import World, first_host, torch_variables
+from grpo_stream.stream.world import World, find_world, first_host, torch_variables
 
 
 @pytest.mark.parametrize(
@@ -17,6 +19,50 @@ def test_from_env(monkeypatch, env, expected):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert World.from_env() == expected
+
+
+@pytest.fixture
+def set_environment(monkeypatch):
+    def set_all(environment):
+        monkeypatch.setattr(os, "environ", dict(environment))
+
+    return set_all
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "RANK=None: is missing in the environment, beside WORLD_SIZE=4: st"),
+        ({"RANK": "0"}, "WORLD_SIZE=None: is missing in the environment, beside RANK=0: start"),
+        ({"RANK": "1", "WORLD_SIZE": "two"}, "WORLD_SIZE='two': must be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "4", "MASTER_PORT": "1"}, "MASTER_ADDR=None: is missing"),
+        ({"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "a"}, "MASTER_PORT=None: is missing"),
+    ],
+)
+def test_half_an_environment_is_refused(environment, message, set_environment):
+    set_environment(environment)
+    with pytest.raises(ConfigError, match=message):
+        find_world()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, World()),
+        ({"WORLD_SIZE": "1"}, World()),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, World()),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, World(1, 2)),
+    ],
+)
+def test_who_this_process_is(environment, expected, set_environment):
+    set_environment(environment)
+    assert find_world() == expected
+
+
+def test_what_srun_says_is_made_torchs(set_environment):
+    set_environment(SRUN)
+    assert find_world() == World(9, 16, 1)
+    assert {name: os.environ[name] for name in OF_SRUN} == OF_SRUN
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(-1, 1), (1, 1), (4, 4), (0, 0)])

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import distributed
 
-from grpo_stream.train.cluster.process_group import bound_waiting, is_lost_rank, leave_process_group
+from grpo_stream.errors import ConfigError
+from grpo_stream.train.cluster.process_group import (
+    bound_waiting,
+    is_lost_rank,
+    leave_process_group,
+    naming_taken_port,
+)
 
 
 def test_every_group_waits_as_long_as_the_run_says(tmp_path):
@@ -29,6 +35,19 @@ def test_all_groups_are_left(tmp_path):
     distributed.new_group([0])
     leave_process_group()
     assert not distributed.is_initialized()
+
+
+def test_a_taken_port_is_named(monkeypatch):
+    first = distributed.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    monkeypatch.setenv("MASTER_PORT", str(first.port))
+    message = f"master_port='{first.port}': is in use on this machine.*--master_port"
+    with pytest.raises(ConfigError, match=message), naming_taken_port():
+        distributed.TCPStore("127.0.0.1", first.port, 1, is_master=True)
+
+
+def test_other_errors_of_the_network_are_left(monkeypatch):
+    with pytest.raises(distributed.DistNetworkError, match="gone"), naming_taken_port():
+        raise distributed.DistNetworkError("gone")
 
 
 def seconds_of(group):

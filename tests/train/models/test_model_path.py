@@ -13,7 +13,7 @@ from grpo_stream.train.models.processor import load_processor
         ("runs/of/yesterday", "'runs/of/yesterday': does not exist; give"),
         ("./tiny", "'./tiny': does not exist; give"),
         ("yesterday/tiny", "'yesterday/tiny': does not exist here, and on the hub it "),
-        ("./pyproject.toml", "is no folder; give"),
+        ("./pyproject.toml", "'./pyproject.toml': is no folder; give"),
         ("tests", r"'tests': (cannot be loaded|holds no processor) \("),
     ],
 )
