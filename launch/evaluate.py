@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from trl import TrlParser
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.report.figures_text import comparison_table, figure_table
+from grpo_stream.report.evaluation_tables import comparison_table, figure_table
 from grpo_stream.stream.world import World
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation

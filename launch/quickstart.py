@@ -26,8 +26,8 @@ import yaml
 
 from grpo_stream.grounding.evaluation_files import read_run
 from grpo_stream.images import ResizeRule
-from grpo_stream.report.html import write_report
-from grpo_stream.report.training import TrainingRun, training_report
+from grpo_stream.report.html_page import write_report
+from grpo_stream.report.training_page import TrainingRun, training_report
 from grpo_stream.stream.prompt_stream import read_in_order
 from grpo_stream.stream.sources import ShardSource
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from grpo_stream.boxes import Box, Point, Size
-from grpo_stream.report.pictures import Colour, Mark, contact_sheet, draw_marks
-from grpo_stream.report.style import GROUND, HINT, INK, PALE, PAPER, RULE, STAGE
-from grpo_stream.report.text import font, wrap
-from grpo_stream.report.zoom import draw_zoom, zoom_region
+from grpo_stream.report.contact_sheet import contact_sheet
+from grpo_stream.report.drawn_text import font, wrap
+from grpo_stream.report.marked_image import Colour, Mark, draw_marks, draw_zoom, zoom_region
+from grpo_stream.report.page_style import GROUND, HINT, INK, PALE, PAPER, RULE, STAGE
 
 COLUMNS = 2
 MAX_ANSWERS = 16

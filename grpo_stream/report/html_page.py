@@ -2,8 +2,6 @@
 
 import base64
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,8 +10,9 @@ from statistics import median
 
 from PIL import Image
 
-from grpo_stream.report.style import STYLE
-from grpo_stream.report.svg import Svg
+from grpo_stream.report.charts import Svg
+from grpo_stream.report.page_style import STYLE
+from grpo_stream.storage.atomic_files import write_atomic
 
 PAGE_NAME = "index.html"
 
@@ -60,24 +59,11 @@ def write_report(report: Report, folder: str | Path) -> Path:
 def write_page(page: str, folder: str | Path) -> Path:
     """Writes ``page`` as ``index.html`` into ``folder`` (made if missing) and returns its path.
 
-    The page appears whole or not at all: it is written under another name and then renamed.
+    The page appears whole or not at all.
     """
-    return write_whole(Path(folder) / PAGE_NAME, page.encode(errors="replace"))
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Writes a file that appears whole or not at all; its folder is made if missing."""
+    path = Path(folder) / PAGE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp's files are private to their owner; a report is for everyone.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_atomic(path, page.encode(errors="replace"))
     return path
 
 

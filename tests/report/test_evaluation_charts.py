@@ -1,6 +1,6 @@
 import pytest
 
-from grpo_stream.report.scatter import MAX_DOTS, target_plot
+from grpo_stream.report.evaluation_charts import MAX_DOTS, target_plot
 from tests.report.test_charts import SVG, parsed, texts
 
 

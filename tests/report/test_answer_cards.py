@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo_stream.report.answer_card import answer_card
-from grpo_stream.report.pictures import COLOURS
+from grpo_stream.report.answer_cards import answer_card, pick_answers
+from grpo_stream.report.marked_image import COLOURS
 from tests.report.support import UNREADABLE, row
 from tests.report.test_gallery import images_of
-from tests.report.test_html import Page
+from tests.report.test_html_page import Page
 
 
 class TestCard:
@@ -53,3 +53,52 @@ class TestCard:
     def test_a_small_target_is_shown_larger_with_the_answer_beside_it(self):
         html = answer_card(row(solution=[290, 140, 300, 160]), Image.new("RGB", (1200, 600)))
         assert len(images_of(Page(html))) == 2
+
+
+def answer(image, distance, *, hit=False, iou=0.0, side=100, failure=None):
+    return {
+        "image": image,
+        "distance": distance,
+        "point": None if distance is None else [1, 1],
+        "is_hit": hit,
+        "iou": iou,
+        "failure": failure,
+        "solution": [0, 0, side, side],
+        "scales": [1000, 1000],
+    }
+
+
+ANSWERS = [
+    answer("a", 0.9),
+    answer("a", 0.8),
+    answer("b", 0.1, side=5),
+    answer("b", 0.0, hit=True),
+    answer("c", 0.01, hit=True, iou=0.9),
+    answer("c", None, failure="empty", side=1),
+    answer("d", 0.5, side=400),
+]
+
+
+@pytest.mark.parametrize(
+    ("title", "places"),
+    [
+        ("Farthest misses", [0, 6, 2, 1]),  # one of each image before a second one
+        ("Near misses", [2, 6, 1, 0]),
+        ("Smallest targets", [5, 2, 0, 6]),
+        ("Best answers", [4, 3]),
+        ("Unreadable answers", [5]),
+    ],
+)
+def test_each_kind_in_its_order(title, places):
+    picks = {pick.title: pick.places for pick in pick_answers(ANSWERS, 4)}
+    assert picks[title] == places
+
+
+def test_kinds_without_answers_are_left_out():
+    assert [pick.title for pick in pick_answers(ANSWERS[3:4], 2)] == [
+        "Smallest targets",
+        "Best answers",
+    ]
+    assert pick_answers(ANSWERS, 0) == []
+    points = [answer("a", 0.2) | {"solution": [5, 5], "iou": None}]
+    assert [pick.title for pick in pick_answers(points, 2)] == ["Farthest misses", "Near misses"]

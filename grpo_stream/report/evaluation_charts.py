@@ -1,10 +1,25 @@
-"""Where answers fall, seen from the box they should have met: one dot each, as SVG text."""
+"""The charts of an evaluation, as SVG: where answers fall, and how far from the truth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
-from grpo_stream.report.svg import GRID, INK, PALE, Svg, line, svg, text
+import numpy as np
+from numpy.typing import NDArray
+
+from grpo_stream.report.answer_cards import Answer
+from grpo_stream.report.charts import (
+    GRID,
+    INK,
+    PALE,
+    Series,
+    Svg,
+    line,
+    line_chart,
+    svg,
+    text,
+)
 
 MAX_DOTS = 2000
 """More are thinned out evenly."""
@@ -12,6 +27,32 @@ MAX_DOTS = 2000
 _SIDE, _LEFT, _TOP, _WORDS_LEFT = 222, 14, 44, 268
 _REACH = 4.0  # the plot shows so many half-sides of the true box to each side
 _HIT, _MISS, _TRUTH = "var(--right,#145ae6)", "var(--wrong,#d72323)", "var(--truth,#009650)"
+
+
+def evaluation_charts(results: Mapping[str, Any], answers: Sequence[Answer]) -> list[Svg]:
+    """Where the answers fall, their distances, and their overlaps where boxes were answered.
+
+    Args:
+        results: What ``results.json`` holds.
+        answers: What ``answers.jsonl`` holds.
+    """
+    charts = []
+    offsets = [offset for offset in map(_offset, answers) if offset is not None]
+    if offsets:
+        charts.append(target_plot("Where the answers fall, seen from the true box", offsets))
+    # An answer without a place is at no distance.
+    distances = [math.inf if a["distance"] is None else a["distance"] for a in answers]
+    reaches = np.linspace(0, 0.5, 101)
+    within = np.searchsorted(np.sort(distances), reaches, side="right") / len(distances)
+    title = "Answers by distance from the true centre"
+    charts.append(_share_chart(title, reaches, within, "at most, as a share of the diagonal"))
+    if results["figures"]["acc_50"] is not None:
+        ious = [answer["iou"] for answer in answers if answer["iou"] is not None]
+        levels = np.linspace(0, 1, 101)
+        above = 1 - np.searchsorted(np.sort(ious), levels, side="left") / len(ious)
+        title = "Answers by overlap with the true box"
+        charts.append(_share_chart(title, levels, above, "IoU of at least"))
+    return charts
 
 
 def target_plot(title: str, offsets: Sequence[tuple[float, float, bool]]) -> Svg:
@@ -74,4 +115,24 @@ def _square(x: float, y: float, reach: float, colour: str, width: float) -> str:
     return (
         f"<rect x='{x - reach:.1f}' y='{y - reach:.1f}' width='{2 * reach:.1f}' "
         f"height='{2 * reach:.1f}' fill='none' stroke='{colour}' stroke-width='{width}'/>"
+    )
+
+
+def _share_chart(
+    title: str, xs: NDArray[np.float64], shares: NDArray[np.float64], x_label: str
+) -> Svg:
+    series = Series("share", xs.tolist(), shares.tolist())
+    y_label = "share of samples"
+    return line_chart(title, [series], x_label=x_label, y_label=y_label, y_range=(0, 1))
+
+
+def _offset(answer: Answer) -> tuple[float, float, bool] | None:
+    if answer["point"] is None or len(answer["solution"]) != 4 or answer["is_hit"] is None:
+        return None
+    x1, y1, x2, y2 = answer["solution"]
+    x, y = answer["point"]
+    return (
+        (2 * x - x1 - x2) / (x2 - x1),
+        (2 * y - y1 - y2) / (y2 - y1),
+        bool(answer["is_hit"]),
     )

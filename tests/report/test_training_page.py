@@ -7,9 +7,9 @@ from PIL import Image
 
 from grpo_stream.boxes import Size
 from grpo_stream.images import Pixels
-from grpo_stream.report.html import render
-from grpo_stream.report.pictures import COLOURS
-from grpo_stream.report.training import TrainingRun, training_report
+from grpo_stream.report.html_page import render
+from grpo_stream.report.marked_image import COLOURS
+from grpo_stream.report.training_page import TrainingRun, training_report
 
 
 @dataclass(frozen=True)

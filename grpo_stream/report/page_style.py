@@ -2,8 +2,8 @@
 
 INK, PALE, RULE = (31, 35, 40), (95, 105, 115), (226, 228, 230)
 PAPER, GROUND, STAGE = (255, 255, 255), (246, 246, 244), (236, 237, 237)
-LINE, HINT = (29, 95, 209), (240, 150, 0)
-"""RGB: a chart's line or bars, and what points something out in it."""
+HINT = (240, 150, 0)
+"""RGB of what points something out."""
 
 STYLE = """
 :root { --ink: #1f2328; --pale: #5f6973; --rule: #e2e4e6; --paper: #fff; --ground: #f6f6f4;

@@ -1,15 +1,15 @@
 import base64
 import io
 import os
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from grpo_stream.report import html
 from grpo_stream.report.charts import Bar, bar_chart
-from grpo_stream.report.html import PictureCard, Report, Table, render, write_report
+from grpo_stream.report.html_page import PictureCard, Report, Table, render, write_report
 
 NASTY = "<script>alert('1')</script> & \"quotes\""
 VOID = {"meta", "link", "img", "input"}
@@ -122,10 +122,10 @@ def test_a_failed_write_leaves_the_old_page_and_no_rest(report, tmp_path, monkey
     before = path.read_bytes()
 
     def fail(_):
-        raise RuntimeError("out of ink")
+        raise OSError("disk full")
 
-    monkeypatch.setattr(html, "render", fail)
-    with pytest.raises(RuntimeError, match="out of ink"):
-        write_report(report, tmp_path)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(replace(report, title="New"), tmp_path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["index.html"]

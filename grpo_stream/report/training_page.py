@@ -6,10 +6,9 @@ from typing import Any, Protocol
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.images import Pixels
-from grpo_stream.report.charts import Bar, Series, bar_chart, line_chart
-from grpo_stream.report.html import PictureCard, Report, Table
-from grpo_stream.report.pictures import Mark, draw_marks, encode_picture
-from grpo_stream.report.svg import Svg
+from grpo_stream.report.charts import Bar, Series, Svg, bar_chart, line_chart
+from grpo_stream.report.html_page import PictureCard, Report, Table
+from grpo_stream.report.marked_image import Mark, draw_marks, encode_picture
 
 _SMOOTH_POINTS = 5
 _CURVES = (

@@ -2,20 +2,24 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from grpo_stream.boxes import Box, Point, Size
-from grpo_stream.report.pictures import (
+from grpo_stream.report.marked_image import (
     COLOURS,
     MAX_SIDE_PIXELS,
     Mark,
-    contact_sheet,
     draw_marks,
+    draw_zoom,
     encode_picture,
     picture_size,
+    zoom_region,
 )
 
 GREY = (128, 128, 128)
+SCREEN = Size(1280, 720)
 
 
 def grey(width, height):
@@ -117,22 +121,72 @@ def test_encode_picture_takes_the_smaller_form(kind):
         assert back.size == (300, 200)
 
 
-def test_contact_sheet_centres_each_picture_in_its_cell():
-    sheet = contact_sheet([grey(30, 20), grey(10, 40), grey(30, 40)], columns=2, gap=5)
-    assert sheet.size == (5 + 2 * 35, 5 + 2 * 45)
-    assert sheet.getpixel((5, 15)) == GREY
-    assert sheet.getpixel((5, 14)) == (255, 255, 255)
-    assert sheet.getpixel((50, 5)) == GREY
-    assert sheet.getpixel((49, 5)) == (255, 255, 255)
-    assert sheet.getpixel((5, 50)) == GREY
-    assert contact_sheet([grey(30, 20)], columns=9).width == 12 + 42
-
-
-@pytest.mark.parametrize(("count", "columns"), [(0, 2), (1, 0)])
-def test_contact_sheet_needs_something_to_show(count, columns):
-    with pytest.raises(ValueError, match="at least 1"):
-        contact_sheet([grey(9, 9)] * count, columns)
-
-
 def test_large_pictures_are_bounded():
     assert max(draw_marks(grey(4000, 300), []).size) == MAX_SIDE_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("shape", "region"),
+    [
+        (Box(600, 300, 620, 310), Box(538, 260, 682, 350)),
+        (Box(0, 0, 20, 10), Box(0, 0, 144, 90)),
+        (Box(1270, 715, 1290, 730), Box(1136, 630, 1280, 720)),
+        (Point(639.5, 359.5), Box(568, 315, 712, 405)),
+        (Box(500, 300, 780, 328), Box(440, 189, 840, 439)),
+        (Box(100, 100, 1200, 600), None),
+        (Box(9, 9, 9, 20), None),
+        (Box(2000, 10, 2010, 20), None),
+        (Point(float("nan"), 3), None),
+    ],
+)
+def test_the_region_is_around_the_place_and_inside(shape, region):
+    assert zoom_region(shape, SCREEN) == region
+
+
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.lists(st.floats(-100, 6000, allow_nan=False), min_size=4, max_size=4),
+)
+def test_a_region_never_leaves_the_image(width, height, numbers):
+    region = zoom_region(Box(*numbers), Size(width, height))
+    if region is not None:
+        assert region.is_valid
+        assert region.clipped(Size(width, height)) == region
+        assert all(isinstance(n, int) for n in (region.x1, region.y1, region.x2, region.y2))
+
+
+def test_the_place_is_drawn_where_it_lies_in_the_enlarged_part():
+    image = Image.new("RGB", SCREEN, (128, 128, 128))
+    image.paste((255, 255, 0), (600, 300, 620, 310))
+    region = zoom_region(Box(600, 300, 620, 310), SCREEN)
+    assert region is not None
+    zoom = draw_zoom(image, Box(600, 300, 620, 310), "truth", region, Size(432, 270))
+    assert zoom.size == (432, 270)
+    x1, y1 = round(600 - region.x1) * 3, round(300 - region.y1) * 3
+    pixels = np.asarray(zoom)
+    assert tuple(pixels[y1 + 15, x1 + 30]) == (255, 255, 0)
+    assert tuple(pixels[y1 + 15, x1 - 2]) == COLOURS["truth"]
+    assert tuple(pixels[y1 - 2, x1 + 30]) == COLOURS["truth"]
+    assert tuple(pixels[2, 2]) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_drawn"),
+    [
+        (Point(640, 290), True),
+        (Point(100, 290), False),  # else it would be drawn at the edge
+        (Box(560, 280, 600, 300), True),
+        (Box(100, 280, 200, 300), False),
+    ],
+)
+def test_further_marks_are_drawn_where_they_are_in_sight(shape, is_drawn):
+    image = Image.new("RGB", SCREEN, (128, 128, 128))
+    region = Box(538, 260, 682, 350)
+    truth = Box(600, 300, 620, 310)
+    size = Size(432, 270)
+    plain, marked = (
+        np.asarray(draw_zoom(image, truth, "truth", region, size, more))
+        for more in ((), [Mark(shape, "wrong")])
+    )
+    assert (plain != marked).any() == is_drawn

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_stream.report.text import drawable, font, wrap
+from grpo_stream.report.drawn_text import drawable, font, wrap
 
 
 @pytest.mark.parametrize(

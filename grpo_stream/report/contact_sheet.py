@@ -1,12 +1,14 @@
-"""A contact sheet's cell: a sample's picture, a closer look and a short caption, as pixels."""
+"""Pictures side by side on one sheet; a sample as a cell of it, with a closer look and words."""
+
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
 from grpo_stream.boxes import Size
+from grpo_stream.report.drawn_text import drawable, font, wrap
 from grpo_stream.report.gallery import TALL_RATIO, GallerySample, marks_on, zooms_of
-from grpo_stream.report.pictures import COLOURS, draw_marks
-from grpo_stream.report.style import INK, PALE, PAPER, RULE, STAGE
-from grpo_stream.report.text import drawable, font, wrap
+from grpo_stream.report.marked_image import COLOURS, draw_marks
+from grpo_stream.report.page_style import INK, PALE, PAPER, RULE, STAGE
 
 CELL = Size(440, 392)
 """Pixels of a cell."""
@@ -16,6 +18,32 @@ _TALL_STAGE = (0, 0, 196, 392)
 _GAP = 10
 _WIDE_ZOOM, _TALL_ZOOM = Size(182, 114), Size(224, 140)
 _PROMPT_PIXELS, _SMALL_PIXELS = 17, 13
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 12) -> Image.Image:
+    """``images`` on one white sheet, row by row, each in the middle of its cell.
+
+    Args:
+        images: At least one.
+        columns: Cells in a row.
+        gap: Pixels between cells and around them.
+
+    Raises:
+        ValueError: no images, or less than one column.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"{len(images)} images in {columns} columns: both must be at least 1")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell = Size(max(i.width for i in images), max(i.height for i in images))
+    size = (gap + columns * (cell.width + gap), gap + rows * (cell.height + gap))
+    sheet = Image.new("RGB", size, "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        x = gap + column * (cell.width + gap) + (cell.width - image.width) // 2
+        y = gap + row * (cell.height + gap) + (cell.height - image.height) // 2
+        sheet.paste(image, (x, y))
+    return sheet
 
 
 def sheet_cell(sample: GallerySample) -> Image.Image:

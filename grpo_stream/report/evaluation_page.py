@@ -1,15 +1,13 @@
 """The page of an evaluation: figures with their intervals, where answers fall, and pictures."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from grpo_stream.report.charts import Series, line_chart
-from grpo_stream.report.figures_text import (
+from grpo_stream.report.answer_cards import Answer
+from grpo_stream.report.charts import Svg
+from grpo_stream.report.evaluation_charts import evaluation_charts
+from grpo_stream.report.evaluation_tables import (
     TITLES,
     cell_text,
     compared_figures,
@@ -19,10 +17,7 @@ from grpo_stream.report.figures_text import (
     shown_figures,
 )
 from grpo_stream.report.gallery import CARD_STYLE
-from grpo_stream.report.html import Table, header_html, page_html, tables_html
-from grpo_stream.report.picks import Answer
-from grpo_stream.report.scatter import target_plot
-from grpo_stream.report.svg import Svg
+from grpo_stream.report.html_page import Table, header_html, page_html, tables_html
 
 _NOTES = (
     (
@@ -71,7 +66,7 @@ def evaluation_page(
         + _bad_samples(results["bad_samples"])
         + _figures_html(results)
         + "".join(map(_comparison_html, results["comparisons"]))
-        + _charts_html(_charts(results, answers))
+        + _charts_html(evaluation_charts(results, answers))
         + "".join(_gallery_html(*gallery, n == 0) for n, gallery in enumerate(galleries))
         + tables_html(_tables(results))
         + _notes_html(_NOTES)
@@ -147,46 +142,6 @@ def _comparison_html(comparison: Mapping[str, Any]) -> str:
     header = ("", "here", "there", "here - there, paired by sample", "")
     table = tables_html([Table(f"Compared with {other}", rows, header)])
     return f"<div class='compared'>{table}<p class='under'>{escape(moved)}</p></div>"
-
-
-def _charts(results: Mapping[str, Any], answers: Sequence[Answer]) -> list[Svg]:
-    charts = []
-    offsets = [offset for offset in map(_offset, answers) if offset is not None]
-    if offsets:
-        charts.append(target_plot("Where the answers fall, seen from the true box", offsets))
-    # An answer without a place is at no distance.
-    distances = [math.inf if a["distance"] is None else a["distance"] for a in answers]
-    reaches = np.linspace(0, 0.5, 101)
-    within = np.searchsorted(np.sort(distances), reaches, side="right") / len(distances)
-    title = "Answers by distance from the true centre"
-    charts.append(_share_chart(title, reaches, within, "at most, as a share of the diagonal"))
-    if results["figures"]["acc_50"] is not None:
-        ious = [answer["iou"] for answer in answers if answer["iou"] is not None]
-        levels = np.linspace(0, 1, 101)
-        above = 1 - np.searchsorted(np.sort(ious), levels, side="left") / len(ious)
-        title = "Answers by overlap with the true box"
-        charts.append(_share_chart(title, levels, above, "IoU of at least"))
-    return charts
-
-
-def _share_chart(
-    title: str, xs: NDArray[np.float64], shares: NDArray[np.float64], x_label: str
-) -> Svg:
-    series = Series("share", xs.tolist(), shares.tolist())
-    y_label = "share of samples"
-    return line_chart(title, [series], x_label=x_label, y_label=y_label, y_range=(0, 1))
-
-
-def _offset(answer: Answer) -> tuple[float, float, bool] | None:
-    if answer["point"] is None or len(answer["solution"]) != 4 or answer["is_hit"] is None:
-        return None
-    x1, y1, x2, y2 = answer["solution"]
-    x, y = answer["point"]
-    return (
-        (2 * x - x1 - x2) / (x2 - x1),
-        (2 * y - y1 - y2) / (y2 - y1),
-        bool(answer["is_hit"]),
-    )
 
 
 def _charts_html(charts: Sequence[Svg]) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from grpo_stream.report.figures_text import (
+from grpo_stream.report.evaluation_tables import (
     comparison_table,
     difference_text,
     figure_table,

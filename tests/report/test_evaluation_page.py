@@ -1,6 +1,6 @@
-from grpo_stream.report.evaluation import evaluation_page
+from grpo_stream.report.evaluation_page import evaluation_page
 from tests.report.support import UNREADABLE, row
-from tests.report.test_html import NASTY, Page
+from tests.report.test_html_page import NASTY, Page
 
 
 def figure(value, low=None, high=None):

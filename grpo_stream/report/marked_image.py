@@ -1,9 +1,9 @@
-"""True and predicted places drawn on an image, readable at 112 and at 4000 pixels."""
+"""Boxes and points drawn on an image, readable at 112 and at 4000 pixels; small ones enlarged."""
 
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.images import Pixels
-from grpo_stream.report.text import font
+from grpo_stream.report.drawn_text import font
 
 Role = Literal["truth", "right", "wrong", "zoom"]
 Colour = tuple[int, int, int]
@@ -29,6 +29,10 @@ MAX_SIDE_PIXELS = 640
 _ENLARGE_UP_TO = 448  # small images grow by a whole factor, so that their pixels stay squares
 _WHITE: Colour = (255, 255, 255)
 _SMOOTHING = 3  # marks are drawn this much larger and averaged down: smooth edges
+_LEAST_CONTEXT = Size(144, 90)
+"""Pixels of the image that a closer look shows at least, so that one knows where one is."""
+_BOX_SHARE = 0.7  # of the closer look, at most
+_WORTH_IT = 0.6  # a region this long compared to the image shows hardly more than the image
 
 
 @dataclass(frozen=True)
@@ -106,30 +110,50 @@ def encode_picture(image: Image.Image) -> bytes:
     return min(png.getvalue(), jpeg.getvalue(), key=len)
 
 
-def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 12) -> Image.Image:
-    """``images`` on one white sheet, row by row, each in the middle of its cell.
+def zoom_region(shape: Box | Point, size: Size) -> Box | None:
+    """The part of an image of ``size`` around ``shape`` that is worth enlarging.
+
+    Returns:
+        A box of whole pixels inside the image, 8 to 5 where the image allows it, in the shape's
+        frame; None where it would show most of the image anyway, or the shape cannot be drawn.
+    """
+    box = Box(shape.x, shape.y, shape.x + 1, shape.y + 1) if isinstance(shape, Point) else shape
+    if not box.is_valid or not box.clipped(size).is_valid:
+        return None
+    box = box.clipped(size)
+    width = max(box.width / _BOX_SHARE, box.height / _BOX_SHARE * 8 / 5, _LEAST_CONTEXT.width)
+    height = max(width * 5 / 8, _LEAST_CONTEXT.height)
+    if width > _WORTH_IT * size.width and height > _WORTH_IT * size.height:
+        return None
+    x1, x2 = _span(box.centre.x, width, size.width)
+    y1, y2 = _span(box.centre.y, height, size.height)
+    return Box(x1, y1, x2, y2, box.frame)
+
+
+def draw_zoom(
+    image: Image.Image,
+    shape: Box | Point,
+    role: Role,
+    region: Box,
+    within: Size,
+    more: Sequence[Mark] = (),
+) -> Image.Image:
+    """The ``region`` of ``image`` as large as fits ``within``, with ``shape`` drawn on it.
 
     Args:
-        images: At least one.
-        columns: Cells in a row.
-        gap: Pixels between cells and around them.
-
-    Raises:
-        ValueError: no images, or less than one column.
+        image: The whole image.
+        shape: In pixels of the whole image.
+        role: Decides the colour.
+        region: From :func:`zoom_region`.
+        within: Largest width and height of the result in pixels.
+        more: Further marks in pixels of the whole image; those outside of ``region`` are left out.
     """
-    if not images or columns < 1:
-        raise ValueError(f"{len(images)} images in {columns} columns: both must be at least 1")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    cell = Size(max(i.width for i in images), max(i.height for i in images))
-    size = (gap + columns * (cell.width + gap), gap + rows * (cell.height + gap))
-    sheet = Image.new("RGB", size, _WHITE)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        x = gap + column * (cell.width + gap) + (cell.width - image.width) // 2
-        y = gap + row * (cell.height + gap) + (cell.height - image.height) // 2
-        sheet.paste(image, (x, y))
-    return sheet
+    left, top = round(region.x1), round(region.y1)
+    part = image.crop((left, top, round(region.x2), round(region.y2)))
+    scale = min(within.width / part.width, within.height / part.height)
+    size = Size(max(1, round(part.width * scale)), max(1, round(part.height * scale)))
+    marks = [Mark(shape, role), *(mark for mark in more if _meets(mark.shape, region))]
+    return draw_marks(part, [replace(m, shape=_moved(m.shape, -left, -top)) for m in marks], size)
 
 
 class _Pen:
@@ -187,3 +211,23 @@ class _Pen:
         self.draw.rectangle((left, top, left + width, top + height), fill=colour)
         middle = (left + width / 2, top + height / 2)
         self.draw.text(middle, text, fill=_WHITE, font=type_face, anchor="mm")
+
+
+def _meets(shape: Box | Point, region: Box) -> bool:
+    if isinstance(shape, Point):
+        return region.x1 <= shape.x < region.x2 and region.y1 <= shape.y < region.y2
+    is_beside = shape.x2 <= region.x1 or shape.x1 >= region.x2
+    return not (is_beside or shape.y2 <= region.y1 or shape.y1 >= region.y2)
+
+
+def _span(centre: float, length: float, limit: int) -> tuple[int, int]:
+    """Whole start and end of a stretch around ``centre`` that stays within [0, limit]."""
+    whole = min(limit, max(1, round(length)))
+    start = min(max(round(centre - whole / 2), 0), limit - whole)
+    return start, start + whole
+
+
+def _moved(shape: Box | Point, dx: float, dy: float) -> Box | Point:
+    if isinstance(shape, Point):
+        return Point(shape.x + dx, shape.y + dy, shape.frame)
+    return Box(shape.x1 + dx, shape.y1 + dy, shape.x2 + dx, shape.y2 + dy, shape.frame)

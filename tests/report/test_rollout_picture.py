@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from grpo_stream.boxes import Box, Point
-from grpo_stream.report.rollouts import (
+from grpo_stream.report.rollout_picture import (
     MAX_ANSWERS,
     RolloutAnswer,
     RolloutGroup,
