@@ -21,7 +21,7 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from benchmarks.build.build import SCREENSHOTS, copy_images
-from benchmarks.servers.s3_server import Server, serve
+from benchmarks.servers.server_process import Server, serve
 from grpo_stream.records.stored_image import Check, PictureRules
 from grpo_stream.shards.index import energon_index_name, index_name
 from grpo_stream.shards.manifest import Manifest
@@ -150,7 +150,12 @@ def _round(
     last_shard = _seconds(upload_last)
     shutil.rmtree(out)
     return Round(
-        local, bucket, last_shard, used.cpu_seconds, used.num_requests, used.num_bytes / 1e6
+        local,
+        bucket,
+        last_shard,
+        used.cpu_seconds,
+        used.num_requests,
+        used.num_received_bytes / 1e6,
     )
 
 

@@ -8,20 +8,11 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.tar import read_sample
 from grpo_stream.storage import object_store
 from grpo_stream.storage.store import open_store
-from tests.shards.s3_server import s3_environment, s3_server
 from tests.shards.support import make_sample, write_set
 
 pytest.importorskip("obstore")
 
 MIB = 2**20
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with s3_server() as server:
-        for name, value in s3_environment(server.endpoint).items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def test_every_method(server, tmp_path):
@@ -64,7 +55,7 @@ def test_large_files_go_up_in_parts_and_come_down_in_pieces(server, tmp_path):
     (tmp_path / "x").write_bytes(data)
     store = open_store("s3://bucket/set")
     store.put_file("x.tar", tmp_path / "x")
-    parts = [query for method, _, query in server.requests if method == "PUT"]
+    parts = [one.query for one in server.requests if one.method == "PUT"]
     assert len(parts) == 3
     assert all("partNumber" in query for query in parts)
     with store.open_stream("x.tar") as stream:
@@ -75,16 +66,16 @@ def test_a_stream_that_breaks_off_goes_on(server):
     data = bytes(range(256)) * (8 * MIB // 256)
     store = open_store("s3://bucket/set")
     store.write("x", data)
-    server.cuts, server.cut_bytes = 3, 2 * MIB
+    server.faults = ["truncated"] * 3
     with store.open_stream("x") as stream:
         assert stream.read() == data
-    assert server.cuts == 0
+    assert server.faults == []
 
 
 def test_a_stream_never_mixes_two_objects(server):
     store = open_store("s3://bucket/set")
     store.write("x", b"1" * 4 * MIB)
-    server.cuts, server.cut_bytes = 1, 2 * MIB
+    server.faults = ["truncated"]
     with store.open_stream("x") as stream:
         assert stream.read(100) == b"1" * 100
         store.write("x", b"2" * 4 * MIB)
@@ -95,7 +86,7 @@ def test_a_stream_never_mixes_two_objects(server):
 def test_a_refused_write(server, tmp_path):
     (tmp_path / "x").write_bytes(bytes(9 * MIB))
     store = open_store("s3://bucket/set")
-    server.failures["bucket/set/x"] = 403
+    server.always["bucket/set/x"] = "denied"
     for write in (lambda: store.write("x", b"1"), lambda: store.put_file("x", tmp_path / "x")):
         with pytest.raises(StoreError, match=r"unwritable: s3://bucket/set: x"):
             write()

@@ -5,8 +5,8 @@ import pytest
 from grpo_stream.errors import StoreError
 from grpo_stream.storage.retrying_store import RetryRules, open_patient
 from grpo_stream.stream.sources import ShardSource
-from tests.shards import real_servers
 from tests.shards.support import make_sample, write_set
+from tests.storage import real_servers
 
 pytest.importorskip("obstore")
 

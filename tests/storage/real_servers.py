@@ -23,8 +23,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.shards.faulty_server import faulty_server
-from tests.shards.s3_server import s3_environment
+from benchmarks.servers.object_server import ObjectServer, client_environment
 
 START_SECONDS = 60
 # Azurite's account, which its documentation gives.
@@ -49,7 +48,7 @@ def moto(folder, scratch):
         send(port, "PUT", "/set-of-moto")
         for path in folder.iterdir():
             send(port, "PUT", f"/set-of-moto/train/{path.name}", path.read_bytes())
-        yield "s3://set-of-moto/train", s3_environment(f"http://127.0.0.1:{port}")
+        yield "s3://set-of-moto/train", client_environment(f"http://127.0.0.1:{port}")
     finally:
         server.stop()
 
@@ -100,8 +99,8 @@ def azurite(folder, scratch):
 @contextmanager
 def web(folder, scratch):
     """A web server that answers ranges."""
-    with faulty_server() as server:
-        server.objects = {f"data/train/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    with ObjectServer() as server:
+        server.add_folder(folder, "data/train")
         yield f"{server.url}/data/train", {}
 
 
