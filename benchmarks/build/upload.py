@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.build.build import SCREENSHOTS, copy_images
 from benchmarks.servers.server_process import Server, serve
 from grpo_stream.records.stored_image import Check, PictureRules
-from grpo_stream.shards.index import energon_index_name, index_name
+from grpo_stream.shards.index import shard_files
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import open_store
 from shard_builder.build.build import BuildSettings, build
@@ -144,7 +144,7 @@ def _round(
     store = open_store(url)
 
     def upload_last() -> None:
-        for file in (last, index_name(last), energon_index_name(last)):
+        for file in shard_files(last):
             store.put_file(file, out / file)
 
     last_shard = _seconds(upload_last)
