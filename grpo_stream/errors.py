@@ -9,10 +9,6 @@ class GrpoStreamError(Exception):
     """Base of all errors raised on purpose."""
 
 
-class GrpoStreamWarning(UserWarning):
-    """Something was put right or left out, and the user should know."""
-
-
 class ConfigError(GrpoStreamError, ValueError):
     """A setting cannot work; raised before anything is loaded.
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
-from grpo_stream.report.figures_text import comparison_table, figure_table
+from grpo_stream.report.evaluation_tables import comparison_table, figure_table
 from grpo_stream.stream.world import find_world
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -27,10 +26,10 @@ import yaml
 from grpo_stream.flags import with_dashes
 from grpo_stream.grounding.evaluation_files import read_run
 from grpo_stream.images import ResizeRule
-from grpo_stream.report.html import write_report
-from grpo_stream.report.training import TrainingRun, training_report
-from grpo_stream.stream.prompt_stream import read_in_order
-from grpo_stream.stream.sources import ShardSource
+from grpo_stream.report.html_page import write_report
+from grpo_stream.report.training_page import TrainingRun, training_report
+from grpo_stream.stream.ordered_reader import read_at
+from grpo_stream.stream.sources import ShardSource, StreamSample
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "launch/configs/quickstart.yaml"
@@ -236,7 +235,10 @@ def report(out: Path, seed: int, reward: str, seconds: dict[str, float]) -> None
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
     source = ShardSource(str(out / "shards/test"))
-    samples = next(islice(read_in_order(source, ResizeRule(), NUM_PICTURES), 1))
+    samples = [
+        StreamSample.from_sample(read_at(source, ordinal), ResizeRule())
+        for ordinal in range(NUM_PICTURES)
+    ]
     settings = yaml.safe_load(CONFIG.read_text()) | {"seed": seed, "reward_funcs": reward}
     page = training_report(
         TrainingRun(

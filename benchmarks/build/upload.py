@@ -21,9 +21,9 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from benchmarks.build.build import SCREENSHOTS, copy_images
-from benchmarks.servers.s3_server import Server, serve
+from benchmarks.servers.server_process import Server, serve
 from grpo_stream.records.stored_image import Check, PictureRules
-from grpo_stream.shards.index import energon_index_name, index_name
+from grpo_stream.shards.index import shard_files
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import open_store
 from shard_builder.build.build import BuildSettings, build
@@ -144,13 +144,18 @@ def _round(
     store = open_store(url)
 
     def upload_last() -> None:
-        for file in (last, index_name(last), energon_index_name(last)):
+        for file in shard_files(last):
             store.put_file(file, out / file)
 
     last_shard = _seconds(upload_last)
     shutil.rmtree(out)
     return Round(
-        local, bucket, last_shard, used.cpu_seconds, used.num_requests, used.num_bytes / 1e6
+        local,
+        bucket,
+        last_shard,
+        used.cpu_seconds,
+        used.num_requests,
+        used.num_received_bytes / 1e6,
     )
 
 

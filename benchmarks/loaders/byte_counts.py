@@ -17,7 +17,7 @@ from tqdm import tqdm
 from benchmarks.loaders.figures import Row, show
 from benchmarks.loaders.loader import add_data, fetch_ahead_bytes, prepared
 from benchmarks.peers.ours import keep_sample
-from benchmarks.servers.range_server import serve_folder, served
+from benchmarks.servers.server_process import serve
 from grpo_stream.shards.sample import encode_meta
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.loader import PromptLoader
@@ -54,7 +54,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def run(args: argparse.Namespace) -> None:
     """Prints bytes and ratios."""
     rows: dict[str, Row] = {}
-    with prepared(args, []) as job, serve_folder(job.shards, args.delay_ms) as server:
+    with prepared(args, []) as job, serve(args.delay_ms, job.shards) as server:
         kinds = [(kind, ranks) for ranks in args.ranks for kind in ("ranges", "cache")]
         for kind, num_ranks in tqdm(kinds, disable=args.json):
             with (
@@ -64,13 +64,13 @@ def run(args: argparse.Namespace) -> None:
                 cache = None
                 if kind == "cache":
                     cache = _cache_settings(Path(folder), job.shards, args.cache_shards)
-                before, start = served(server), time.perf_counter()
+                before, start = server.usage(), time.perf_counter()
                 needed = _epoch(args, server.url, num_ranks, cache)
-                seconds, used = time.perf_counter() - start, served(server).since(before)
+                seconds, used = time.perf_counter() - start, server.usage().since(before)
             rows[f"{num_ranks} ranks, {kind}"] = {
                 "needed": round(needed / 1e6, 2),
-                "read": round(used.num_bytes / 1e6, 2),
-                "ratio": round(used.num_bytes / needed, 4),
+                "read": round(used.num_sent_bytes / 1e6, 2),
+                "ratio": round(used.num_sent_bytes / needed, 4),
                 "requests": used.num_requests,
                 "per_s": round(used.num_requests / seconds / num_ranks, 2),
             }

@@ -16,7 +16,7 @@ from benchmarks.loaders.figures import Row, Table, median, ratio, show
 from benchmarks.loaders.job import Job, Measured, run_apart
 from benchmarks.loaders.loader import add_data, installed_peers, prepared
 from benchmarks.peers.peers import OURS, PEERS
-from benchmarks.servers.range_server import serve_folder
+from benchmarks.servers.server_process import serve
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import open_store
 
@@ -71,7 +71,7 @@ def _measure(args: argparse.Namespace, job: Job, names: list[str]) -> dict[str, 
         next_keys[name] = run_apart(own).keys
     contestants = [*names, *(f"{name} s3" for name in names if name in OURS)]
     progress = tqdm(total=args.rounds * len(contestants), disable=args.json, unit="run")
-    with serve_folder(job.shards, args.delay_ms) as server, progress:
+    with serve(args.delay_ms, job.shards) as server, progress:
         for _ in range(args.rounds):
             for name in contestants:
                 own = replace(job, contestant=name.removesuffix(" s3"))

@@ -31,8 +31,7 @@ from benchmarks.loaders.figures import (
 from benchmarks.loaders.job import Job, Measured
 from benchmarks.loaders.turns import Contestant
 from benchmarks.peers.peers import OURS, PEERS
-from benchmarks.servers.range_server import Served, serve_folder, served
-from benchmarks.servers.s3_server import Server
+from benchmarks.servers.server_process import Server, Usage, serve
 from grpo_stream.errors import ConfigError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import open_store
@@ -65,7 +64,7 @@ class Rounds:
     """What each contestant measured, round by round."""
 
     measured: dict[str, list[Measured]] = field(default_factory=dict)
-    served: dict[str, list[Served]] = field(default_factory=dict)
+    served: dict[str, list[Usage]] = field(default_factory=dict)
 
     def per_second(self, name: str) -> list[float]:
         """Samples per second."""
@@ -194,7 +193,7 @@ def _contestants(args: argparse.Namespace) -> list[str]:
 
 def _run_rounds(args: argparse.Namespace, job: Job, contestants: list[str]) -> Rounds:
     rounds = Rounds({name: [] for name in contestants}, {})
-    serving = serve_folder(job.shards, args.delay_ms) if args.store == "s3" else nullcontext()
+    serving = serve(args.delay_ms, job.shards) if args.store == "s3" else nullcontext()
     progress = tqdm(total=args.rounds * len(contestants), disable=args.json, unit="turn")
     with serving as server, progress, _Field(job, server) as opened:
         for number in range(args.rounds):
@@ -204,10 +203,10 @@ def _run_rounds(args: argparse.Namespace, job: Job, contestants: list[str]) -> R
             for name in contestants:
                 progress.set_description(name)
                 remote = server if _is_remote(name) else None
-                before = served(remote) if remote else None
+                before = remote.usage() if remote else None
                 rounds.measured[name].append(opened.contestants[name].take_turn())
                 if remote and before:
-                    rounds.served.setdefault(name, []).append(served(remote).since(before))
+                    rounds.served.setdefault(name, []).append(remote.usage().since(before))
                 progress.update()
     return rounds
 
@@ -268,7 +267,7 @@ def _tables(args: argparse.Namespace, contestants: list[str], rounds: Rounds) ->
         tables["server"] = {
             name: {
                 "requests": mean([one.num_requests for one in usages]),
-                "megabytes": mean([one.num_bytes / 1e6 for one in usages]),
+                "megabytes": mean([one.num_sent_bytes / 1e6 for one in usages]),
                 "server_cpu_s": mean([one.cpu_seconds for one in usages]),
                 "first_batch_in_delays": median(
                     [

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.timed_run JOB``: times one loader; prints a line of JSON for each turn.
+"""``python -m benchmarks.loaders.timed_run JOB``: times a loader; prints JSON after each turn.
 
 The clock runs over the samples after the warm-up, while workers are in full swing, so neither
 imports nor the start of processes count. CPU seconds are those of all processes, those that have

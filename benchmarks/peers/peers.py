@@ -41,7 +41,7 @@ class Peer:
     package: str
     """What is imported, and has to be there."""
     module: str
-    """Of ``benchmarks``: has ``open_loader``; run as a script, it makes the copy."""
+    """Of ``benchmarks.peers``: has ``open_loader``; run as a script, it makes the copy."""
     has_copy: bool
     can_resume: bool
     """Whether a saved place is sought, rather than read up to."""
@@ -63,7 +63,7 @@ class Peer:
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        command = [sys.executable, "-m", f"benchmarks.{self.module}", shards, str(folder)]
+        command = [sys.executable, "-m", f"benchmarks.peers.{self.module}", shards, str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (folder / "done").touch()
 
@@ -83,7 +83,7 @@ PEERS = {
 def opener(name: str) -> Callable[[Job], Any]:
     """What opens the loader of that name, with all that it needs imported."""
     module = "ours" if name in OURS else PEERS[name].module
-    open_loader: Callable[[Job], Any] = import_module(f"benchmarks.{module}").open_loader
+    open_loader: Callable[[Job], Any] = import_module(f"benchmarks.peers.{module}").open_loader
     return open_loader
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from benchmarks.loaders.figures import Row, show
 from benchmarks.scale.scale_run import Cluster, Outcome, Reads, plan_reads, simulate, traffic
 from benchmarks.scale.scale_store import StoreModel, StoreTimes
-from grpo_stream.report.charts import Series, line_chart
-from grpo_stream.report.svg import Svg
+from grpo_stream.report.charts import Series, Svg, line_chart
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import StreamConfig
 

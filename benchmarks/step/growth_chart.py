@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_stream.report.charts import ticks
-from grpo_stream.report.svg import GRID, INK, PALE, PALETTE, line, svg, text
+from grpo_stream.report.charts import GRID, INK, PALE, PALETTE, line, svg, text, ticks
 
 _SIDE, _LEFT, _TOP = 420, 60, 62
 _GOOD = 0.7

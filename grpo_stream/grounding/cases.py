@@ -107,7 +107,9 @@ class Case:
 
     def distance(self) -> float | None:
         """``max(0, 1 - (d / dmax)^2)`` in coordinates divided by the image's sides."""
-        if not self.can_score or self.size is None:
+        if self.size is None:
+            raise _missing("scales", "the distance is one in shares of the image's sides")
+        if not self.can_score:
             return None
         if self.point is None:
             return 0.0
@@ -133,14 +135,14 @@ class Case:
 def cases_of(
     completions: Sequence[Completion],
     solution: Sequence[Numbers],
-    scales: Sequence[Numbers] | None,
-    model_size: Sequence[Numbers] | None,
-    answer_frame: str | Sequence[str] | None,
+    scales: Sequence[Numbers] | None = None,
+    model_size: Sequence[Numbers] | None = None,
+    answer_frame: str | Sequence[str] | None = None,
     *,
-    need_scales: bool = False,
     log_metric: LogMetric | None = None,
+    **_: Any,
 ) -> list[Case]:
-    """One case per completion, from the columns that a reward function receives.
+    """One case per completion, from the columns that trl hands a reward function.
 
     Args:
         completions: Texts or conversations.
@@ -148,7 +150,6 @@ def cases_of(
         scales: Sizes of the original images.
         model_size: Sizes of the resized images.
         answer_frame: Frame of the answers: one name, or one per completion.
-        need_scales: Refuse to go without ``scales`` in any frame.
         log_metric: trl's logger. Receives ``parse_failures/<reason>``, the share of completions
             that failed for each reason, and, with ``scales``, ``answers_outside_image``, the share
             whose point is not in the image: many of them speak of a wrong frame. All are logged,
@@ -176,7 +177,7 @@ def cases_of(
         # The completions of a group share their row's objects: those are checked once.
         if not last or any(map(operator.is_not, row, last)):
             truth, original, model, frame = row
-            shared = _shape(truth), *_sizes(original, model, frame, need_scales=need_scales), frame
+            shared = _shape(truth), *_sizes(original, model, frame), frame
             last = tuple(row)
         cases.append(Case(completion_text(completion), *shared))
     if log_metric is not None and cases:
@@ -205,12 +206,10 @@ def _giou(a: Box, b: Box) -> float:
     return share - (1 - union / hull.area)
 
 
-def _sizes(
-    original: Numbers, model: Numbers, frame: str, *, need_scales: bool
-) -> tuple[Size | None, Size | None]:
+def _sizes(original: Numbers, model: Numbers, frame: str) -> tuple[Size | None, Size | None]:
     if frame not in FRAMES:
         raise ConfigError("answer_frame", frame, f"must be one of {', '.join(FRAMES)}")
-    if not len(original) and (need_scales or frame != "original"):
+    if not len(original) and frame != "original":
         raise _missing("scales", "give (width, height) of every original image")
     if not len(model) and frame == "model":
         raise _missing("model_size", "give (width, height) of every resized image")

@@ -8,7 +8,8 @@ from typing import Any
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.scores import ScoredAnswer
-from grpo_stream.report.html import write_page, write_whole
+from grpo_stream.report.html_page import write_page
+from grpo_stream.storage.atomic_files import write_atomic
 
 RESULTS_NAME = "results.json"
 """Figures, settings, versions; written last: without it there is no evaluation."""
@@ -36,12 +37,13 @@ def write_run(
     figures never lie beside the answers of another run.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS_NAME).unlink(missing_ok=True)
     lines = (json.dumps(answer.to_dict(), ensure_ascii=False) + "\n" for answer in answers)
-    write_whole(folder / ANSWERS_NAME, "".join(lines).encode(errors="surrogatepass"))
+    write_atomic(folder / ANSWERS_NAME, "".join(lines).encode(errors="surrogatepass"))
     path = write_page(page, folder)
     text = json.dumps({"version": VERSION, **results}, ensure_ascii=False, indent=1)
-    write_whole(folder / RESULTS_NAME, f"{text}\n".encode(errors="surrogatepass"))
+    write_atomic(folder / RESULTS_NAME, f"{text}\n".encode(errors="surrogatepass"))
     return path
 
 

@@ -20,15 +20,17 @@ All but ``length_penalty`` hand trl's ``log_metric`` the shares of parse failure
 :func:`~grpo_stream.grounding.cases.cases_of`.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.answers import Answer, parse_answer
 from grpo_stream.grounding.cases import (
+    Case,
     Completion,
     LogMetric,
-    Numbers,
     cases_of,
     completion_text,
     log_failures,
@@ -57,19 +59,27 @@ __all__ = [
 ]
 
 Rewards: TypeAlias = list[float | None]
+Reward: TypeAlias = Callable[..., Rewards]
 
 
-def accuracy_reward_coord(
-    completions: Sequence[Completion],
-    solution: Sequence[Numbers],
-    scales: Sequence[Numbers] | None = None,
-    model_size: Sequence[Numbers] | None = None,
-    answer_frame: str | Sequence[str] | None = None,
-    *,
-    point_radius: float | None = None,
-    log_metric: LogMetric | None = None,
-    **_: Any,
-) -> Rewards:
+def _reward(of_cases: Reward) -> Reward:
+    """A function of cases, called as trl does: the columns of ``cases_of`` and its own keywords."""
+    _, *keywords = inspect.signature(of_cases).parameters.values()
+    *columns, others = inspect.signature(cases_of).parameters.values()
+    names = [keyword.name for keyword in keywords]
+
+    @functools.wraps(of_cases)
+    def reward(*args: Any, **given: Any) -> Rewards:
+        own = {name: given.pop(name) for name in names if name in given}
+        return of_cases(cases_of(*args, **given), **own)
+
+    signature = inspect.Signature([*columns, *keywords, others], return_annotation=Rewards)
+    reward.__signature__ = signature  # type: ignore[attr-defined]
+    return reward
+
+
+@_reward
+def accuracy_reward_coord(cases: Sequence[Case], *, point_radius: float | None = None) -> Rewards:
     """1 if the predicted point, or the predicted box's centre, lies in the true box, else 0.
 
     Formula: ``1[x1 <= x < x2 and y1 <= y < y2]``, in {0, 1}. Source: the click accuracy of
@@ -77,56 +87,31 @@ def accuracy_reward_coord(
     answer: 0.
 
     Args:
-        completions: See the module, as for the next four.
-        solution: Boxes, or points (see ``point_radius``).
-        scales: Original sizes.
-        model_size: Resized sizes.
-        answer_frame: Frames of the answers.
+        cases: Completions and truths, from trl's columns.
         point_radius: How near a true point is a hit, as a share of the image's diagonal
             (``functools.partial`` sets it; ``scales`` is needed). None: points are not scored.
-        log_metric: trl's logger, see the module.
 
     Raises:
         ConfigError: ``point_radius`` is not positive.
     """
     if point_radius is not None and not point_radius > 0:
         raise ConfigError("point_radius", point_radius, "must be above 0, for example 0.05")
-    columns = (completions, solution, scales, model_size, answer_frame)
-    cases = cases_of(*columns, log_metric=log_metric)
     return [case.accuracy(point_radius) for case in cases]
 
 
-def iou_reward(
-    completions: Sequence[Completion],
-    solution: Sequence[Numbers],
-    scales: Sequence[Numbers] | None = None,
-    model_size: Sequence[Numbers] | None = None,
-    answer_frame: str | Sequence[str] | None = None,
-    *,
-    log_metric: LogMetric | None = None,
-    **_: Any,
-) -> Rewards:
+@_reward
+def iou_reward(cases: Sequence[Case]) -> Rewards:
     """Intersection over union of predicted and true box.
 
     Formula: ``|A & B| / |A | B|``, in [0, 1]; areas are real numbers, so an overlap of less than a
     pixel counts. 0 for an answer that is a point, or an inverted or empty box; None for a true
     point. Source: the Jaccard index, as PASCAL VOC uses it (Everingham et al., 2010).
     """
-    columns = (completions, solution, scales, model_size, answer_frame)
-    cases = cases_of(*columns, log_metric=log_metric)
     return [case.iou() for case in cases]
 
 
-def giou_reward(
-    completions: Sequence[Completion],
-    solution: Sequence[Numbers],
-    scales: Sequence[Numbers] | None = None,
-    model_size: Sequence[Numbers] | None = None,
-    answer_frame: str | Sequence[str] | None = None,
-    *,
-    log_metric: LogMetric | None = None,
-    **_: Any,
-) -> Rewards:
+@_reward
+def giou_reward(cases: Sequence[Case]) -> Rewards:
     """Generalised intersection over union: it also tells far misses from near ones.
 
     Formula: ``IoU - (|C| - |A | B|) / |C|`` with ``C`` the least box around ``A`` and ``B``, in
@@ -134,21 +119,11 @@ def giou_reward(
     answer that is a point, or an inverted or empty box, or cannot be read; None for a true point.
     Source: Rezatofighi et al., 2019 (arXiv 1902.09630).
     """
-    columns = (completions, solution, scales, model_size, answer_frame)
-    cases = cases_of(*columns, log_metric=log_metric)
     return [case.giou() for case in cases]
 
 
-def distance_reward(
-    completions: Sequence[Completion],
-    solution: Sequence[Numbers],
-    scales: Sequence[Numbers] | None = None,
-    model_size: Sequence[Numbers] | None = None,
-    answer_frame: str | Sequence[str] | None = None,
-    *,
-    log_metric: LogMetric | None = None,
-    **_: Any,
-) -> Rewards:
+@_reward
+def distance_reward(cases: Sequence[Case]) -> Rewards:
     """How near the predicted point is to the true one, over the whole image.
 
     Formula: ``max(0, 1 - (d / dmax)^2)``, in [0, 1]: ``d`` is the distance from the predicted point
@@ -156,29 +131,17 @@ def distance_reward(
     corner, both with x and y divided by the image's width and height. ``scales`` is needed.
     Source: the dense point reward of SE-GUI (arXiv 2505.12370), without its in-box term.
     """
-    columns = (completions, solution, scales, model_size, answer_frame)
-    cases = cases_of(*columns, need_scales=True, log_metric=log_metric)
     return [case.distance() for case in cases]
 
 
-def gaussian_reward(
-    completions: Sequence[Completion],
-    solution: Sequence[Numbers],
-    scales: Sequence[Numbers] | None = None,
-    model_size: Sequence[Numbers] | None = None,
-    answer_frame: str | Sequence[str] | None = None,
-    *,
-    log_metric: LogMetric | None = None,
-    **_: Any,
-) -> Rewards:
+@_reward
+def gaussian_reward(cases: Sequence[Case]) -> Rewards:
     """A Gaussian hill over the true box: 1 at its centre, 0.61 at the middle of an edge.
 
     Formula: ``exp(-((dx / sx)^2 + (dy / sy)^2) / 2)``, in [0, 1], with ``dx, dy`` from the
     predicted point (or centre) to the true centre and ``sx, sy`` half of the true width and
     height. None for a true point. Source: the Gaussian point reward of GUI-G2 (arXiv 2507.15846).
     """
-    columns = (completions, solution, scales, model_size, answer_frame)
-    cases = cases_of(*columns, log_metric=log_metric)
     return [case.gaussian() for case in cases]
 
 

@@ -142,11 +142,6 @@ class EpochPlan:
         """Samples behind the last lane: they stand in for samples that cannot be read."""
         return self.lanes.num_reserve
 
-    def slot_ordinals(self, batch_index: int, slots: range) -> Indices:
-        """Ordinals that ``slots`` read in generation batch ``batch_index``, int64."""
-        ordinals: Indices = self.ordinals(range(batch_index, batch_index + 1), slots)[0]
-        return ordinals
-
     def ordinals(self, batches: range, slots: range) -> Indices:
         """Ordinals that ``slots`` read in ``batches``: int64, shape (len(batches), len(slots)).
 

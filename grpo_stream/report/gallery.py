@@ -10,9 +10,8 @@ from typing import Any
 from PIL import Image
 
 from grpo_stream.boxes import Box, Point, Size
-from grpo_stream.report.html import data_uri, header_html, page_html
-from grpo_stream.report.pictures import Mark, draw_marks, picture_size
-from grpo_stream.report.zoom import draw_zoom, zoom_region
+from grpo_stream.report.html_page import data_uri, header_html, page_html
+from grpo_stream.report.marked_image import Mark, draw_marks, draw_zoom, picture_size, zoom_region
 
 MAX_SIDE = 1200
 """Longest side in pixels of a picture in the page; larger images are made smaller."""

@@ -8,6 +8,7 @@ in one go, and one request then fetches one sample. ``docs/shards.md`` has the t
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError, StoreError
 from grpo_stream.shards.fast_rows import row_maker
 from grpo_stream.shards.manifest import ShardInfo
+from grpo_stream.storage.atomic_files import write_atomic
 from grpo_stream.storage.store import Store
 
 INDEX_VERSION = 2
@@ -216,9 +218,26 @@ def index_name(shard: str) -> str:
     return f"{shard}.index"
 
 
+def shard_files(shard: str) -> tuple[str, str, str]:
+    """Names of a shard's tar, of its index and of Energon's; put into a bucket in this order."""
+    return shard, index_name(shard), energon_index_name(shard)
+
+
 def energon_index_name(shard: str) -> str:
     """Name of Megatron-Energon's own index that lies beside the shard."""
     return f"{shard}.idx"
+
+
+def write_indexes(path: Path, index: ShardIndex, end: int) -> None:
+    """Writes both indexes beside the tar at ``path``, each whole or not at all.
+
+    Args:
+        path: The tar's.
+        index: Of that tar.
+        end: Where its last member ends and its end mark starts.
+    """
+    write_atomic(path.with_name(index_name(path.name)), index.to_bytes())
+    write_atomic(path.with_name(energon_index_name(path.name)), energon_index(index, end))
 
 
 def energon_index(index: ShardIndex, end: int) -> bytes:

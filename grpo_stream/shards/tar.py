@@ -19,9 +19,8 @@ from grpo_stream.shards.index import (
     IndexEntry,
     IndexPart,
     ShardIndex,
-    energon_index,
-    energon_index_name,
-    index_name,
+    shard_files,
+    write_indexes,
 )
 from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.sample import (
@@ -33,22 +32,12 @@ from grpo_stream.shards.sample import (
     is_of_several_images,
     is_plainly_sound,
 )
-from grpo_stream.shards.sample_runs import iter_runs, split_name
+from grpo_stream.shards.sample_runs import iter_runs
 from grpo_stream.shards.tar_headers import BLOCK, END, iter_members, make_header, padding
-from grpo_stream.storage.atomic_files import commit, temp_beside, write_atomic
+from grpo_stream.storage.atomic_files import commit, temp_beside
 from grpo_stream.storage.blobs import Data
 from grpo_stream.storage.hashed_file import HashedFile
-from grpo_stream.storage.store import Store
-
-__all__ = [
-    "ShardWriter",
-    "energon_index_name",
-    "index_name",
-    "iter_samples",
-    "parse_sample",
-    "read_sample",
-    "split_name",
-]
+from grpo_stream.storage.store import LocalStore, Store
 
 _KINDS = {kind: number for number, kind in enumerate(PART_KINDS)}
 _JSON = _KINDS["json"]
@@ -135,6 +124,19 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._keys.add(key)
         self._entries.append(IndexEntry(start, self.num_bytes - start, tuple(parts)))
 
+    def add_run(self, data: Data, entry: IndexEntry) -> None:
+        """Appends a sample of another shard as the bytes it is; its key is not looked at.
+
+        Args:
+            data: The run of its members, headers and padding included.
+            entry: Its line of the other shard's index.
+        """
+        start = self.num_bytes
+        shift = start - entry.offset
+        parts = tuple(part._replace(offset=part.offset + shift) for part in entry.parts)
+        self._file.write([data])
+        self._entries.append(IndexEntry(start, len(data), parts))
+
     def close(self) -> ShardInfo:
         """Finishes the tar, gives it its name, then writes both indexes beside it."""
         if self._info is None:
@@ -143,12 +145,23 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             sha256 = self._file.finish()
             commit(self._file.raw, self._temp, self.path)
             index = ShardIndex.from_entries(self._entries, self.num_bytes)
-            name = self.path.name
-            write_atomic(self.path.with_name(index_name(name)), index.to_bytes())
-            energon = energon_index(index, end)
-            write_atomic(self.path.with_name(energon_index_name(name)), energon)
-            self._info = ShardInfo(name, len(index), self.num_bytes, sha256)
+            write_indexes(self.path, index, end)
+            self._info = ShardInfo(self.path.name, len(index), self.num_bytes, sha256)
         return self._info
+
+    def close_into(self, store: Store) -> ShardInfo:
+        """Closes, and moves the files to ``store`` unless that is a folder: then they are in it.
+
+        Raises:
+            StoreError: a file cannot be put there.
+        """
+        info = self.close()
+        if not isinstance(store, LocalStore):
+            for name in shard_files(info.name):
+                path = self.path.with_name(name)
+                store.put_file(name, path)
+                path.unlink()
+        return info
 
     def discard(self) -> None:
         """Drops what was written; nothing happens after :meth:`close`."""

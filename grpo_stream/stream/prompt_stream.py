@@ -2,8 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from grpo_stream.errors import (
     ShardFormatError,
     StoreError,
 )
-from grpo_stream.images import ResizeRule
 from grpo_stream.order.blend import Weight
 from grpo_stream.order.cursor import Cursor
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
@@ -243,11 +241,6 @@ class PromptStream:
             f"{dict(self.counters.num_bad_by_cause)}"
         )
 
-    def read_slot(self, epoch: int, batch_index: int, slot: int) -> StreamSample:
-        """The sample of one of this rank's slots, or its stand-in; see :meth:`settle`."""
-        one = self.slot_places(epoch, batch_index)[self.slots.index(slot)]
-        return self.settle(one, self.attempt(one))
-
     def read_batch(self, epoch: int, batch_index: int) -> list[StreamSample]:
         """This rank's samples of one generation batch, in slot order, read one after another."""
         places = self.slot_places(epoch, batch_index)
@@ -317,25 +310,6 @@ def is_damage(error: BaseException) -> bool:
     if isinstance(error, StoreError):
         return error.cause in _DAMAGED_STORE_CAUSES
     return isinstance(error, _DAMAGED)
-
-
-def read_in_order(
-    source: Source, rule: ResizeRule | None, batch_size: int, num_threads: int = 2
-) -> Iterator[list[StreamSample]]:
-    """All samples of a source in its own order, decoded and resized, in lists of ``batch_size``."""
-
-    def read(place: tuple[int, int]) -> StreamSample:
-        shard, sample = place
-        return StreamSample.from_sample(source.read(shard, sample), rule)
-
-    places = [
-        (shard, sample)
-        for shard, count in enumerate(source.shard_counts.tolist())
-        for sample in range(count)
-    ]
-    with ThreadPoolExecutor(num_threads, "reader") as pool:
-        for start in range(0, len(places), batch_size):
-            yield list(pool.map(read, places[start : start + batch_size]))
 
 
 def _as_places(columns: Sequence["np.ndarray[tuple[int], np.dtype[np.int64]]"]) -> list[Place]:

@@ -9,7 +9,6 @@ from benchmarks.loaders import first_batch, loader, workers
 from benchmarks.loaders.bare_loop import image_of, read_tar, tars_in
 from benchmarks.loaders.bench_data import make_shards
 from benchmarks.loaders.timed_run import run_here
-from benchmarks.servers.range_server import serve_folder, served
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import parse_meta
@@ -161,34 +160,3 @@ def test_plan(capsys):
 def test_no_contestant_is_refused(capsys, folder):
     assert main(["loader", *SMALL.split(), "--only", "nobody", "--folder", str(folder)]) == 2
     assert "--only='nobody'" in capsys.readouterr().err.replace("['nobody']", "'nobody'")
-
-
-@pytest.fixture
-def server(shards, monkeypatch):
-    pytest.importorskip("obstore")
-    with serve_folder(shards, 20) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
-
-
-def test_the_bucket_serves_the_folder(server, shards):
-    store, local = open_store(server.url), open_store(shards)
-    name = "shard-000001.tar"
-    before = served(server)
-    assert store.read_range(name, 512, 700) == local.read_range(name, 512, 700)
-    used = served(server).since(before)
-    assert (used.num_requests, used.num_bytes) == (1, 700)
-    assert store.read(name) == local.read(name)
-    assert store.sizes() == local.sizes()
-    assert store.size(name) == local.size(name)
-    assert not store.exists("nothing")
-
-
-def test_answers_are_late(server):
-    from time import perf_counter
-
-    store = open_store(server.url)
-    start = perf_counter()
-    assert not store.exists("nothing")
-    assert perf_counter() - start > 0.02

@@ -1,5 +1,7 @@
 import functools
+import inspect
 import math
+import pickle
 import time
 
 import numpy as np
@@ -441,3 +443,20 @@ class TestMissingColumns:
         reward = named_reward(lambda shape, **_: [len(name) for name in shape])
         assert reward(completions=["a"], shape=["circle"]) == [6]
         assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("function", "own"),
+    [(accuracy_reward_coord, ["point_radius"]), (iou_reward, []), (gaussian_reward, [])],
+)
+def test_a_reward_has_the_signature_that_trl_calls(function, own):
+    signature = inspect.signature(function)
+    names = ["completions", "solution", "scales", "model_size", "answer_frame"]
+    assert list(signature.parameters) == [*names, "log_metric", *own, "_"]
+    required = [p.name for p in signature.parameters.values() if p.default is p.empty]
+    assert required == ["completions", "solution", "_"]
+    assert signature.return_annotation == list[float | None]
+    assert function.__doc__.count("Formula: ") == 1
+    assert pickle.loads(pickle.dumps(function)) is function  # noqa: S301
+    columns = (["(40, 30)"], [BOX], [(100, 100)], None, "original")
+    assert function(*columns) == function(**dict(zip(signature.parameters, columns, strict=False)))

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from benchmarks.servers.object_server import ObjectServer
 from grpo_stream.stream.sources import ShardSource
 from tests.multiprocess.manifest_probe import NUM_LOADINGS
 from tests.multiprocess.ranks import NUM_RANKS, run_ranks
-from tests.shards.faulty_server import faulty_server
 from tests.stream.support import write_numbered_set
 
 pytestmark = pytest.mark.multiprocess
@@ -15,15 +15,15 @@ pytestmark = pytest.mark.multiprocess
 
 def test_a_manifest_is_fetched_once_and_its_absence_told_to_both(tmp_path):
     shards = write_numbered_set(tmp_path / "shards", 24)
-    with faulty_server() as server:
-        server.objects = {f"train/{path.name}": path.read_bytes() for path in shards.iterdir()}
+    with ObjectServer() as server:
+        server.add_folder(shards, "train")
         urls = [f"{server.url}/train", f"{server.url}/none"]
 
         def words(rank):
             return ["tests/multiprocess/manifest_probe.py", *urls, tmp_path / f"{rank}.json"]
 
         run_ranks(words, timeout=200)
-        names = [name for name, _ in server.ranges]
+        names = [name for name, _ in server.gets]
     assert names == ["train/manifest.json"] * NUM_LOADINGS + ["none/manifest.json"]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(NUM_RANKS)]
     assert seen[0] == seen[1]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from grpo_stream.errors import ConfigError
 from grpo_stream.order.epoch_plan import EpochPlan, Lanes, Segments
 from grpo_stream.stream.world import World
+from tests.order.support import batch_ordinals
 
 COUNTS = st.lists(st.integers(0, 40) | st.sampled_from([0, 1]), min_size=1, max_size=14)
 
@@ -48,7 +49,7 @@ class TestOrder:
     @given(plans())
     def test_lanes_and_reserve_hold_every_ordinal_once(self, plan):
         slots = range(plan.num_lanes)
-        read = [plan.slot_ordinals(batch, slots) for batch in range(plan.num_batches)]
+        read = [batch_ordinals(plan, batch, slots) for batch in range(plan.num_batches)]
         assert all(len(ordinals) == plan.num_lanes for ordinals in read)
         reserve = range(plan.num_samples - plan.num_reserve, plan.num_samples)
         assert sorted([*np.concatenate(read).tolist(), *reserve]) == list(range(plan.num_samples))
@@ -63,10 +64,10 @@ class TestOrder:
         if plan.num_lanes % world_size:
             return
         ranks = [World(rank, world_size).slots(plan.num_lanes) for rank in range(world_size)]
-        parts = [plan.slot_ordinals(0, slots) for slots in ranks]
+        parts = [batch_ordinals(plan, 0, slots) for slots in ranks]
         assert {len(part) for part in parts} == {plan.num_lanes // world_size}
         together = np.concatenate(parts).tolist()
-        assert together == plan.slot_ordinals(0, range(plan.num_lanes)).tolist()
+        assert together == batch_ordinals(plan, 0, range(plan.num_lanes)).tolist()
 
     @settings(max_examples=30)
     @given(plans())
@@ -95,7 +96,7 @@ class TestOrder:
         ends = [(batch, slot) for batch in (0, plan.num_batches - 1) for slot in slots]
         parts = [
             *plan.locate(np.arange(plan.num_samples)),
-            *(plan.slot_ordinals(batch, slots) for batch in range(plan.num_batches)),
+            *(batch_ordinals(plan, batch, slots) for batch in range(plan.num_batches)),
             *(plan.stand_ins(batch, slot, 9) for batch, slot in ends),
         ]
         found = hashlib.blake2b(np.concatenate(parts).astype("<i8").tobytes(), digest_size=8)
@@ -127,11 +128,11 @@ class TestOrder:
     @pytest.mark.parametrize("batch", [-1, 5])
     def test_batch_outside_the_epoch(self, batch):
         with pytest.raises(IndexError, match=f"batch {batch} .* of 5"):
-            make_plan([20]).slot_ordinals(batch, range(4))
+            batch_ordinals(make_plan([20]), batch, range(4))
 
     def test_slot_outside_the_batch(self):
         with pytest.raises(IndexError, match="slot 3 to 4 of 4"):
-            make_plan([20]).slot_ordinals(0, range(3, 5))
+            batch_ordinals(make_plan([20]), 0, range(3, 5))
 
     @given(plans())
     def test_batches_at_once_are_the_batches_one_by_one(self, plan):
@@ -139,7 +140,7 @@ class TestOrder:
         batches = range(plan.num_batches // 3, plan.num_batches)
         at_once = plan.ordinals(batches, slots)
         assert at_once.shape == (len(batches), len(slots))
-        assert at_once.tolist() == [plan.slot_ordinals(b, slots).tolist() for b in batches]
+        assert at_once.tolist() == [batch_ordinals(plan, b, slots).tolist() for b in batches]
 
 
 @st.composite
@@ -241,7 +242,7 @@ class TestMixing:
         assert abs(np.corrcoef(np.arange(6400) % 400, samples)[0, 1]) < 0.06
 
     def test_a_batch_mixes_distant_shards(self):
-        batches = [self.PLAN.slot_ordinals(b, range(16)) for b in range(self.PLAN.num_batches)]
+        batches = [batch_ordinals(self.PLAN, b, range(16)) for b in range(self.PLAN.num_batches)]
         num_shards = [len(set(self.PLAN.locate(batch)[0].tolist())) for batch in batches]
         assert min(num_shards) == 16  # one lane is exactly one block here
 
@@ -264,7 +265,7 @@ class TestStandIns:
         from_reserve, behind = chosen[: plan.num_reserve], chosen[plan.num_reserve :]
         assert all(ordinal >= first_reserve for ordinal in from_reserve)
         assert len(set(from_reserve)) == len(from_reserve)
-        own = int(plan.slot_ordinals(batch, range(slot, slot + 1))[0])
+        own = int(batch_ordinals(plan, batch, range(slot, slot + 1))[0])
         following = [(own + 1 + turn) % plan.num_samples for turn in range(len(behind))]
         assert behind == following
 
@@ -278,7 +279,7 @@ def test_a_million_shards_take_little_memory():
     counts = np.full(10**6, 700)
     tracemalloc.start()
     plan = EpochPlan(counts, num_lanes=10**4, seed=0, epoch=0, block_shards=4)
-    place = plan.locate(plan.slot_ordinals(plan.num_batches // 2, range(5000, 5001)))
+    place = plan.locate(batch_ordinals(plan, plan.num_batches // 2, range(5000, 5001)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert plan.shard_counts is counts

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_stream.report.charts import Bar, Series, bar_chart, line_chart, ticks
-from grpo_stream.report.svg import PALETTE
+from grpo_stream.report.charts import PALETTE, Bar, Series, bar_chart, line_chart, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

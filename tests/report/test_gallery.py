@@ -6,9 +6,7 @@ from PIL import Image
 
 from grpo_stream.boxes import Box, Point
 from grpo_stream.report.gallery import MAX_SIDE, GallerySample, card_html, gallery_page, marks_on
-from grpo_stream.report.pictures import contact_sheet
-from grpo_stream.report.sheet import CELL, sheet_cell
-from tests.report.test_html import NASTY, Page
+from tests.report.test_html_page import NASTY, Page
 
 
 def grey(width, height):
@@ -87,15 +85,3 @@ def test_places_are_numbered_over_all_images():
     assert first == [("zoom", ""), ("zoom", ""), ("truth", "1"), ("truth", "3")]
     assert [(mark.role, mark.label) for mark in marks_on(shown, 1)] == [("truth", "2")]
     assert [mark.label for mark in marks_on(sample(), 0)] == ["", ""]
-
-
-@pytest.mark.parametrize("size", [(1280, 720), (390, 844), (1, 1), (5000, 3), (3, 5000)])
-@pytest.mark.parametrize("prompt", ["Click", "\u65e5\u672c\U0001f600 " * 90, "", "W" * 900])
-def test_a_cell_has_one_size_whatever_is_in_it(size, prompt):
-    shown = sample(
-        images=[grey(*size)], shapes=[(0, Box(0, 0, 1, 1))], prompt=prompt, title="k" * 90
-    )
-    cell = sheet_cell(shown)
-    assert cell.size == CELL
-    assert cell.tobytes() == sheet_cell(shown).tobytes()
-    assert contact_sheet([cell] * 3, 2, gap=4).size == (2 * CELL.width + 12, 2 * CELL.height + 12)

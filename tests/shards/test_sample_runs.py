@@ -8,7 +8,7 @@ import pytest
 
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.index import PART_KINDS, ShardIndex
-from grpo_stream.shards.sample_runs import iter_runs
+from grpo_stream.shards.sample_runs import iter_runs, split_name
 from grpo_stream.shards.tar import iter_samples, read_sample
 from grpo_stream.shards.tar_headers import iter_members
 from grpo_stream.storage.store import LocalStore
@@ -116,3 +116,16 @@ def test_missing_sides_come_from_the_image(missing, size, original):
 def test_missing_sides_of_an_image_that_has_none():
     with pytest.raises(ShardFormatError, match=r"bad_meta: .*key='k'.*image_unreadable"):
         runs([("k.png", b"x"), ("k.json", as_json(width=None))])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "suffix"),
+    [
+        ("a.jpg", "a", "jpg"),
+        ("a.B.JPG", "a", "b.jpg"),
+        ("d.x/a.json", "d.x/a", "json"),
+        ("a", "a", ""),
+    ],
+)
+def test_split_name_as_webdataset(name, key, suffix):
+    assert split_name(name) == (key, suffix)

@@ -12,9 +12,9 @@ from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.sample_runs import iter_runs
-from grpo_stream.shards.tar import ShardWriter, iter_samples, parse_sample, read_sample, split_name
+from grpo_stream.shards.tar import ShardWriter, iter_samples, parse_sample, read_sample
 from grpo_stream.shards.tar_headers import iter_members
-from grpo_stream.storage.store import LocalStore
+from grpo_stream.storage.store import LocalStore, open_store
 from tests.shards.support import image_bytes, make_multi_sample, make_sample, tar_of, write_shard
 
 SAMPLES = [make_sample(f"{i:06d}", f"Click {i}", (8 + i, 6)) for i in range(5)]
@@ -106,19 +106,6 @@ def test_writer_refuses(tmp_path, change, cause):
         with pytest.raises(ShardFormatError, match=cause):
             writer.add(SAMPLES[1]._replace(**change))
         assert writer.num_samples == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "suffix"),
-    [
-        ("a.jpg", "a", "jpg"),
-        ("a.B.JPG", "a", "b.jpg"),
-        ("d.x/a.json", "d.x/a", "json"),
-        ("a", "a", ""),
-    ],
-)
-def test_split_name_as_webdataset(name, key, suffix):
-    assert split_name(name) == (key, suffix)
 
 
 @pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -256,3 +243,30 @@ def test_a_closed_writer_takes_nothing(tmp_path):
     writer.close()
     with pytest.raises(ValueError, match="closed"):
         writer.add(SAMPLES[0])
+
+
+def test_runs_of_another_shard_are_copied_as_they_are(shard, tmp_path):
+    path, info = shard
+    data, index = path.read_bytes(), ShardIndex.load(LocalStore(tmp_path), info)
+    with ShardWriter(tmp_path / "copy.tar") as writer:
+        for sample in (3, 4, 0):
+            offset, num_bytes, _ = index[sample]
+            writer.add_run(data[offset : offset + num_bytes], index[sample])
+    write_shard(tmp_path / "again.tar", [SAMPLES[sample] for sample in (3, 4, 0)])
+    for end in ("", ".index", ".idx"):
+        copy, again = tmp_path / f"copy.tar{end}", tmp_path / f"again.tar{end}"
+        assert copy.read_bytes() == again.read_bytes()
+
+
+def test_a_shard_for_a_bucket_is_moved_there_with_its_indexes(server, tmp_path):
+    write_shard(tmp_path / "s.tar", SAMPLES)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "spool").mkdir()
+    writer = ShardWriter(tmp_path / "spool/s.tar")
+    for sample in SAMPLES:
+        writer.add(sample)
+    assert writer.close_into(open_store("s3://bucket/set")) == writer.close()
+    assert server.objects == {f"bucket/set/{name}": data for name, data in files.items()}
+    puts = [one.name for one in server.requests if one.method == "PUT"]
+    assert puts == [f"bucket/set/{name}" for name in ("s.tar", "s.tar.index", "s.tar.idx")]
+    assert list((tmp_path / "spool").iterdir()) == []

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
+from benchmarks.servers.object_server import ObjectServer
 from grpo_stream.errors import StoreError
 from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
 from grpo_stream.storage.store import LocalStore, open_store
 from grpo_stream.stream.sources import ShardSource
-from tests.shards.faulty_server import RULES, faulty_server, rules_for
-from tests.shards.s3_server import s3_environment
 from tests.shards.support import make_sample, write_set
+from tests.storage.fault_rules import RULES, rules_for
 
 pytest.importorskip("obstore")
 
@@ -35,12 +35,9 @@ LASTING = {
 
 
 @pytest.fixture
-def server(monkeypatch):
-    with faulty_server() as server:
-        for name, value in s3_environment(server.url).items():
-            monkeypatch.setenv(name, value)
-        server.objects["bucket/set/x"] = DATA
-        yield server
+def server(server):
+    server.objects["bucket/set/x"] = DATA
+    return server
 
 
 @pytest.fixture(params=["s3", "http"])
@@ -93,7 +90,7 @@ def test_what_lasts_is_told_at_once(server, url, fault, way, expected):
         way(store)
     assert caught.value.cause == LASTING[fault]
     assert f"{url}: x: " in caught.value.detail
-    assert len(server.ranges) == 1
+    assert len(server.gets) == 1
     assert store.counters.snapshot().num_failures == 1
 
 
@@ -111,7 +108,7 @@ class TestSeveralRanges:
     def test_neighbours_come_by_one_request(self, server, url):
         store = open_patient(url, RULES)
         assert store.read_ranges("x", RANGES) == CONTENT
-        assert sorted(wanted for _, wanted in server.ranges) == [
+        assert sorted(wanted for _, wanted in server.gets) == [
             "bytes=0-29",
             "bytes=5000-5000",
             "bytes=90000-90499",
@@ -137,7 +134,7 @@ class TestSeveralRanges:
         store = open_patient(url, RULES)
         with pytest.raises(StoreError, match="forbidden"):
             store.read_ranges("x", RANGES)
-        assert len(server.ranges) <= 3
+        assert len(server.gets) <= 3
         assert store.counters.snapshot().num_failures == 1
 
     @pytest.mark.parametrize("offset", [len(DATA) - 10, len(DATA) + 10])
@@ -155,7 +152,7 @@ def test_a_burst_outlasts_the_deadline(server, url):
     with pytest.raises(StoreError, match=r"unavailable: .*503.*given up after \d+ tries in 0\.\d"):
         read_range(store)
     assert time.monotonic() - start < 2
-    assert len(server.ranges) == store.counters.snapshot().num_requests > 5
+    assert len(server.gets) == store.counters.snapshot().num_requests > 5
 
 
 def test_a_server_that_does_not_know_ranges(server, url):
@@ -163,17 +160,17 @@ def test_a_server_that_does_not_know_ranges(server, url):
     store = open_patient(url, RULES)
     with pytest.raises(StoreError, match=r"range_ignored: .*--cache_dir"):
         read_range(store)
-    assert len(server.ranges) == 1
+    assert len(server.gets) == 1
     assert store.read("x") == DATA
 
 
 def test_a_range_beyond_the_end_is_no_broken_connection(server, url):
     store = open_patient(url, RULES)
     for offset in (len(DATA) - 10, len(DATA) + 10):
-        server.ranges.clear()
+        server.requests.clear()
         with pytest.raises(StoreError, match="short_read: "):
             store.read_range("x", offset, 20)
-        assert len(server.ranges) == 1
+        assert len(server.gets) == 1
 
 
 def test_a_shorter_range_than_asked_for_is_read_again(server, url):
@@ -188,7 +185,7 @@ def test_a_large_object_goes_on_where_it_broke_off(server, url):
     # The second break is followed by a refusal: that one is waited for.
     server.faults = ["truncated", "truncated", "slow_down", "truncated"]
     assert store.read("x") == data
-    offsets = [int(wanted[6:].partition("-")[0] or 0) for _, wanted in server.ranges]
+    offsets = [int(wanted[6:].partition("-")[0] or 0) for _, wanted in server.gets]
     assert offsets[0] == 0
     assert 5 * MIB < offsets[1] <= 6 * MIB
     assert offsets[2] == offsets[3] > offsets[1]
@@ -218,8 +215,8 @@ def test_nobody_there(unused_port):
 
 @pytest.fixture
 def unused_port():
-    with faulty_server() as server:
-        return server.server_port
+    with ObjectServer() as server:
+        return server.port
 
 
 def test_the_builder_keeps_obstores_own_tries(server, url):
@@ -230,8 +227,7 @@ def test_the_builder_keeps_obstores_own_tries(server, url):
 def test_a_data_set_through_all_that(server, url, tmp_path):
     samples = [make_sample(f"{i:06d}", f"Click {i}") for i in range(20)]
     write_set(tmp_path, samples, per_shard=5)
-    for path in tmp_path.iterdir():
-        server.objects[f"bucket/set/{path.name}"] = path.read_bytes()
+    server.add_folder(tmp_path, "bucket/set")
     faults = ["slow_down", "", "reset", "slow_down", "slow_down", "truncated", "", "internal"]
     server.faults = faults * 6
     store = open_patient(url, RULES)
@@ -243,7 +239,7 @@ def test_a_data_set_through_all_that(server, url, tmp_path):
     counts = store.counters.snapshot()
     # One manifest, four indexes, twenty samples: each came once, whatever went wrong between.
     assert counts.num_requests - counts.num_retries == 25
-    assert counts.num_requests == len(server.ranges)
+    assert counts.num_requests == len(server.gets)
     assert counts.num_bytes == sum(
         path.stat().st_size for path in tmp_path.glob("*") if path.suffix in (".json", ".index")
     ) + sum(s.num_bytes - 1024 for s in local.manifest.shards)
@@ -251,8 +247,7 @@ def test_a_data_set_through_all_that(server, url, tmp_path):
 
 def test_one_missing_shard_is_named(server, url, tmp_path):
     write_set(tmp_path, [make_sample(f"{i:06d}") for i in range(4)])
-    for path in tmp_path.iterdir():
-        server.objects[f"bucket/set/{path.name}"] = path.read_bytes()
+    server.add_folder(tmp_path, "bucket/set")
     del server.objects["bucket/set/shard-000002.tar"]
     source = ShardSource(open_patient(url, RULES))
     assert source.read(0, 1).key == "000001"

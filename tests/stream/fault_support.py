@@ -7,16 +7,10 @@ from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from tests.shards.faulty_server import RULES
+from tests.storage.fault_rules import RULES
 from tests.stream.support import keys_of, make_config
 
 URL = "s3://bucket/set"
-
-
-def serve(server, folder):
-    """Puts the files of a data set where :data:`URL` finds them."""
-    for path in folder.iterdir():
-        server.objects[f"bucket/set/{path.name}"] = path.read_bytes()
 
 
 @contextmanager

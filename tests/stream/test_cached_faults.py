@@ -34,7 +34,7 @@ def cache(tmp_path):
 
 
 def whole_gets(server):
-    return sorted(name for name, _ in server.ranges if name.endswith(".tar"))
+    return sorted(name for name, _ in server.gets if name.endswith(".tar"))
 
 
 def warm(cache):
@@ -120,7 +120,7 @@ def flip(path):
 
 def test_a_warm_cache_asks_for_no_shard(server, cache, epoch):
     warm(cache)
-    server.ranges.clear()
+    server.requests.clear()
     with open_loader(URL, cache=cache) as loader:
         assert list(loader) == epoch
         assert loader.stream.metrics()["cache/num_misses"] == 0
@@ -130,7 +130,7 @@ def test_a_warm_cache_asks_for_no_shard(server, cache, epoch):
 def test_a_cached_copy_that_is_damaged(server, cache, epoch):
     warm(cache)
     flip(next(cache.glob(f"*/{SHARD}")))
-    server.ranges.clear()
+    server.requests.clear()
     with open_loader(URL, cache=cache) as loader:
         assert list(loader) == epoch
         assert loader.stream.counters.num_read_again == 1

@@ -6,19 +6,19 @@ import shutil
 import threading
 import time
 from concurrent.futures import CancelledError
-from typing import Any
 
 import pytest
 
+from benchmarks.servers.object_server import ObjectServer
 from grpo_stream.errors import BadSamplesError, StoreError
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.retrying_store import RetryRules
 from grpo_stream.storage.store import LocalStore
-from tests.shards import real_servers
 from tests.shards.cache_support import wait_for
-from tests.shards.faulty_server import RULES, FaultyServer, faulty_server, rules_for
-from tests.stream.fault_support import URL, open_loader, serve
+from tests.storage import real_servers
+from tests.storage.fault_rules import RULES, rules_for
+from tests.stream.fault_support import URL, open_loader
 from tests.stream.support import epoch_keys, write_numbered_set
 
 pytest.importorskip("obstore")
@@ -52,7 +52,7 @@ def counts(loader):
 
 
 def sample_ranges(server):
-    return [name for name, wanted in server.ranges if wanted and name.endswith(".tar")]
+    return [name for name, wanted in server.gets if wanted and name.endswith(".tar")]
 
 
 class TestWhatPasses:
@@ -83,7 +83,7 @@ class TestWhatPasses:
             if certain:  # requests of one call fail as one
                 assert metrics[counter] == metrics["num_retries"] <= len(faults)
             assert metrics["num_failures"] == 0
-            assert metrics["num_requests"] >= server.num_gets
+            assert metrics["num_requests"] >= len(server.gets)
             assert not loader.stream.counters.quarantine
 
     @pytest.mark.parametrize("fault", ["slow_down", "reset", "truncated"])
@@ -112,39 +112,24 @@ class TestWhatPasses:
             assert two_epochs(loader) == epochs
             assert counts(loader)["num_retries"] == 0
 
-    def test_the_server_is_gone_for_a_while(self, folder, epochs, monkeypatch):
+    def test_the_server_is_gone_for_a_while(self, server, folder, epochs):
         rules = RetryRules(0.01, 0.05, 20.0, connect_timeout_seconds=1.0, stall_timeout_seconds=0.5)
-        with faulty_server() as server:
-            serve(server, folder)
-            port = server.server_port
-            with open_loader(
-                f"{server.url}/bucket/set", rules=rules, fetch_ahead_bytes=1
-            ) as loader:
-                read = [loader.get(0, 0), loader.get(0, 1)]
-                server.always[""] = "reset"  # connections that are open end too
-                server.shutdown()
-                server.server_close()
-                again: list[Any] = []
-                coming = threading.Timer(0.5, lambda: again.append(start_again(port, folder)))
-                coming.start()
-                try:
-                    read += [loader.get(*divmod(number, 6)) for number in range(2, 12)]
-                finally:
-                    coming.join()
-                    for other in again:
-                        other.closing.set()
-                        other.shutdown()
-                        other.server_close()
-                assert read == epochs
-                assert counts(loader)["num_unavailable"] > 0
-                assert counts(loader)["num_failures"] == 0
-
-
-def start_again(port, folder):
-    server = FaultyServer(port)
-    serve(server, folder)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    return server
+        url = f"{server.url}/bucket/set"
+        with open_loader(url, rules=rules, fetch_ahead_bytes=1) as loader:
+            read = [loader.get(0, 0), loader.get(0, 1)]
+            server.stop()
+            again = ObjectServer(server.port)
+            again.add_folder(folder, "bucket/set")
+            coming = threading.Timer(0.5, again.start)
+            coming.start()
+            try:
+                read += [loader.get(*divmod(number, 6)) for number in range(2, 12)]
+            finally:
+                coming.join()
+                again.stop()
+            assert read == epochs
+            assert counts(loader)["num_unavailable"] > 0
+            assert counts(loader)["num_failures"] == 0
 
 
 @pytest.fixture
@@ -282,9 +267,9 @@ class TestDamage:
         server.flips[SHARD] = [place, 10**6]
         with open_loader(URL, num_decode_processes=processes, num_lanes=5) as loader:
             first = list(loader)
-            server.ranges.clear()
+            server.requests.clear()
             second = list(loader)
-            asked = [wanted for name, wanted in server.ranges if name.endswith(SHARD)]
+            asked = [wanted for name, wanted in server.gets if name.endswith(SHARD)]
             bounds = [map(int, wanted[6:].split("-")) for wanted in asked]
             assert not any(start <= place <= end for start, end in bounds), "it was fetched again"
             assert loader.stream.counters.num_bad_by_cause == {"checksum": 1}
@@ -323,7 +308,7 @@ class TestDamage:
     def test_an_object_that_was_cut_short(self, server, folder, tmp_path, num_left):
         copy = shutil.copytree(folder, tmp_path / "copy")
         os.truncate(copy / SHARD, num_left)
-        serve(server, copy)
+        server.add_folder(copy, "bucket/set")
         expected = [reference(copy, epoch, num_lanes=5) for epoch in range(2)]
         for fetch_ahead_bytes in (1, 2**20):  # alone, and by one request with neighbours
             with open_loader(URL, num_lanes=5, fetch_ahead_bytes=fetch_ahead_bytes) as loader:

@@ -6,8 +6,8 @@ import pytest
 from grpo_stream.errors import BadSamplesError, ConfigError, ShardFormatError, StoreError
 from grpo_stream.images import ResizeRule
 from grpo_stream.order.epoch_plan import EpochPlan
-from grpo_stream.stream.prompt_stream import read_in_order
 from grpo_stream.stream.sources import ShardSource
+from tests.order.support import batch_ordinals
 from tests.stream.support import (
     CountingStore,
     damage,
@@ -50,13 +50,13 @@ def test_samples_of_a_batch_in_slot_order(folder):
     stream = make_stream(folder)
     plan = epoch_plan(stream)
     for batch in range(5):
-        expected = [key_at(plan, ordinal)[0] for ordinal in plan.slot_ordinals(batch, range(4))]
+        expected = [key_at(plan, ordinal)[0] for ordinal in batch_ordinals(plan, batch, range(4))]
         assert keys_of(stream.read_batch(0, batch)) == expected
 
 
 def test_settings_reach_the_sample(folder):
     stream = make_stream(folder, resize=ResizeRule())
-    assert stream.read_slot(0, 0, 0).pixels.shape == (56, 84, 3)
+    assert stream.read_batch(0, 0)[0].pixels.shape == (56, 84, 3)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -79,21 +79,23 @@ class TestBadSamples:
     def test_the_reserve_stands_in_and_then_the_neighbours(self, folder):
         stream = make_stream(folder)
         plan = epoch_plan(stream)
-        own = plan.slot_ordinals(2, range(1, 2))
+        own = batch_ordinals(plan, 2, range(1, 2))
         # Its own sample, the whole reserve and the first neighbour.
         stand_ins = plan.stand_ins(2, 1, 6)
         bad = [own[0], *stand_ins[:4]]
         for num_bad in range(1, 6):
             damage_ordinals(stream, bad[num_bad - 1 : num_bad])
             expected = key_at(plan, stand_ins[num_bad - 1])[0]
-            assert stream.read_slot(0, 2, 1).key == expected
+            assert stream.read_batch(0, 2)[1].key == expected
 
     @pytest.mark.parametrize("num_reader_threads", [0, 2])
     def test_every_world_size_sees_the_same_stand_ins(self, folder, num_reader_threads):
         stream = make_stream(folder)
         whole = epoch_keys(folder)
         plan = epoch_plan(stream)
-        bad = damage_ordinals(stream, [*plan.slot_ordinals(1, range(4))[::2], plan.num_samples - 1])
+        bad = damage_ordinals(
+            stream, [*batch_ordinals(plan, 1, range(4))[::2], plan.num_samples - 1]
+        )
         runs = [
             epoch_keys(folder, world_size, num_reader_threads=num_reader_threads)
             for world_size in WORLD_SIZES
@@ -108,7 +110,7 @@ class TestBadSamples:
     def test_counted_by_cause_and_listed(self, folder):
         stream = make_stream(folder)
         plan = epoch_plan(stream)
-        key, shard, sample = key_at(plan, plan.slot_ordinals(0, range(1))[0])
+        key, shard, sample = key_at(plan, batch_ordinals(plan, 0, range(1))[0])
         damage(stream.sources[0], shard, sample)
         for batch in range(stream.num_batches):
             assert len(stream.read_batch(0, batch)) == 4
@@ -162,26 +164,25 @@ class TestBadSamples:
 
     def test_above_the_tolerance_it_stops(self, folder):
         stream = make_stream(folder, max_bad_samples=2)
-        damage_ordinals(stream, epoch_plan(stream).slot_ordinals(0, range(3)))
-        stream.read_slot(0, 0, 0)
-        stream.read_slot(0, 0, 1)
+        damage_ordinals(stream, batch_ordinals(epoch_plan(stream), 0, range(3)))
         with pytest.raises(BadSamplesError, match=r"3 samples .*max_bad_samples=2.*'checksum': 3"):
-            stream.read_slot(0, 0, 2)
+            stream.read_batch(0, 0)
+        assert stream.counters.num_samples == 2
 
     def test_no_tolerance(self, folder):
         stream = make_stream(folder, max_bad_samples=0)
-        damage_ordinals(stream, epoch_plan(stream).slot_ordinals(0, range(1)))
+        damage_ordinals(stream, batch_ordinals(epoch_plan(stream), 0, range(1)))
         with pytest.raises(BadSamplesError, match="max_bad_samples=0"):
-            stream.read_slot(0, 0, 0)
+            stream.read_batch(0, 0)
 
     def test_when_nothing_can_be_read_it_says_so(self, folder):
         stream = make_stream(folder)
         for shard, count in enumerate(stream.sources[0].shard_counts.tolist()):
             for sample in range(count):
                 damage(stream.sources[0], shard, sample)
-        expected = re.escape("epoch 0, generation batch 1, slot 2: the sample and 16 stand-ins")
+        expected = re.escape("epoch 0, generation batch 1, slot 0: the sample and 16 stand-ins")
         with pytest.raises(BadSamplesError, match=expected):
-            stream.read_slot(0, 1, 2)
+            stream.read_batch(0, 1)
 
 
 @pytest.mark.parametrize(("num_lanes", "field"), [(6, "world_size"), (24, "num_lanes")])
@@ -197,23 +198,3 @@ def test_the_cursor_tells_data_and_order(folder):
     assert cursor.digest == ShardSource(str(folder)).digest
     assert (cursor.seed, cursor.num_lanes, cursor.block_shards) == (9, 4, 2)
     assert (cursor.epoch, cursor.batch_index) == (3, 4)
-
-
-class TestReadInOrder:
-    @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
-    def test_every_sample_once(self, folder, batch_size):
-        batches = list(read_in_order(ShardSource(str(folder)), None, batch_size))
-        assert [key for batch in batches for key in keys_of(batch)] == [
-            f"{number:06d}" for number in range(23)
-        ]
-        assert {len(batch) for batch in batches[:-1]} <= {batch_size}
-
-    def test_resizes(self, folder):
-        (sample,) = next(read_in_order(ShardSource(str(folder)), ResizeRule(), 1))
-        assert sample.pixels.shape == (56, 84, 3)
-
-    def test_a_bad_sample_is_an_error(self, folder):
-        source = ShardSource(str(folder))
-        damage(source, 0, 1)
-        with pytest.raises(ShardFormatError, match="checksum"):
-            next(read_in_order(source, None, 4))

@@ -15,11 +15,10 @@ from grpo_stream.storage.store import Store, open_store
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.build.progress import Progress, ProgressMode, num_usable_cores, show_progress
 from shard_builder.datasets.index_tars import index_tars
-from shard_builder.datasets.measure import measure
+from shard_builder.datasets.measure import Measures, measure
 from shard_builder.datasets.rewrite import head, merge, split
 from shard_builder.datasets.show import show
 from shard_builder.datasets.stats import stats_dict, stats_table
-from shard_builder.datasets.stats_picture import draw_stats
 from shard_builder.datasets.verify import verify
 from shard_builder.shared_flags import add_shard_limits, add_split_flag
 
@@ -135,18 +134,28 @@ def _index(args: argparse.Namespace) -> int:
 
 def _stats(args: argparse.Namespace) -> int:
     rule = ResizeRule(args.multiple, args.min_pixels, args.max_pixels)
-    if args.png is not None and not args.png.parent.is_dir():
-        expected = f"must lie in a folder that exists: make {args.png.parent} first"
-        raise ConfigError("--png", str(args.png), expected)
+    save_stats = None if args.png is None else _picture_maker(args.png)
     store, manifest = _open(args.url)
     with _counting(args.progress, "stats", manifest.num_samples) as count:
         found = measure(store, manifest, rule, count)
     print(json.dumps(stats_dict(found)) if args.json else stats_table(found))
-    if args.png is not None:
-        draw_stats(args.url.rstrip("/").rpartition("/")[2] or args.url, found).save(
-            args.png, "PNG", optimize=True
-        )
+    if save_stats is not None:
+        save_stats(args.png, args.url.rstrip("/").rpartition("/")[2] or args.url, found)
     return 0
+
+
+def _picture_maker(path: Path) -> Callable[[Path, str, Measures], None]:
+    if not path.parent.is_dir():
+        expected = f"must be in a folder that exists: make {path.parent} first"
+        raise ConfigError("--png", str(path), expected)
+    try:
+        from shard_builder.datasets.stats_picture import (  # noqa: PLC0415 - an extra
+            save_stats,
+        )
+    except ImportError as error:
+        expected = "drawing needs matplotlib: pip install 'grpo_stream[charts]'"
+        raise ConfigError("--png", str(path), expected) from error
+    return save_stats
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -14,9 +14,8 @@ from PIL import Image
 import grpo_stream
 from grpo_stream.grounding.evaluation_files import write_run
 from grpo_stream.grounding.evaluation_metrics import compare_answers, evaluation_figures
-from grpo_stream.report.answer_card import answer_card
-from grpo_stream.report.evaluation import evaluation_page
-from grpo_stream.report.picks import pick_answers
+from grpo_stream.report.answer_cards import answer_card, pick_answers
+from grpo_stream.report.evaluation_page import evaluation_page
 from grpo_stream.stream.ordered_reader import OrderedReader, read_at
 from grpo_stream.stream.sources import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.grounding.answers import ParseFailure
 from grpo_stream.grounding.cases import Case, completion_text
-from grpo_stream.report.rollouts import RolloutAnswer, RolloutGroup, rollout_sheet
+from grpo_stream.report.rollout_picture import RolloutAnswer, RolloutGroup, rollout_sheet
 from grpo_stream.train.batches.collate import Batch
 
 logger = logging.get_logger("grpo_stream.train")

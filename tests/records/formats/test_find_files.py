@@ -2,7 +2,6 @@ import pytest
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.records.formats.find_files import find_files
-from tests.shards.s3_server import s3_environment, s3_server
 
 NAMES = ("b.json", "a.json", "sub/c.json", "sub/deep/d.json", "odd[1].json", "x.jsonl")
 
@@ -39,14 +38,9 @@ def test_nothing_there(folder, word, monkeypatch):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    pytest.importorskip("obstore")
-    with s3_server() as server:
-        for name, value in s3_environment(server.endpoint).items():
-            monkeypatch.setenv(name, value)
-        for name in NAMES:
-            server.objects[f"bucket/data/{name}"] = b"[]"
-        yield "s3://bucket/data"
+def bucket(server):
+    server.objects |= {f"bucket/data/{name}": b"[]" for name in NAMES}
+    return "s3://bucket/data"
 
 
 @pytest.mark.parametrize(("pattern", "found"), PATTERNS)

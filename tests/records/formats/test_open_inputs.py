@@ -1,7 +1,5 @@
 import gzip
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +16,6 @@ from grpo_stream.records.formats.open_inputs import (
 )
 from grpo_stream.records.formats.rules import Rules
 from tests.records.formats.support import COCO, read_all, write
-from tests.shards.s3_server import s3_environment, s3_server
 
 ROWS = [{"image": "a.png", "prompt": "Click", "solution": [1, 2, 3, 4]}, 5, {"image": "b.png"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -109,51 +106,30 @@ def test_rules(tmp_path):
     )
 
 
-def test_a_bucket(monkeypatch):
-    pytest.importorskip("obstore")
-    with s3_server() as server:
-        for name, value in s3_environment(server.endpoint).items():
-            monkeypatch.setenv(name, value)
-        server.objects["bucket/a.jsonl.gz"] = gzip.compress(LINES.encode())
-        server.objects["bucket/b.json"] = json.dumps(ROWS).encode()
-        sources = expand_inputs(["s3://bucket/*.json*"])
-        assert [(s.name, s.format) for s in sources] == [
-            ("s3://bucket/a.jsonl.gz", "jsonl"),
-            ("s3://bucket/b.json", "json"),
-        ]
-        for source in sources:
-            assert list(read_source(source)) == list(enumerate(ROWS))
-        with pytest.raises(ConfigError, match=r"missing\.json.*cannot be read"):
-            expand_inputs(["s3://bucket/missing.json"])
-        del server.objects["bucket/b.json"]
-        with pytest.raises(RecordError, match="input_unreadable"):
-            list(read_source(sources[1]))
+def test_a_bucket(server):
+    server.objects["bucket/a.jsonl.gz"] = gzip.compress(LINES.encode())
+    server.objects["bucket/b.json"] = json.dumps(ROWS).encode()
+    sources = expand_inputs(["s3://bucket/*.json*"])
+    assert [(s.name, s.format) for s in sources] == [
+        ("s3://bucket/a.jsonl.gz", "jsonl"),
+        ("s3://bucket/b.json", "json"),
+    ]
+    for source in sources:
+        assert list(read_source(source)) == list(enumerate(ROWS))
+    with pytest.raises(ConfigError, match=r"missing\.json.*cannot be read"):
+        expand_inputs(["s3://bucket/missing.json"])
+    del server.objects["bucket/b.json"]
+    with pytest.raises(RecordError, match="input_unreadable"):
+        list(read_source(sources[1]))
 
 
-def test_a_signed_url():
-    pytest.importorskip("obstore")
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(LINES)))
-            self.end_headers()
-            self.wfile.write(LINES.encode())
-
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/sets/a%20b.jsonl"
-        source, records = read_all(f"{url}?X-Sig=a%2Fb&n=1")
-        server.shutdown()
-        thread.join()
+def test_a_signed_url(server):
+    server.objects["sets/a b.jsonl"] = LINES.encode()
+    server.always = {"": "no_range"}
+    url = f"{server.url}/sets/a%20b.jsonl"
+    source, records = read_all(f"{url}?X-Sig=a%2Fb&n=1")
     assert records == list(enumerate(ROWS))
-    assert asked == ["/sets/a%20b.jsonl?X-Sig=a%2Fb&n=1"] * 2
+    assert [one.target for one in server.requests] == ["/sets/a%20b.jsonl?X-Sig=a%2Fb&n=1"] * 2
     assert source.name == url
     assert "a%2Fb" not in repr(source)
 

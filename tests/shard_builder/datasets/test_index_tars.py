@@ -12,7 +12,6 @@ from grpo_stream.shards.tar import read_sample
 from grpo_stream.storage.store import LocalStore, open_store
 from shard_builder.datasets.index_tars import index_tars
 from shard_builder.datasets.verify import verify
-from tests.shards.s3_server import s3_environment, s3_server
 from tests.shards.support import (
     image_bytes,
     make_multi_sample,
@@ -191,21 +190,17 @@ def test_workers_must_be_positive(folder):
         index_tars(folder, workers=0)
 
 
-def test_a_bucket(folder, monkeypatch):
-    pytest.importorskip("obstore")
+def test_a_bucket(folder, server):
     expected = index_tars(folder)
-    with s3_server() as server:
-        for name, value in s3_environment(server.endpoint).items():
-            monkeypatch.setenv(name, value)
-        for name in ("a.tar", "b.tar"):
-            server.objects[f"bucket/set/{name}"] = (folder / name).read_bytes()
-        assert index_tars("s3://bucket/set", workers=2) == expected
-        found = {name.rpartition("/")[2]: data for name, data in server.objects.items()}
-        assert found == {k: v for k, v in files(folder).items() if k != "notes.txt"}
-        writes = [name for method, name, _ in server.requests if method == "PUT"]
-        assert writes[-1] == f"bucket/set/{MANIFEST_NAME}"
-        store = open_store("s3://bucket/set")
-        assert verify(store, expected, workers=2).num_samples == 4
-        server.failures[f"bucket/set/{index_name('b.tar')}"] = 403
-        with pytest.raises(StoreError, match=r"unwritable: .*b\.tar\.index"):
-            index_tars("s3://bucket/set")
+    for name in ("a.tar", "b.tar"):
+        server.objects[f"bucket/set/{name}"] = (folder / name).read_bytes()
+    assert index_tars("s3://bucket/set", workers=2) == expected
+    found = {name.rpartition("/")[2]: data for name, data in server.objects.items()}
+    assert found == {k: v for k, v in files(folder).items() if k != "notes.txt"}
+    writes = [one.name for one in server.requests if one.method == "PUT"]
+    assert writes[-1] == f"bucket/set/{MANIFEST_NAME}"
+    store = open_store("s3://bucket/set")
+    assert verify(store, expected, workers=2).num_samples == 4
+    server.always[index_name("b.tar")] = "denied"
+    with pytest.raises(StoreError, match=r"unwritable: .*b\.tar\.index"):
+        index_tars("s3://bucket/set")

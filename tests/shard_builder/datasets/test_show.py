@@ -9,14 +9,14 @@ from PIL import Image
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError
-from grpo_stream.report.sheet import CELL
+from grpo_stream.report.contact_sheet import CELL
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.storage.store import LocalStore
 from shard_builder.datasets import show as show_module
 from shard_builder.datasets.select_samples import Places, find_keys, spread, warned
 from shard_builder.datasets.show import as_gallery_sample, show
-from tests.report.test_html import NASTY, Page
+from tests.report.test_html_page import NASTY, Page
 from tests.shards.support import image_bytes, make_sample, write_set
 
 

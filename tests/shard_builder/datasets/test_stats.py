@@ -10,7 +10,6 @@ from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.storage.store import LocalStore
 from shard_builder.datasets.measure import HEAT_CELLS, measure
 from shard_builder.datasets.stats import stats_dict, stats_table
-from shard_builder.datasets.stats_picture import draw_stats
 from shard_builder.datasets.streaming_quantiles import Spread
 from tests.shards.support import image_bytes, write_set
 
@@ -123,7 +122,6 @@ def test_an_image_that_no_processor_takes_is_told(tmp_path):
     assert found.tokens.count == 0
     assert "1 image is longer than 200 to 1" in stats_table(found)
     json.dumps(stats_dict(found), allow_nan=False)
-    draw_stats("odd", found)
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path):
@@ -140,10 +138,3 @@ def test_a_missing_index_names_the_way_out(data_set):
     store.delete("shard-000000.tar.index")
     with pytest.raises(StoreError, match="shard-builder index"):
         measure(store, manifest, RULE)
-
-
-def test_the_picture_is_the_same_every_time(data_set):
-    found = measured(data_set)
-    picture = draw_stats("set", found)
-    assert picture.size == (2512, 1872)
-    assert picture.tobytes() == draw_stats("set", measured(data_set)).tobytes()

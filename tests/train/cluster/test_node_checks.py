@@ -13,7 +13,7 @@ from grpo_stream.train.cluster.node_checks import (
     read_head,
     slowest,
 )
-from tests.shards.faulty_server import HASTY_RULES, RULES, faulty_server
+from tests.storage.fault_rules import HASTY_RULES, RULES
 from tests.stream.support import write_numbered_set
 
 
@@ -23,12 +23,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def served(folder, monkeypatch):
+def served(folder, server, monkeypatch):
     monkeypatch.setattr(node_checks, "RULES", RULES)
-    with faulty_server() as server:
-        for path in folder.iterdir():
-            server.objects[f"bucket/set/{path.name}"] = path.read_bytes()
-        yield server
+    server.add_folder(folder, "bucket/set")
+    return server
 
 
 def test_a_store_that_works(served, folder):
@@ -36,13 +34,13 @@ def test_a_store_that_works(served, folder):
     assert probe.error is None
     assert probe.digest == probe_store(str(folder)).digest
     assert min(probe.latency_seconds or 0, probe.bytes_per_second or 0) > 0
-    assert served.num_gets <= 1 + 3 + 8
+    assert len(served.gets) <= 1 + 3 + 8
 
 
 def test_nodes_begin_with_different_shards(served):
     probe_store(f"{served.url}/bucket/set", start=4)
-    first = next(name for name, _ in served.ranges if name.endswith(".tar"))
-    names = sorted(name for name, _ in served.ranges if name.endswith(".tar"))
+    first = next(name for name, _ in served.gets if name.endswith(".tar"))
+    names = sorted(name for name, _ in served.gets if name.endswith(".tar"))
     assert len(set(names)) == 6
     assert first.startswith("bucket/set/shard-")
 

@@ -4,10 +4,9 @@ import torch
 from grpo_stream.boxes import Size
 from grpo_stream.errors import BadSamplesError, ConfigError, GrpoStreamError
 from grpo_stream.grounding.rewards import accuracy_reward_coord
-from grpo_stream.stream.ordered_reader import OrderedReader
-from grpo_stream.stream.prompt_stream import read_in_order
+from grpo_stream.stream.ordered_reader import OrderedReader, read_at
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.sources import ShardSource, StreamSample
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.evaluate.answer_prompts import answer_share, evaluate, score
 from tests.shards.support import write_set
@@ -87,7 +86,7 @@ class TestEvaluate:
     def test_answers_are_the_models(self, model, processor, source):
         collator = make_collator(processor)
         result = evaluate(model, collator, source, batch_size=4, max_completion_length=5)
-        sample = next(iter(read_in_order(source, collator.rule, 1)))
+        sample = [StreamSample.from_sample(read_at(source, 0), collator.rule)]
         groups = PromptGroups.from_batch(collator(sample), 1, CPU)
         with torch.no_grad():
             ids = model.generate(

@@ -19,7 +19,7 @@ from typing import Any
 
 import grpo_stream
 from grpo_stream.errors import ConfigError, ManifestError, StoreError
-from grpo_stream.shards.index import energon_index_name, index_name
+from grpo_stream.shards.index import shard_files
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.assemble import read_result
@@ -283,7 +283,7 @@ def _first_missing(shards: Iterable[ShardInfo], found: dict[str, int]) -> str | 
     for shard in shards:
         if found.get(shard.name) != shard.num_bytes:
             return shard.name
-        for name in (index_name(shard.name), energon_index_name(shard.name)):
+        for name in shard_files(shard.name)[1:]:
             if not found.get(name):
                 return name
     return None

@@ -18,9 +18,8 @@ from grpo_stream.records.image_files import image_name
 from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import ImageReader, PictureRules
 from grpo_stream.records.validate import Verdict, judge
-from grpo_stream.shards.index import index_name
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.tar import ShardWriter, energon_index_name
+from grpo_stream.shards.tar import ShardWriter
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.chunk_plan import Chunk, Place, ShardLimits, unpack_row
 
@@ -334,7 +333,7 @@ class _Packer:
             # One more shard may wait for its turn; more would fill the disk.
             if len(self._finished) > NUM_FINISHING:
                 self._finished[-1 - NUM_FINISHING].result()
-            self._finished.append(self._finisher.submit(_finish, self._writer, self._store))
+            self._finished.append(self._finisher.submit(self._writer.close_into, self._store))
             self._writer = None
 
 
@@ -354,16 +353,6 @@ def shard_name(number: int, part: int = 0) -> str:
 def split_store(out: str, split: str) -> Store:
     """Where the shards of a split lie."""
     return open_store(f"{out.rstrip('/')}/{split}" if split else out)
-
-
-def _finish(writer: ShardWriter, store: Store) -> ShardInfo:
-    info = writer.close()
-    if not isinstance(store, LocalStore):
-        for name in (info.name, index_name(info.name), energon_index_name(info.name)):
-            path = writer.path.with_name(name)
-            store.put_file(name, path)
-            path.unlink()
-    return info
 
 
 def _image_name(record: Any, image_key: str) -> str | None:

@@ -1,6 +1,5 @@
 """Samples copied from shard to shard as the bytes they are."""
 
-import hashlib
 import io
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +11,11 @@ from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.shards.index import (
     IndexEntry,
     ShardIndex,
-    energon_index,
-    energon_index_name,
-    index_name,
 )
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.shards.sample import Sample, check_key
-from grpo_stream.shards.tar import parse_sample
-from grpo_stream.shards.tar_headers import END, iter_members, make_header, padding
-from grpo_stream.storage.atomic_files import commit, temp_beside, write_atomic
+from grpo_stream.shards.tar import ShardWriter, parse_sample
+from grpo_stream.shards.tar_headers import iter_members, make_header, padding
 from grpo_stream.storage.store import LocalStore, Store
 from shard_builder.datasets.read_json_members import skip
 
@@ -101,30 +96,26 @@ class SetWriter:
             self._folder.mkdir(parents=True, exist_ok=True)
         else:
             self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        self._shard: _Shard | None = None
+        self._writer: ShardWriter | None = None
 
     def add(self, run: RunBytes) -> None:
         """Appends a sample."""
-        if self._shard is not None and self._is_full(self._shard, len(run.data)):
+        if self._writer is not None and self._is_full(self._writer, len(run.data)):
             self.end_shard()
-        if self._shard is None:
-            self._shard = _Shard(self._folder / f"shard-{len(self.shards):06d}.tar")
-        self._shard.add(run)
+        if self._writer is None:
+            self._writer = ShardWriter(self._folder / f"shard-{len(self.shards):06d}.tar")
+        self._writer.add_run(run.data, run.entry)
         self.num_samples += 1
         self.num_multi_image += len(run.sample.sizes) > 1
         self.num_multi_box += len(run.sample.solutions) > 1
 
     def end_shard(self) -> None:
         """Finishes the shard in hand, if any; the next sample begins a new one."""
-        if self._shard is None:
+        if self._writer is None:
             return
-        info = self._shard.close()
-        self._shard = None
+        info = self._writer.close_into(self._store)
+        self._writer = None
         self.shards.append(info)
-        if not isinstance(self._store, LocalStore):
-            for name in (info.name, index_name(info.name), energon_index_name(info.name)):
-                self._store.put_file(name, self._folder / name)
-                (self._folder / name).unlink()
 
     def totals(self) -> dict[str, int]:
         """Counts for the manifest."""
@@ -142,48 +133,10 @@ class SetWriter:
 
     def close(self) -> None:
         """Drops an unfinished shard and the temporary folder."""
-        if self._shard is not None:
-            self._shard.discard()
+        if self._writer is not None:
+            self._writer.discard()
         self._stack.close()
 
-    def _is_full(self, shard: "_Shard", num_bytes: int) -> bool:
+    def _is_full(self, writer: ShardWriter, num_bytes: int) -> bool:
         max_samples, max_bytes = self._limits
-        return len(shard.entries) >= max_samples or shard.num_bytes + num_bytes > max_bytes
-
-
-class _Shard:
-    """One tar in the making, under a hidden name until :meth:`close`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: list[IndexEntry] = []
-        self.num_bytes = 0
-        self._temp = temp_beside(path)
-        self._file = self._temp.open("wb")
-        self._sha256 = hashlib.sha256()
-
-    def add(self, run: RunBytes) -> None:
-        shift = self.num_bytes - run.entry.offset
-        parts = (part._replace(offset=part.offset + shift) for part in run.entry.parts)
-        self.entries.append(IndexEntry(self.num_bytes, len(run.data), tuple(parts)))
-        self._write(run.data)
-
-    def close(self) -> ShardInfo:
-        end = self.num_bytes
-        self._write(END)
-        commit(self._file, self._temp, self.path)
-        index = ShardIndex.from_entries(self.entries, self.num_bytes)
-        name = self.path.name
-        write_atomic(self.path.with_name(index_name(name)), index.to_bytes())
-        energon = energon_index(index, end)
-        write_atomic(self.path.with_name(energon_index_name(name)), energon)
-        return ShardInfo(name, len(index), self.num_bytes, self._sha256.hexdigest())
-
-    def discard(self) -> None:
-        self._file.close()
-        self._temp.unlink(missing_ok=True)
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
-        self.num_bytes += len(data)
+        return writer.num_samples >= max_samples or writer.num_bytes + num_bytes > max_bytes

@@ -14,9 +14,8 @@ from grpo_stream.images import probe
 from grpo_stream.shards.index import (
     IndexEntry,
     ShardIndex,
-    energon_index,
-    energon_index_name,
-    index_name,
+    shard_files,
+    write_indexes,
 )
 from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.shards.sample import SCHEMA_VERSION, Sample
@@ -103,7 +102,7 @@ def index_tars(
                 _check_keys(store, names[: len(indexed)], book)
         manifest = _manifest(indexed) if present is None else _same(present, indexed)
         for name in names:
-            for part in (index_name(name), energon_index_name(name)):
+            for part in shard_files(name)[1:]:
                 store.put_file(part, Path(spool, part))
     if present is None:
         manifest.save(store)
@@ -179,8 +178,7 @@ def _read_tar(
     if not entries:
         raise ShardFormatError("no_samples", f"{name} holds no sample")
     index = ShardIndex.from_entries(entries, reread.num_bytes)
-    (spool / index_name(name)).write_bytes(index.to_bytes())
-    (spool / energon_index_name(name)).write_bytes(energon_index(index, reread.end))
+    write_indexes(spool / name, index, reread.end)
     return _Indexed(reread.info(len(entries)), hashes, num_multi_image, num_multi_box)
 
 

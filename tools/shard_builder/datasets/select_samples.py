@@ -11,7 +11,8 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.shards.index import IndexEntry, ShardIndex
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample
-from grpo_stream.shards.tar import read_sample, split_name
+from grpo_stream.shards.sample_runs import split_name
+from grpo_stream.shards.tar import read_sample
 from grpo_stream.shards.tar_headers import iter_members
 from grpo_stream.storage.store import Store
 from shard_builder.build.reject_lists import WARNINGS_NAME

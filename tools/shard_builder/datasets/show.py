@@ -11,12 +11,12 @@ from PIL import Image
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError, ImageError
 from grpo_stream.images import decode
+from grpo_stream.report.contact_sheet import contact_sheet, sheet_cell
 from grpo_stream.report.gallery import GallerySample, card_html, gallery_page
-from grpo_stream.report.html import write_page, write_whole
-from grpo_stream.report.pictures import contact_sheet
-from grpo_stream.report.sheet import sheet_cell
+from grpo_stream.report.html_page import write_page
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, Solution
+from grpo_stream.storage.atomic_files import write_atomic
 from grpo_stream.storage.store import Store
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
 from shard_builder.datasets.select_samples import Places, find_keys, spread, warned
@@ -106,7 +106,8 @@ def show(
         on_progress(1, 0)
     buffer = io.BytesIO()
     contact_sheet(cells, _COLUMNS, gap=14).save(buffer, "PNG", optimize=True)
-    sheet = write_whole(out / SHEET_NAME, buffer.getvalue())
+    sheet = out / SHEET_NAME
+    write_atomic(sheet, buffer.getvalue())
     page = gallery_page(_title(store), choice.lead, _facts(manifest), cards)
     return Shown(write_page(page, out), sheet, tuple(shown), choice.lead)
 

@@ -1,0 +1,136 @@
+"""Answers of an evaluation as cards: which are worth a picture, and what each one shows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.report.gallery import GallerySample, card_html
+from grpo_stream.report.marked_image import Mark, Role
+
+Answer = Mapping[str, Any]
+"""One line of ``answers.jsonl``."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Answers to be shown together."""
+
+    title: str
+    note: str
+    places: list[int]
+    """Of the answers, in the order to show them."""
+
+
+def pick_answers(answers: Sequence[Answer], count: int) -> list[Pick]:
+    """Up to ``count`` answers of each kind; kinds without any are left out.
+
+    Nothing is drawn by chance: the same answers give the same picks. Within a kind every image is
+    shown once before one is shown again.
+    """
+    kinds: list[tuple[str, str, Callable[[Answer], bool], Callable[[Answer], float]]] = [
+        (
+            "Farthest misses",
+            "Answers that lie farthest from the truth.",
+            lambda answer: answer["is_hit"] is False and answer["point"] is not None,
+            lambda answer: -answer["distance"],
+        ),
+        (
+            "Near misses",
+            "Misses that lie nearest to the true centre.",
+            lambda answer: answer["is_hit"] is False and answer["point"] is not None,
+            lambda answer: float(answer["distance"]),
+        ),
+        (
+            "Smallest targets",
+            "The smallest share of the image, whether hit or missed.",
+            lambda answer: len(answer["solution"]) == 4,
+            _area_share,
+        ),
+        (
+            "Best answers",
+            "Hits with the greatest overlap, or else nearest to the true centre.",
+            lambda answer: bool(answer["is_hit"]),
+            lambda answer: answer["distance"] - (answer["iou"] or 0),
+        ),
+        (
+            "Unreadable answers",
+            "Texts that give no place; they count as misses.",
+            lambda answer: answer["failure"] is not None,
+            lambda _: 0.0,
+        ),
+    ]
+    picks = []
+    for title, note, belongs, order in kinds:
+        places = [place for place, answer in enumerate(answers) if belongs(answer)]
+        places.sort(key=lambda place: order(answers[place]))
+        places = _spread(answers, places)[:count]
+        if places:
+            picks.append(Pick(title, note, places))
+    return picks
+
+
+def _area_share(answer: Answer) -> float:
+    x1, y1, x2, y2 = answer["solution"]
+    width, height = answer["scales"]
+    return float((x2 - x1) * (y2 - y1) / (width * height))
+
+
+def _spread(answers: Sequence[Answer], places: Sequence[int]) -> list[int]:
+    """Each image's first place, then each one's second, and so on."""
+    met: dict[str, int] = {}
+    turns = []
+    for rank, place in enumerate(places):
+        image = answers[place]["image"]
+        met[image] = met.get(image, -1) + 1
+        turns.append((met[image], rank, place))
+    return [place for _, _, place in sorted(turns)]
+
+
+def answer_card(answer: Answer, image: Image.Image) -> str:
+    """A sample with its true place and what was answered.
+
+    Args:
+        answer: The sample's line of ``answers.jsonl``.
+        image: The sample's image at any size, RGB.
+    """
+    original, shown = Size(*answer["scales"]), Size(*image.size)
+
+    def on_image(shape: Box | Point) -> Box | Point:
+        return shape.scaled(original, shown, "original")
+
+    role: Role = "right" if answer["is_hit"] else "wrong"
+    marks = []
+    if answer["box"] is not None:
+        marks.append(Mark(on_image(Box(*answer["box"])), role))
+    if answer["point"] is not None:
+        marks.append(Mark(on_image(Point(*answer["point"])), role))
+    solution = answer["solution"]
+    truth = Point(*solution) if len(solution) == 2 else Box(*solution)
+    facts = [("answer", answer["text"] or "(nothing)"), ("size", answer["size"])]
+    if answer["iou"] is not None and answer["box"] is not None:
+        facts.append(("IoU", f"{answer['iou']:.3f}"))
+    facts += [(name.rpartition(".")[2], str(value)) for name, value in answer["fields"].items()]
+    return card_html(
+        GallerySample(
+            title=answer["key"],
+            prompt=answer["prompt"],
+            images=[image],
+            shapes=[(0, on_image(truth))],
+            facts=facts,
+            answers=marks,
+            verdict=(role, _verdict(answer)),
+        )
+    )
+
+
+def _verdict(answer: Answer) -> str:
+    if answer["failure"] is not None:
+        return f"unreadable: {answer['failure'].replace('_', ' ')}"
+    where = f"{answer['distance']:.1%} of the diagonal from the centre"
+    if answer["is_hit"] is None:
+        return f"answered, {where}"
+    beyond = ", outside of the image" if answer["is_outside"] else ""
+    return f"{'hit' if answer['is_hit'] else 'miss'}, {where}{beyond}"

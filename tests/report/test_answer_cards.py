@@ -1,0 +1,104 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grpo_stream.report.answer_cards import answer_card, pick_answers
+from grpo_stream.report.marked_image import COLOURS
+from tests.report.support import UNREADABLE, row
+from tests.report.test_gallery import images_of
+from tests.report.test_html_page import Page
+
+
+class TestCard:
+    def drawn(self, **changes):
+        grey = Image.new("RGB", (600, 300), (128, 128, 128))  # half of the original
+        page = Page(answer_card(row(**changes), grey))
+        first = page.references[0].partition(",")[2]
+        with Image.open(io.BytesIO(base64.b64decode(first))) as image:
+            return np.asarray(image.convert("RGB")).astype(int), page
+
+    @pytest.mark.parametrize(("is_hit", "role"), [(True, "right"), (False, "wrong")])
+    def test_truth_and_answer_are_drawn_where_they_lie(self, is_hit, role):
+        pixels, page = self.drawn(is_hit=is_hit)
+        assert pixels.shape == (300, 600, 3)
+        assert pixels[90, 98].tolist() == pytest.approx(COLOURS["truth"], abs=40)
+        assert pixels[75, 150].tolist() == pytest.approx(COLOURS[role], abs=40)
+        assert f"class='verdict {role}'" in answer_card(
+            row(is_hit=is_hit), Image.new("RGB", (60, 30))
+        )
+        assert "link" in "".join(page.words)
+
+    def test_an_answered_box_is_drawn_with_its_centre(self):
+        pixels, page = self.drawn(box=[200, 40, 400, 260], iou=0.5)
+        assert pixels[75, 98].tolist() == pytest.approx(COLOURS["right"], abs=60)
+        assert "0.500" in "".join(page.words)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({}, "hit, 2.2% of the diagonal from the centre"),
+            ({"is_hit": False, "is_outside": True}, "miss, 2.2%"),
+            ({"is_hit": False, "is_outside": True}, "outside of the image"),
+            ({"is_hit": None}, "answered, 2.2%"),
+            (UNREADABLE, "unreadable: no numbers"),
+            (UNREADABLE, "(nothing)"),
+        ],
+    )
+    def test_the_verdict(self, changes, words):
+        assert words in answer_card(row(**changes), Image.new("RGB", (60, 30)))
+
+    def test_a_small_target_is_shown_larger_with_the_answer_beside_it(self):
+        html = answer_card(row(solution=[290, 140, 300, 160]), Image.new("RGB", (1200, 600)))
+        assert len(images_of(Page(html))) == 2
+
+
+def answer(image, distance, *, hit=False, iou=0.0, side=100, failure=None):
+    return {
+        "image": image,
+        "distance": distance,
+        "point": None if distance is None else [1, 1],
+        "is_hit": hit,
+        "iou": iou,
+        "failure": failure,
+        "solution": [0, 0, side, side],
+        "scales": [1000, 1000],
+    }
+
+
+ANSWERS = [
+    answer("a", 0.9),
+    answer("a", 0.8),
+    answer("b", 0.1, side=5),
+    answer("b", 0.0, hit=True),
+    answer("c", 0.01, hit=True, iou=0.9),
+    answer("c", None, failure="empty", side=1),
+    answer("d", 0.5, side=400),
+]
+
+
+@pytest.mark.parametrize(
+    ("title", "places"),
+    [
+        ("Farthest misses", [0, 6, 2, 1]),  # one of each image before a second one
+        ("Near misses", [2, 6, 1, 0]),
+        ("Smallest targets", [5, 2, 0, 6]),
+        ("Best answers", [4, 3]),
+        ("Unreadable answers", [5]),
+    ],
+)
+def test_each_kind_in_its_order(title, places):
+    picks = {pick.title: pick.places for pick in pick_answers(ANSWERS, 4)}
+    assert picks[title] == places
+
+
+def test_kinds_without_answers_are_left_out():
+    assert [pick.title for pick in pick_answers(ANSWERS[3:4], 2)] == [
+        "Smallest targets",
+        "Best answers",
+    ]
+    assert pick_answers(ANSWERS, 0) == []
+    points = [answer("a", 0.2) | {"solution": [5, 5], "iou": None}]
+    assert [pick.title for pick in pick_answers(points, 2)] == ["Farthest misses", "Near misses"]
