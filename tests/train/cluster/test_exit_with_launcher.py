@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RANK = """\
 import sys, time
 from grpo_stream.train.cluster.exit_with_launcher import end_with_launcher

@@ -14,7 +14,7 @@ from grpo_stream.train.cluster.preflight_report import Needs, PreflightError
 from tests.multiprocess.ranks import free_port
 from tests.stream.support import write_numbered_set
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

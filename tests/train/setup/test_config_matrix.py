@@ -22,7 +22,7 @@ from grpo_stream.train.setup.unsupported_settings import REFUSED
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.support import QUIET
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 UPDATES = {"num_iterations": 2}
 """The second global step then trains on completions of an older policy."""
 
