@@ -24,7 +24,7 @@ def told(tmp_path_factory):
         for number in range(24)
     ]
     write_set(folder / "shards", samples, 4)
-    words = ["-m", "tests.multiprocess.step_probe", folder / "policy", folder / "shards", folder]
+    words = ["tests.multiprocess.step_probe", folder / "policy", folder / "shards", folder]
     return folder, run_ranks(lambda _: words, timeout=200, exit_code=EXIT_STALLED)
 
 
