@@ -2,9 +2,23 @@
 
 import os
 
+# Before torch: its models here are so small that a second thread only costs time, and two workers
+# with two threads each would fight for two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
 from hypothesis import settings
 
 # Speed is never asserted: a shared machine may stall any example. CI repeats the same examples, so
 # that a failure there is the change's own; runs by hand look for new ones.
 settings.register_profile("grpo_stream", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("grpo_stream")
+
+
+def pytest_collection_modifyitems(items):
+    """What ``make test`` leaves out says why."""
+    for item in items:
+        for marker in item.iter_markers("slow"):
+            if marker.args or not marker.kwargs.get("reason"):
+                expected = 'pytest.mark.slow(reason="what takes more than ten seconds")'
+                raise pytest.UsageError(f"{item.nodeid}: write {expected}")

@@ -11,7 +11,10 @@ from tests.multiprocess.ranks import run_ranks
 ROOT = Path(__file__).resolve().parents[2]
 NUM_BATCHES = 2  # generation batches of each run, of 2 global steps each
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow(reason="five trainings under ZeRO-3 on one rank, and again on two"),
+]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])

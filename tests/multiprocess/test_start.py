@@ -9,7 +9,7 @@ from grpo_stream.train.setup.memory_estimate import Batch, Zero, estimate
 from grpo_stream.train.setup.model_sizes import ModelShape
 from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = pytest.mark.multiprocess
 
 
 def make_config(num_layers):

@@ -23,7 +23,12 @@ SCREENSHOTS = ROOT / "data/screenshots"
 NUM_RANKS, NUM_GENERATIONS, PER_DEVICE = 2, 4, 8
 NUM_LANES = NUM_RANKS * PER_DEVICE // NUM_GENERATIONS
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow(
+        reason="the launcher, three times: it and every rank import all that training needs"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
