@@ -58,7 +58,7 @@ def _run(words, environment, log):
 def _exit_codes(pids, timeout_seconds):
     """Waits for all; those that are still there after the time are killed."""
     deadline = time.monotonic() + timeout_seconds
-    codes = {}
+    codes: dict[int, int] = {}
     while len(codes) < len(pids):
         for pid in set(pids) - set(codes):
             ended, status = os.waitpid(pid, os.WNOHANG)
