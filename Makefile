@@ -6,13 +6,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-cluster lint format clean
+.PHONY: help setup quickstart test test-slow test-all test-cluster lint format clean
 
 PYTHON ?=
 TORCH_PIP_ARGS ?=
 STAMP := .venv/.installed
 LOCKS := requirements-torch.lock requirements.lock
 AZURITE := 3.35.0
+# Two of pytest's workers, each with whole files: what a file's tests share is made once.
+WORKERS := --numprocesses 2 --dist loadfile
+SLOWEST := --durations 20 --durations-min 1
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # DeepSpeed compiles its operators at first use. Here they live in the venv, so `make setup` can
@@ -32,8 +35,14 @@ setup: $(STAMP)  ## Make .venv with the pinned versions; does nothing when it is
 quickstart: setup  ## Shards, ZeRO-3 GRPO of a tiny policy and a report, in out/quickstart
 	@.venv/bin/python launch/quickstart.py
 
-test: setup lint  ## Everything that CI runs: lint and pytest
-	.venv/bin/pytest
+test: setup lint  ## Lint, types, floors and every test that is not slow (minutes)
+	.venv/bin/pytest -m "not slow" $(WORKERS) $(SLOWEST)
+
+# One after the other: most of them are two ranks, and some watch the clock.
+test-slow: setup  ## The tests that are marked slow, each for the reason beside its marker
+	.venv/bin/pytest -m slow $(SLOWEST)
+
+test-all: test test-slow  ## Everything that CI runs
 
 test-cluster: setup  ## Two nodes in network namespaces and what fails there (root, pdsh, sshd; minutes)
 	.venv/bin/pytest tests/cluster -m cluster

@@ -2,6 +2,10 @@
 
 import os
 
+# Before torch: its models here are so small that a second thread only costs time, and two workers
+# with two threads each would fight for two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 
@@ -21,3 +25,12 @@ def server(monkeypatch):
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         yield server
+
+
+def pytest_collection_modifyitems(items):
+    """What ``make test`` leaves out says why."""
+    for item in items:
+        for marker in item.iter_markers("slow"):
+            if marker.args or not marker.kwargs.get("reason"):
+                expected = 'pytest.mark.slow(reason="what takes more than ten seconds")'
+                raise pytest.UsageError(f"{item.nodeid}: write {expected}")

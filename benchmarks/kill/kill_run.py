@@ -8,6 +8,7 @@ and calls of the reward. A job may name the moment after which a rank kills itse
 """
 
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -74,6 +75,7 @@ class Moments:
 def main() -> None:
     """Serves jobs until standard input ends."""
     train = _load_train()
+    gc.freeze()  # each collection of a rank would look through all that the imports have made
     for line in sys.stdin:
         job = json.loads(line)
         pids = [_start(train, job, rank) for rank in range(job["num_ranks"])]

@@ -11,7 +11,6 @@ SMALL = (
 )
 
 
-@pytest.mark.slow
 def test_both_ways_give_the_same_log_probabilities(capsys, tmp_path):
     parser = argparse.ArgumentParser()
     growth.add_command(parser.add_subparsers())

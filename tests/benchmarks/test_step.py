@@ -5,7 +5,7 @@ import pytest
 from benchmarks.step import step
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="every measurement is a process that imports both trainers")
 @pytest.mark.multiprocess
 def test_both_trainers_do_the_same_work():
     parser = argparse.ArgumentParser()

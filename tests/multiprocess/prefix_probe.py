@@ -1,10 +1,11 @@
 """Short runs on one or two ZeRO-3 ranks, with the shared prefix and without; a process per rank.
 
-Every rank writes what it saw of each run to ``PROBE_DIR/rank-N.json``.
+Every rank writes what it saw of each run to ``rank-N.json`` in the folder that it is given.
 """
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
-    folder = Path(os.environ["PROBE_DIR"])
+def main(folder: Path) -> None:
     start_process_group(use_cpu=True)
     seen = {name: run(folder, **settings) for name, settings in RUNS.items()}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
@@ -127,4 +127,4 @@ def graded(completions: list[Any], **_: Any) -> list[float | None]:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -13,7 +13,10 @@ from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.models.processor import load_processor
 from tests.launch.support import load_script
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow(reason="some twenty trainings: killed, resumed, and their undisturbed twins"),
+]
 
 
 @pytest.fixture(scope="module")

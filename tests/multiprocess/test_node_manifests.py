@@ -20,7 +20,7 @@ def test_a_manifest_is_fetched_once_and_its_absence_told_to_both(tmp_path):
         urls = [f"{server.url}/train", f"{server.url}/none"]
 
         def words(rank):
-            return ["tests/multiprocess/manifest_probe.py", *urls, tmp_path / f"{rank}.json"]
+            return ["tests.multiprocess.manifest_probe", *urls, tmp_path / f"{rank}.json"]
 
         run_ranks(words, timeout=200)
         names = [name for name, _ in server.gets]

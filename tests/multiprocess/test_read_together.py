@@ -48,7 +48,7 @@ def test_bad_samples_of_both_add_up(folder, tmp_path):
 
 def run(folder, tmp_path, max_bad_samples):
     def words(rank):
-        probe = "tests/multiprocess/read_probe.py"
+        probe = "tests.multiprocess.read_probe"
         return [probe, folder, tmp_path / f"rank-{rank}.json", max_bad_samples]
 
     run_ranks(words, timeout=200)

@@ -1,20 +1,20 @@
 """The shared prefix on one and two ZeRO-3 ranks over gloo, against trl's path on the same ranks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from grpo_stream.train.models.tiny import make_tiny_policy
-from tests.multiprocess.ranks import free_port
+from tests.multiprocess.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_BATCHES = 2  # generation batches of each run, of 2 global steps each
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow(reason="five trainings under ZeRO-3 on one rank, and again on two"),
+]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
@@ -24,26 +24,8 @@ def seen(request, tmp_path_factory):
     records = json.loads((ROOT / "data/screenshots/records.json").read_text())[:8]
     (folder / "records.json").write_text(json.dumps(records))
     make_tiny_policy(folder / "tiny", [record["prompt"] for record in records])
-    deepspeed = Path(sys.executable).parent / "deepspeed"
-    command = [deepspeed, "-q", "--num_gpus", request.param, "--master_port", free_port()]
-    done = subprocess.run(
-        [*map(str, command), "--module", "tests.multiprocess.prefix_probe"],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONWARNINGS": "ignore",
-            "DS_ACCELERATOR": "cpu",
-            "HF_HUB_OFFLINE": "1",
-            "PROBE_DIR": str(folder),
-        },
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    words = ["tests.multiprocess.prefix_probe", folder]
+    run_ranks(lambda _: words, timeout=400, num_ranks=request.param)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(request.param)]
 
 

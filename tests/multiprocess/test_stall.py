@@ -13,7 +13,7 @@ pytestmark = pytest.mark.multiprocess
 
 def test_all_ranks_end_and_the_one_that_stalled_is_named(tmp_path):
     write_numbered_set(tmp_path / "shards", 24)
-    words = ["tests/multiprocess/stall_probe.py", tmp_path / "shards", tmp_path / "stalls"]
+    words = ["tests.multiprocess.stall_probe", tmp_path / "shards", tmp_path / "stalls"]
     told = run_ranks(lambda _: words, timeout=200, exit_code=EXIT_STALLED)
     waiting, stalled = (
         json.loads((tmp_path / f"stalls/rank-0000{rank}.json").read_text()) for rank in range(2)

@@ -9,7 +9,7 @@ from grpo_stream.train.setup.memory_estimate import Batch, Zero, estimate
 from grpo_stream.train.setup.model_sizes import ModelShape
 from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = pytest.mark.multiprocess
 
 
 def make_config(num_layers):
@@ -43,7 +43,7 @@ def seen(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     for name, one in (("model", config), ("small", make_config(1))):
         Qwen2_5_VLForConditionalGeneration(one).save_pretrained(folder / name)
-    run_ranks(lambda _: ["tests/multiprocess/start_probe.py", folder], timeout=240)
+    run_ranks(lambda _: ["tests.multiprocess.start_probe", folder], timeout=240)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]
 
 

@@ -16,14 +16,18 @@ from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from tests.multiprocess.ranks import free_port
+from tests.launch.support import load_script
+from tests.multiprocess.ranks import free_port, run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "data/screenshots"
 NUM_RANKS, NUM_GENERATIONS, PER_DEVICE = 2, 4, 8
 NUM_LANES = NUM_RANKS * PER_DEVICE // NUM_GENERATIONS
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow(reason="the launcher, twice: it and each rank import all that training needs"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +43,26 @@ def records():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, records):
-    """Shards of them and a tiny policy, made by the commands that users type."""
+    """Shards of them and a tiny policy, made as users make them."""
     folder = tmp_path_factory.mktemp("zero3")
     (folder / "records.json").write_text(json.dumps(records))
     build = ["-m", "tools.shard_builder", "build", folder / "records.json", "--quiet"]
     call([*build, "--images-root", SCREENSHOTS, "--out", folder / "shards"])
-    call(["launch/tiny_policy.py", "--json", folder / "records.json", "--out", folder / "tiny"])
+    tiny = ["--json", folder / "records.json", "--out", folder / "tiny"]
+    assert load_script("tiny_policy").main([*map(str, tiny)]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def two_steps(folder):
-    run(folder, "probe", "--max_steps", "2")
+    log = folder / "run.log"
+    with log.open("w") as file:
+        launcher = start(folder, "probe", file, "--max_steps", "2")
+        try:
+            code = launcher.wait(timeout=400)
+        finally:
+            end(launcher)
+    assert code == 0, log.read_text()[-5000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]
 
 
@@ -76,11 +88,15 @@ def test_every_rank_scores_its_own_whole_groups_in_the_plans_order(folder, two_s
 
 
 def test_resuming_goes_on_with_the_next_batch_until_all_images_have_flown(
-    folder, records, two_steps
+    folder, records, two_steps, monkeypatch
 ):
     assert (folder / "out/checkpoint-2/cursor.json").is_file()
     num_batches = len(records) // NUM_LANES
-    run(folder, "probe", "--max_steps", str(num_batches), "--resume_from_checkpoint", "true")
+    more = ["--max_steps", num_batches, "--resume_from_checkpoint", "true"]
+    monkeypatch.setenv("PROBE_DIR", str(folder))
+    run_ranks(
+        lambda _: ["tests.multiprocess.probe", *flags_of(folder, "probe"), *more], timeout=400
+    )
     scales = [tuple(size) for seen in two_steps for size in seen["scales"]]
     for rank in range(NUM_RANKS):
         seen = json.loads((folder / f"rank-{rank}.json").read_text())
@@ -125,19 +141,7 @@ def planned(folder, rank):
     return PromptStream(ShardSource(str(folder / "shards")), config, World(rank, NUM_RANKS, rank))
 
 
-def run(folder, script, *flags):
-    log = folder / "run.log"
-    with log.open("w") as file:
-        launcher = start(folder, script, file, *flags)
-        try:
-            code = launcher.wait(timeout=400)
-        finally:
-            end(launcher)
-    assert code == 0, log.read_text()[-5000:]
-
-
-def start(folder, script, file, *flags):
-    path = {"probe": "tests/multiprocess/probe.py", "train": "launch/train.py"}[script]
+def flags_of(folder, script):
     reward = {"probe": "tests.multiprocess.probe:spying_reward", "train": "format_reward"}[script]
     settings = {
         "model_name_or_path": folder / "tiny",
@@ -155,11 +159,15 @@ def start(folder, script, file, *flags):
         "seed": 42,
         "reward_funcs": reward,
     }
-    words = [str(word) for pair in settings.items() for word in (f"--{pair[0]}", pair[1])]
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def start(folder, script, file, *flags):
+    path = {"probe": "tests/multiprocess/probe.py", "train": "launch/train.py"}[script]
     deepspeed = Path(sys.executable).parent / "deepspeed"
     launch = [deepspeed, "-q", "--num_gpus", NUM_RANKS, "--master_port", free_port(), path]
     return subprocess.Popen(
-        [str(word) for word in [*launch, *words, *flags]],
+        [str(word) for word in [*launch, *flags_of(folder, script), *flags]],
         cwd=ROOT,
         env=environment(folder),
         stdout=file,

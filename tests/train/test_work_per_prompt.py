@@ -80,7 +80,7 @@ def test_of_trl_itself(tiny_folder, tmp_path):
 @pytest.mark.multiprocess
 def test_two_ranks_under_zero_3_with_a_reference_model(tiny_folder, tmp_path):
     shards = write_shapes(tmp_path, 2 * PER_RANK).shards
-    words = ["-m", "tests.train.work_probe", tiny_folder, shards, tmp_path]
+    words = ["tests.train.work_probe", tiny_folder, shards, tmp_path]
     run_ranks(lambda _: words, timeout=120)
     for rank in range(2):
         seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())

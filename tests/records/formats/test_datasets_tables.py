@@ -128,7 +128,6 @@ def test_a_damaged_table(tmp_path):
         read_all("datasets:rows/a.parquet")
 
 
-@pytest.mark.slow
 def test_torch_stays_out(table):
     code = (
         "import sys; from grpo_stream.records.formats.open_inputs import *; "

@@ -1,20 +1,14 @@
 """Two real ranks over gloo: what one lacks, both say, and rank 0 shows a table."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from grpo_stream.train.cluster.node_checks import node_name
 from grpo_stream.train.cluster.preflight import RunChecks, run_preflight
 from grpo_stream.train.cluster.preflight_report import Needs, PreflightError
-from tests.multiprocess.ranks import free_port
+from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 from tests.stream.support import write_numbered_set
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -26,28 +20,8 @@ def folder(tmp_path_factory):
 def seen(folder, tmp_path_factory):
     """What rank 0 and rank 1 saw."""
     out = tmp_path_factory.mktemp("out")
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "tests/train/cluster/preflight_probe.py", str(folder), str(out)],
-            cwd=ROOT,
-            env={**os.environ, **place, **more, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            output, _ = process.communicate(timeout=200)
-            assert process.returncode == 0, output
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    run_ranks(lambda _: ["tests.train.cluster.preflight_probe", folder, out], timeout=200)
+    return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)]
 
 
 @pytest.mark.multiprocess
