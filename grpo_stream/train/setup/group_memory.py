@@ -60,12 +60,12 @@ class GroupMemory:
     cache: int
     """Of sampling: keys and values, or other states, of the prompt and all completions."""
     prefill: int
-    """The widest moment of computing the prompt."""
+    """At the widest place of computing the prompt: four of the widest tensor, four of the input."""
 
 
 @functools.lru_cache(maxsize=64)
 def group_memory(model: MetaModel, batch: Batch, element_bytes: int) -> GroupMemory:
-    """Counts one group of ``batch`` (its numbers of groups do not count).
+    """Counts one group of ``batch``, whatever its numbers of groups.
 
     Args:
         model: Whose layers are run; from then on it is in the given precision.

@@ -43,7 +43,7 @@ _PARTS = {
     "llava": ({"model_type": "llama"}, _FIXED | {"model_type": "clip_vision_model"}),
     "glm4v": (_rope(2, 3, 3, partial_rotary_factor=1.0), _MERGED),
 }
-FAMILIES = tuple(_PARTS)
+MODEL_TYPES = tuple(_PARTS)
 """``config.model_type`` of each."""
 
 

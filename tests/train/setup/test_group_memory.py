@@ -8,7 +8,7 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.train.setup import group_memory as module
 from grpo_stream.train.setup.group_memory import Batch, group_memory
 from grpo_stream.train.setup.model_sizes import MetaModel
-from tests.train.setup.small_configs import FAMILIES, small_config
+from tests.train.setup.small_configs import MODEL_TYPES, small_config
 
 BATCH = Batch(prompt_tokens=30, image_tokens=16, completion_tokens=6, num_generations=3)
 ROWS, LENGTH = 3, 36
@@ -41,7 +41,7 @@ def kept_by(modules, run):
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_layers_and_caches_of_any_family(family):
     config = small_config(family)
     # The kernels of experts are for bf16 alone.

@@ -6,7 +6,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.setup.model_sizes import SIZE_NAMES, MetaModel, find_config
-from tests.train.setup.small_configs import FAMILIES, small_config
+from tests.train.setup.small_configs import MODEL_TYPES, small_config
 
 ON_THE_HUB = {
     "3B": 3_754_622_976,
@@ -34,7 +34,7 @@ def test_parts_by_hand():
     assert sum(parts.values()) == ON_THE_HUB["3B"] - hidden  # the last norm
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_every_family_has_the_weights_of_a_real_model(family):
     config = small_config(family)
     model, real = MetaModel(config), AutoModelForImageTextToText.from_config(config)
