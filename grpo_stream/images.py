@@ -140,7 +140,7 @@ class ResizeRule:
     """
 
     multiple: int = 28
-    """Both sides become multiples of this: patch_size x merge_size (28: Qwen2.5-VL, 32: Qwen3)."""
+    """Both sides become multiples of this: patch_size x merge_size of the processor."""
     min_pixels: int = 56 * 56
     """Smallest area in pixels after resizing."""
     max_pixels: int = 28 * 28 * 1280

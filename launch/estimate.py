@@ -1,11 +1,12 @@
-"""Estimates a rank's GPU memory under ZeRO-3 for Qwen2.5-VL models and numbers of GPUs.
+"""Estimates a rank's GPU memory under ZeRO-3, for models and numbers of GPUs.
 
     python launch/estimate.py
     python launch/estimate.py --models 72B --gpus 64 128 --offload optimizer --image-tokens 2691
-    python launch/estimate.py --models out/my_model --gpus 8 --json
+    python launch/estimate.py --models out/my_model Qwen/Qwen3-VL-8B-Instruct --gpus 8 --json
 
-Formulas and what they leave out: grpo_stream/train/setup/memory_estimate.py. Gigabytes are 10^9
-bytes.
+A model is a name (3B, 7B, 32B, 72B: Qwen2.5-VL), a folder that needs to hold no more than its
+config.json, or a hub id. What is left out: grpo_stream/train/setup/memory_estimate.py. Gigabytes
+are 10^9 bytes.
 """
 
 import argparse
@@ -14,20 +15,23 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.flags import with_dashes
-from grpo_stream.train.setup.memory_estimate import Batch, MemoryEstimate, Zero, estimate
-from grpo_stream.train.setup.model_sizes import SHAPES, ModelShape, find_shape
+from grpo_stream.train.setup.group_memory import Batch, group_memory
+from grpo_stream.train.setup.memory_estimate import MemoryEstimate, Zero, estimate
+from grpo_stream.train.setup.model_sizes import SIZE_NAMES, MetaModel, find_config
 
-_COLUMNS = ("states", "update", "rollout", "layerwise", "host", "DeepSpeed", "fits")
+_COLUMNS = ("states", "update", "rollout", "layerwise", "host", "DeepSpeed", "layout", "fits")
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the table; returns the process's exit code (0 done, 2 settings that cannot work)."""
     args = parse(argv)
     try:
-        rows = [row(args, model, gpus) for model in args.models for gpus in args.gpus]
+        models = {name: MetaModel(find_config(name)) for name in args.models}
+        rows = [row(args, name, gpus, models[name]) for name in models for gpus in args.gpus]
     except GrpoStreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -36,16 +40,18 @@ def main(argv: Sequence[str]) -> int:
         return 0
     batch = batch_of(args)
     print(
-        f"GB of each GPU; groups of {batch.packed_tokens:,} tokens, {batch.image_tokens:,} of them "
-        f"visual, {batch.groups_per_micro_step} a micro-step; {batch.prompts_per_rollout} prompts "
-        f"a rollout; offload: {args.offload}; gradient checkpointing: "
+        f"GB of each GPU; prompts of {batch.prompt_tokens:,} tokens, {batch.image_tokens:,} of "
+        f"them visual, with {batch.num_generations} completions of {batch.completion_tokens}: "
+        f"{batch.groups_per_micro_step} a micro-step, {batch.prompts_per_rollout} a rollout; "
+        f"offload: {args.offload}; gradient checkpointing: "
         f"{'off' if args.no_gradient_checkpointing else 'on'}"
     )
-    print(f"{'model':<8}{'GPUs':>6}" + "".join(f"{name:>11}" for name in _COLUMNS))
+    width = max(8, *(len(name) + 1 for name in models))
+    print(f"{'model':<{width}}{'GPUs':>6}" + "".join(f"{name:>11}" for name in _COLUMNS))
     for one in rows:
         cells = [one[name] for name in _COLUMNS]
         texts = [f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        print(f"{one['model']:<8}{one['gpus']:>6}" + "".join(f"{text:>11}" for text in texts))
+        print(f"{one['model']:<{width}}{one['gpus']:>6}" + "".join(f"{text:>11}" for text in texts))
     print(_LEGEND.format(args.gpu_gb))
     return 0
 
@@ -55,6 +61,7 @@ states     weights, gradients, optimizer: there all the time
 update     peak of a micro-step; rollout: of sampling, with the whole model gathered on each GPU;
 layerwise  of sampling with --ds3_gather_for_generation false: layer by layer, slower
 host       gigabytes of a node's memory for each GPU; DeepSpeed: its own estimate of the states
+layout     packed: a prompt is computed once for its completions; plain: once for each of them
 fits       which of them leave 2 GB of {:g} for CUDA and NCCL: both, layerwise, no"""
 
 
@@ -64,7 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, default = parser.add_argument, Batch()
-    add("--models", nargs="+", default=list(SHAPES), help="names, hub ids or folders (all)")
+    add("--models", nargs="+", default=list(SIZE_NAMES), help="(%(default)s)")
     add("--gpus", nargs="+", type=int, default=[8, 16, 32, 64, 128], help="(8 16 32 64 128)")
     add("--gpus-per-node", type=int, default=8, help="(%(default)s)")
     add("--gpu-gb", type=float, default=80.0, help="memory of a GPU (%(default)s)")
@@ -82,9 +89,8 @@ def batch_of(args: argparse.Namespace) -> Batch:
     return Batch(**{name: getattr(args, name) for name in vars(Batch())})
 
 
-def row(args: argparse.Namespace, model: str, gpus: int) -> dict[str, str | int | float]:
+def row(args: argparse.Namespace, name: str, gpus: int, model: MetaModel) -> dict[str, Any]:
     """One line of the table, and all terms in bytes."""
-    shape = find_shape(model)
     zero = {
         "num_ranks": gpus,
         "offload_optimizer": args.offload != "none",
@@ -92,30 +98,33 @@ def row(args: argparse.Namespace, model: str, gpus: int) -> dict[str, str | int 
         "gradient_checkpointing": not args.no_gradient_checkpointing,
         "with_reference": args.with_reference,
     }
-    found = estimate(shape, Zero(**zero), batch_of(args))
-    layerwise = estimate(shape, Zero(**zero, gather_for_generation=False), batch_of(args))
+    batch = batch_of(args)
+    found = estimate(model, Zero(**zero), batch)
+    layerwise = estimate(model, Zero(**zero, gather_for_generation=False), batch)
     room = (args.gpu_gb - 2) * 1e9
     fits = "both" if found.peak <= room else "layerwise" if layerwise.peak <= room else "no"
     return {
-        "model": model,
+        "model": name,
         "gpus": gpus,
         **found.to_dict(),
-        "weights_of_model": shape.num_weights,
+        "weights_of_model": model.num_weights,
+        "weights_of_parts": model.parts,
         **_gigabytes(found, layerwise),
-        "DeepSpeed": deepspeed_states(shape, gpus, args.gpus_per_node, args.offload) / 1e9,
+        "DeepSpeed": deepspeed_states(model, gpus, args.gpus_per_node, args.offload) / 1e9,
+        "layout": group_memory(model, batch, Zero(**zero).element_bytes).layout,
         "fits": fits,
     }
 
 
-def deepspeed_states(shape: ModelShape, gpus: int, gpus_per_node: int, offload: str) -> int:
+def deepspeed_states(model: MetaModel, gpus: int, gpus_per_node: int, offload: str) -> int:
     """Bytes of a GPU for the states, by DeepSpeed's estimate_zero3_model_states_mem_needs."""
     with contextlib.redirect_stdout(io.StringIO()):
         from deepspeed.runtime.zero.stage3 import (  # noqa: PLC0415 - seconds, not for --help
             estimate_zero3_model_states_mem_needs,
         )
     _, on_gpu, _ = estimate_zero3_model_states_mem_needs(
-        shape.num_weights,
-        shape.embedding_weights,
+        model.num_weights,
+        model.largest_module_weights,
         num_gpus_per_node=min(gpus, gpus_per_node),
         num_nodes=-(-gpus // gpus_per_node),
         cpu_offload=offload != "none",

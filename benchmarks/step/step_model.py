@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-from grpo_stream.train.models.processor import ImageTextProcessor
-from grpo_stream.train.models.tiny import tiny_config, train_tokenizer
+from grpo_stream.train.models.tiny import tiny_config, train_tokenizer, write_policy
 
 _NUM_LAYERS = 4
 
@@ -31,13 +26,4 @@ def make_policy(folder: Path, hidden_size: int) -> Path:
     text.layer_types = ["full_attention"] * _NUM_LAYERS
     text.num_attention_heads, text.num_key_value_heads = hidden_size // 32, hidden_size // 64
     vision.hidden_size, vision.intermediate_size = hidden_size // 2, hidden_size
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    processor = ImageTextProcessor(
-        Qwen2VLImageProcessorPil(), tokenizer, chat_template=tokenizer.chat_template
-    )
-    processor.save_pretrained(folder)
-    return folder
+    return write_policy(folder, config, tokenizer)

@@ -4,14 +4,7 @@ from typing import TypeVar
 
 from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size
 from grpo_stream.errors import ConfigError
-
-ANSWER_FRAMES: dict[str, Frame] = {
-    "qwen2_5_vl": "model",
-    "qwen2_vl": "per_mille",
-    "qwen3_vl": "per_mille",
-    "qwen3_vl_moe": "per_mille",
-}
-"""transformers' ``config.model_type`` -> the frame that the family was trained to answer in."""
+from grpo_stream.families import FAMILIES
 
 _PER_MILLE = Size(1000, 1000)
 
@@ -33,15 +26,15 @@ def answer_frame_for(model_type: str, override: str | None = None) -> Frame:
             if override == frame:
                 return frame
         raise ConfigError("answer_frame", override, f"must be one of {', '.join(FRAMES)}")
-    if model_type not in ANSWER_FRAMES:
-        known = ", ".join(sorted(ANSWER_FRAMES))
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
         raise ConfigError(
             "answer_frame",
             None,
             f"is not known for model_type {model_type!r} (known: {known}); "
             'set it, for example answer_frame="model"',
         )
-    return ANSWER_FRAMES[model_type]
+    return FAMILIES[model_type].answer_frame
 
 
 def frame_size(frame: Frame, *, model_size: Size, original_size: Size) -> Size:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError
+from grpo_stream.families import FAMILIES
 from grpo_stream.grounding.answers import MAX_ANSWER_CHARS
 
 AnswerKind = Literal["point", "box", "click", "box_pairs"]
@@ -119,21 +120,6 @@ TEMPLATES: dict[str, PromptTemplate] = {
 }
 """The built-in templates by name."""
 
-FAMILY_TEMPLATES: dict[str, dict[str, str]] = {
-    # It writes boxes as two corners, and has seen no computer_use tool.
-    "qwen2_vl": {
-        "box": "box_pairs",
-        "box_thinking": "box_pairs_thinking",
-        "click": "point",
-        "click_thinking": "point_thinking",
-    },
-}
-"""transformers' ``config.model_type`` -> the templates that stand in for others of ``TEMPLATES``.
-
-All other families take ``TEMPLATES`` as they are; the frame, and with it the width and height that
-a prompt states, is :mod:`~grpo_stream.grounding.frames`' business.
-"""
-
 
 def load_template(name_or_path: str, model_type: str | None = None) -> PromptTemplate:
     """A built-in template by name, or one of a YAML file.
@@ -143,15 +129,17 @@ def load_template(name_or_path: str, model_type: str | None = None) -> PromptTem
 
     Args:
         name_or_path: A name of :data:`TEMPLATES`, or a file.
-        model_type: ``config.model_type`` of transformers; its family may have other words for a
-            built-in template, see :data:`FAMILY_TEMPLATES`.
+        model_type: ``config.model_type`` of transformers; its family may be asked with another
+            built-in template instead (:attr:`grpo_stream.families.Family.templates`).
 
     Raises:
         ConfigError: no such template, an unreadable file, or one that is no template.
     """
     if name_or_path in TEMPLATES:
-        instead = FAMILY_TEMPLATES.get(model_type or "", {})
-        return TEMPLATES[instead.get(name_or_path, name_or_path)]
+        family = FAMILIES.get(model_type or "")
+        return TEMPLATES[
+            family.templates.get(name_or_path, name_or_path) if family else name_or_path
+        ]
     path = Path(name_or_path)
     known = ", ".join(TEMPLATES)
     if path.suffix not in (".yaml", ".yml"):

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError
+from grpo_stream.families import FAMILIES
 from grpo_stream.grounding.answers import Answer, parse_answer
 from grpo_stream.grounding.prompts import (
-    FAMILY_TEMPLATES,
     TEMPLATES,
     PromptTemplate,
     answer_text,
@@ -133,8 +133,8 @@ def test_a_family_has_its_own_words(model_type, name, is_named):
 
 
 def test_what_stands_in_for_a_template_asks_for_as_much_thinking():
-    for instead in FAMILY_TEMPLATES.values():
-        for name, other in instead.items():
+    for family in FAMILIES.values():
+        for name, other in family.templates.items():
             assert TEMPLATES[name].thinking == TEMPLATES[other].thinking
 
 

@@ -3,8 +3,9 @@ import json
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
-from grpo_stream.train.setup.model_sizes import SHAPES
+from grpo_stream.train.setup.model_sizes import MetaModel, find_config
 from tests.launch.support import load_script
+from tests.train.setup.small_configs import small_config
 
 estimate = load_script("estimate")
 
@@ -28,9 +29,9 @@ def test_a_row_for_each_model_and_number_of_gpus(capsys):
 @pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
 def test_deepspeeds_estimate_is_its_own(capsys, offload):
     (row,) = rows(capsys, "--models", "7B", "--gpus", "16", "--offload", offload)
-    shape = SHAPES["7B"]
+    model = MetaModel(find_config("7B"))
     _, on_gpu, _ = estimate_zero3_model_states_mem_needs(
-        shape.num_weights, shape.embedding_weights, 8, 2, offload != "none", offload == "all"
+        model.num_weights, model.largest_module_weights, 8, 2, offload != "none", offload == "all"
     )
     assert row["DeepSpeed"] == pytest.approx(on_gpu / 1e9)
     assert (row["states"] == 0) == (offload == "all")
@@ -43,6 +44,19 @@ def test_the_table(capsys):
     assert heads.split()[0] == "model"
     assert line.split()[:3] == ["7B", "8", "16.6"]
     assert {text.split()[0] for text in legend} >= {"states", "update", "layerwise", "fits"}
+
+
+def test_another_family_by_its_configuration_alone(capsys, tmp_path):
+    config = small_config("gemma3")
+    config.architectures = ["Gemma3ForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    (row,) = rows(capsys, "--models", str(tmp_path), "--gpus", "8")
+    assert row["layout"] == "plain"
+    assert row["weights_of_parts"]["head"] == 0
+    assert row["weights_of_model"] - sum(row["weights_of_parts"].values()) == 64
+    assert row["activations"] > 0
+    assert estimate.main(["--models", str(tmp_path), "--gpus", "8"]) == 0
+    assert str(tmp_path) in capsys.readouterr().out
 
 
 def test_an_unknown_model(capsys):

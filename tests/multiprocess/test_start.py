@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from grpo_stream.train.setup.memory_estimate import Batch, Zero, estimate
-from grpo_stream.train.setup.model_sizes import ModelShape
+from grpo_stream.train.setup.memory_estimate import Zero, state_memory
+from grpo_stream.train.setup.model_sizes import MetaModel
 from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 
 pytestmark = pytest.mark.multiprocess
@@ -48,15 +48,15 @@ def seen(config, tmp_path_factory):
 
 
 def test_only_rank_0_reads_the_weights(config, seen):
-    whole = 4 * ModelShape.from_config(config.to_dict()).num_weights
+    whole = 4 * MetaModel(config).num_weights
     assert seen[0]["file_bytes"] > 0.3 * whole  # of what one look in ten milliseconds sees
     assert seen[1]["file_bytes"] < 0.1 * whole
 
 
 def test_states_are_those_of_the_estimate(config, seen):
-    shape = ModelShape.from_config(config.to_dict())
-    expected = estimate(shape, Zero(2, element_bytes=4), Batch())
+    num_weights = MetaModel(config).num_weights
+    expected = state_memory(num_weights, Zero(2, element_bytes=4))
     for one in seen:
-        assert one["num_weights"] == pytest.approx(shape.num_weights / 2, rel=1e-3)
+        assert one["num_weights"] == pytest.approx(num_weights / 2, rel=1e-3)
         assert one["tensor_bytes"] == pytest.approx(expected.states, rel=0.05)
-        assert expected.states == 20 * -(-shape.num_weights // 2)
+        assert expected.states == 20 * -(-num_weights // 2)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.families import FAMILIES
 from grpo_stream.images import ResizeRule
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import Store, open_store
@@ -48,10 +49,15 @@ def add_stats(command: argparse.ArgumentParser) -> None:
     command.add_argument("--png", type=Path, metavar="FILE", help="draw them, too")
     command.add_argument("--json", action="store_true", help="print JSON in place of the table")
     rule = ResizeRule()
+    multiples = (
+        f"{family.processor.resize_multiple} {name}"
+        for name, family in FAMILIES.items()
+        if family.processor
+    )
     for flag, field, what in (
         ("--max-pixels", "max_pixels", "the processor's largest image"),
         ("--min-pixels", "min_pixels", "its smallest"),
-        ("--patch-multiple", "multiple", "sides of one visual token: 28 Qwen2.5-VL, 32 Qwen3-VL"),
+        ("--patch-multiple", "multiple", f"sides of one visual token: {', '.join(multiples)}"),
     ):
         default = getattr(rule, field)
         help_text = f"{what} (%(default)s)"

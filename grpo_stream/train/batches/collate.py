@@ -76,7 +76,7 @@ class PromptCollator:
         self.rule = known_rule(self.image_processor)
         self.patch_rule = None if self.rule is None else device_rule(self.image_processor)
         tokenizer = processor.tokenizer
-        self._image_token = getattr(processor, "image_token", "<|image_pad|>")
+        self._image_token = processor.image_token
         self._image_token_id = tokenizer.convert_tokens_to_ids(self._image_token)
 
     def __call__(self, features: Sequence[StreamSample | Mapping[str, Any]]) -> Batch:

@@ -8,8 +8,8 @@ from grpo_stream.stream.open_shards import parse_shards
 from grpo_stream.train.cluster.preflight import RunChecks
 from grpo_stream.train.cluster.preflight_report import Needs
 from grpo_stream.train.cluster.same_settings import run_settings
-from grpo_stream.train.setup.memory_estimate import Batch, Zero, estimate
-from grpo_stream.train.setup.model_sizes import ModelShape, find_shape
+from grpo_stream.train.setup.memory_estimate import Zero, state_memory
+from grpo_stream.train.setup.model_sizes import MetaModel, find_config
 from grpo_stream.train.setup.run_plan import Settings
 
 
@@ -35,19 +35,21 @@ def run_checks(settings: Settings) -> RunChecks:
 def find_needs(settings: Settings, deepspeed: dict[str, Any] | None) -> Needs:
     """What weights, gradients and optimizer take at least, and one checkpoint of them.
 
-    Known for Qwen2.5-VL (:func:`grpo_stream.train.setup.model_sizes.find_shape`) under ZeRO-3 with
-    all weights trained, else 0: a lower bound, which never refuses a run that would have worked.
+    Known of any model whose configuration is at hand, under ZeRO-3 with all weights trained, else
+    0: a lower bound, which never refuses a run that would have worked.
 
     Args:
         settings: The run's.
         deepspeed: Content of its DeepSpeed file.
     """
     zero = (deepspeed or {}).get("zero_optimization", {})
-    try:
-        shape = find_shape(str(settings.model.model_name_or_path))
-    except (ConfigError, ValueError, OSError):
-        return Needs()
     if zero.get("stage") != 3 or settings.model.use_peft:
+        return Needs()
+    if any(_is_offloaded(zero, f"offload_{what}", "nvme") for what in ("optimizer", "param")):
+        return Needs()  # a disk that preflight does not look at
+    try:
+        model = MetaModel(find_config(str(settings.model.model_name_or_path)))
+    except (ConfigError, ValueError, OSError):
         return Needs()
     args = settings.args
     cut = Zero(
@@ -57,20 +59,20 @@ def find_needs(settings: Settings, deepspeed: dict[str, Any] | None) -> Needs:
         element_bytes=2 if args.bf16 or args.fp16 else 4,
         with_reference=bool(args.beta),
     )
-    if any(_is_offloaded(zero, f"offload_{what}", "nvme") for what in ("optimizer", "param")):
-        return Needs()  # a disk that preflight does not look at
-    found = estimate(shape, cut, Batch())
+    found = state_memory(model.num_weights, cut)
     on_cpu = bool(args.use_cpu)
     return Needs(
         gpu_per_rank=0 if on_cpu else found.states,
         host_per_rank=found.states + found.host if on_cpu else found.host,
-        output_per_rank=_checkpoint_share(shape, cut, is_model_only=args.save_only_model),
+        output_per_rank=_checkpoint_share(
+            model.num_weights, cut, is_model_only=args.save_only_model
+        ),
     )
 
 
-def _checkpoint_share(shape: ModelShape, cut: Zero, *, is_model_only: bool) -> int:
-    weights = -(-cut.element_bytes * shape.num_weights // cut.num_ranks)
-    optimizer = estimate(shape, replace(cut, offload_optimizer=False), Batch()).optimizer
+def _checkpoint_share(num_weights: int, cut: Zero, *, is_model_only: bool) -> int:
+    weights = -(-cut.element_bytes * num_weights // cut.num_ranks)
+    optimizer = state_memory(num_weights, replace(cut, offload_optimizer=False)).optimizer
     return weights if is_model_only else weights + optimizer
 
 

@@ -8,16 +8,9 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.families import QWEN_PROCESSORS
 from grpo_stream.images import ResizeRule
 from grpo_stream.train.models.model_path import cannot_load, check_model_path
-
-PROCESSORS = {
-    "qwen2_5_vl": "Qwen2_5_VLProcessor",
-    "qwen2_vl": "Qwen2VLProcessor",
-    "qwen3_vl": "Qwen3VLProcessor",
-    "qwen3_vl_moe": "Qwen3VLProcessor",
-}
-"""``config.model_type`` -> the family's processor; for one image and a text they do the same."""
 
 
 class ImageTextProcessor(Qwen2_5_VLProcessor):
@@ -30,7 +23,8 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         image_processor: The family's.
         tokenizer: The model's.
         chat_template: The model's.
-        stands_for: Name of the family's processor, one of :data:`PROCESSORS`.
+        stands_for: Name of the family's processor, one of ``QWEN_PROCESSORS``: for one
+            image and a text they do the same.
         **kwargs: As the family's processor takes them.
     """
 
@@ -54,8 +48,8 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         """
         saved: dict[str, Any] = super().to_dict()
         video = {k: v for k, v in saved["image_processor"].items() if k != "image_processor_type"}
-        family = "Qwen3VL" if self.stands_for == PROCESSORS["qwen3_vl"] else "Qwen2VL"
-        saved["video_processor"] = video | {"video_processor_type": f"{family}VideoProcessor"}
+        named = QWEN_PROCESSORS[self.stands_for].video_processor
+        saved["video_processor"] = video | {"video_processor_type": named}
         saved["processor_class"] = saved.pop("stands_for")
         return saved
 
@@ -117,8 +111,7 @@ def load_processor(
 def _loaded(model_id: str | Path, revision: str) -> Any:
     settings, _ = ImageTextProcessor.get_processor_dict(model_id, revision=revision)
     stands_for = settings.get("processor_class", Qwen2_5_VLProcessor.__name__)
-    is_known = stands_for in PROCESSORS.values()
-    if importlib.util.find_spec("torchvision") is not None or not is_known:
+    if importlib.util.find_spec("torchvision") is not None or stands_for not in QWEN_PROCESSORS:
         return AutoProcessor.from_pretrained(model_id, padding_side="left", revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left", revision=revision)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id, revision=revision)

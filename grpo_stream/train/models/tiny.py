@@ -5,6 +5,7 @@ shape on two CPU cores, small enough for tests. No download.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.families import FAMILIES
 from grpo_stream.records.formats.json_stream import read_records
-from grpo_stream.train.models.processor import PROCESSORS, ImageTextProcessor
+from grpo_stream.train.models.processor import ImageTextProcessor
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -39,23 +41,36 @@ SPECIAL_TOKENS = (
 
 _WIDTH = 128  # of the text model
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": _WIDTH}
-_FULL = {"layer_types": ["full_attention"] * 3}
+_NUM_LAYERS = 3
+_FULL = {"layer_types": ["full_attention"] * _NUM_LAYERS}
 
-FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "qwen2_5_vl": (_TOWER | {"fullatt_block_indexes": [1]}, _FULL, {}),
-    "qwen2_vl": ({"embed_dim": 64, "hidden_size": _WIDTH, "mlp_ratio": 2}, _FULL, {}),
-    "qwen3_vl": (
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is a family's own in a tiny policy."""
+
+    tower: dict[str, Any]
+    """Of the vision tower's configuration."""
+    text: dict[str, Any]
+    """Of the text model's."""
+    images: dict[str, Any] = field(default_factory=dict)
+    """Settings of the image processor; the size of a patch is the tower's."""
+
+
+RECIPES: dict[str, Recipe] = {
+    "qwen2_5_vl": Recipe(_TOWER | {"fullatt_block_indexes": [1]}, _FULL),
+    "qwen2_vl": Recipe({"embed_dim": 64, "hidden_size": _WIDTH, "mlp_ratio": 2}, _FULL),
+    "qwen3_vl": Recipe(
         _TOWER | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]},
         {"head_dim": 32},
         {
-            "patch_size": 16,
             "image_mean": [0.5] * 3,
             "image_std": [0.5] * 3,
             "size": {"shortest_edge": 65536, "longest_edge": 16777216},
         },
     ),
 }
-"""model_type -> what is the family's own in vision tower, text model and image processor."""
+"""A row of ``grpo_stream.families.FAMILIES`` by its key -> how a tiny policy of it is made."""
 
 _CHAT_WORDS = ("user\n", "assistant\n", "system\n", ", ")  # parts of every prompt and answer
 
@@ -145,22 +160,20 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl") 
 
     Args:
         tokenizer: Of :func:`train_tokenizer`.
-        family: ``config.model_type``, one of :data:`FAMILIES`.
+        family: ``config.model_type``, one of :data:`RECIPES`.
 
     Raises:
         ConfigError: there is no such family.
     """
-    if family not in FAMILIES:
-        raise ConfigError("family", family, f"must be one of {', '.join(FAMILIES)}")
+    if family not in RECIPES:
+        raise ConfigError("family", family, f"must be one of {', '.join(RECIPES)}")
     token_id = tokenizer.convert_tokens_to_ids
-    num_layers = 3
     vision = {"depth": 2, "num_heads": 4, "initializer_range": 0.08}
-    own, own_text, _ = FAMILIES[family]
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": _WIDTH,
         "intermediate_size": 384,
-        "num_hidden_layers": num_layers,
+        "num_hidden_layers": _NUM_LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
@@ -177,8 +190,8 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl") 
     }
     return AutoConfig.for_model(
         family,
-        text_config=text | own_text,
-        vision_config=vision | own,
+        text_config=text | RECIPES[family].text,
+        vision_config=vision | RECIPES[family].tower,
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),
@@ -206,16 +219,38 @@ def make_tiny_policy(
         ConfigError: there is no such family.
     """
     tokenizer = train_tokenizer(texts)
+    return write_policy(folder, tiny_config(tokenizer, family), tokenizer, seed=seed)
+
+
+def write_policy(
+    folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
+) -> Path:
+    """Draws a policy's weights and writes it, model and processor.
+
+    Args:
+        folder: Made when it is missing.
+        config: Of :func:`tiny_config`; its sizes may have been changed.
+        tokenizer: The same as there.
+        seed: Of the random weights.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ConfigError: the family's processor is not of Qwen-VL's kind.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(tiny_config(tokenizer, family))
+    model = AutoModelForImageTextToText.from_config(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
-    processor = ImageTextProcessor(
-        Qwen2VLImageProcessorPil(**FAMILIES[family][2]),
+    images, kind = RECIPES[config.model_type].images, FAMILIES[config.model_type].processor
+    if kind is None:
+        raise ConfigError("family", config.model_type, "needs a recipe for its own processor, too")
+    ImageTextProcessor(
+        Qwen2VLImageProcessorPil(patch_size=config.vision_config.patch_size, **images),
         tokenizer,
         chat_template=tokenizer.chat_template,
-        stands_for=PROCESSORS[family],
-    )
-    processor.save_pretrained(folder)
+        stands_for=kind.name,
+    ).save_pretrained(folder)
     return folder

@@ -5,16 +5,14 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from grpo_stream.families import VISION_TOKENS
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.attention import PrefixCache, use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import backbone_of, image_kwargs, prompt_positions
 
-VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-"""Never sampled: a completion with one of them would ask for an image that is not there."""
-
 
 def suppressed_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of :data:`VISION_TOKENS`, for ``GenerationConfig.suppress_tokens``."""
+    """Ids of the families' vision tokens, for ``GenerationConfig.suppress_tokens``."""
     known = tokenizer.get_vocab()
     return sorted(known[token] for token in VISION_TOKENS if token in known)
 

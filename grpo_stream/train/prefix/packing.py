@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from grpo_stream.families import FAMILIES
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.attention import SHARED_PREFIX, GroupSpan, TwoPart
 from grpo_stream.train.prefix.backbone import image_kwargs
@@ -30,11 +31,6 @@ from grpo_stream.train.prefix.backbone import image_kwargs
 _IGNORED = -100
 _PADDING = -1
 
-_MODEL_TYPES = (
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3_vl",
-)  # those that a test holds to the plain forward
 _ATTENTION = ("sdpa", SHARED_PREFIX)
 
 
@@ -45,8 +41,9 @@ def shared_prefix_obstacle(config: Any, attention: str | None = None) -> str | N
         config: The model's configuration (transformers 5.23).
         attention: The ``attn_implementation`` that it will be loaded with; None where it is loaded.
     """
-    if config.model_type not in _MODEL_TYPES:
-        return f"model_type {config.model_type!r} is not one of {', '.join(_MODEL_TYPES)}"
+    packed = [model_type for model_type, family in FAMILIES.items() if family.is_packed]
+    if config.model_type not in packed:
+        return f"model_type {config.model_type!r} is not one of {', '.join(packed)}"
     text = config.get_text_config()
     attention = attention or text._attn_implementation  # noqa: SLF001 - there is no public name
     if attention not in _ATTENTION:

@@ -1,90 +1,103 @@
-"""Sizes of the Qwen2.5-VL models, and how many weights follow from them."""
+"""How many weights a model has, by parts, from its configuration alone: any family's."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, Qwen2_5_VLConfig
+from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.modeling_layers import GradientCheckpointingLayer
+
 from grpo_stream.errors import ConfigError
-
-_PATCH_VALUES = 3 * 2 * 14 * 14
-"""Channels, frames, and pixels of a patch."""
-_MERGED = 4
-"""Patches of one visual token."""
+from grpo_stream.train.models.policy import policy_config
 
 
-@dataclass(frozen=True)
-class VisionShape:
-    """The vision tower; the names are those of transformers' ``Qwen2_5_VLVisionConfig``."""
+class MetaModel:
+    """A model as its configuration describes it, on PyTorch's meta device: sizes without memory.
 
-    depth: int = 32
-    hidden_size: int = 1280
-    intermediate_size: int = 3420
-    num_heads: int = 16
+    Weights that are used twice, as a head that is the table of tokens, count once.
 
+    Args:
+        config: Of an image-and-text model that transformers knows.
 
-@dataclass(frozen=True)
-class ModelShape:
-    """The language model and its vision tower; names as in ``Qwen2_5_VLTextConfig``."""
+    Raises:
+        ConfigError: no model can be made of it.
+    """
 
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    tie_word_embeddings: bool
-    vision: VisionShape = VisionShape()
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+        try:
+            with torch.device("meta"), _without_zero3():
+                self.module: Any = AutoModelForImageTextToText.from_config(config)
+        except (AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            expected = f"cannot be built from its configuration ({reason})"
+            raise ConfigError("model", config.model_type, expected) from error
+        self.decoder: nn.Module = self.module.get_decoder()
+        self.head: nn.Parameter = self.module.get_output_embeddings().weight
+        """Shape (vocabulary, hidden size)."""
+        self.layers = list(_layers(self.decoder))
+        """Of the text model."""
+        tower = self.module.get_encoder(modality="image")
+        self.blocks = list(_layers(tower)) if isinstance(tower, nn.Module) else []
+        """Of the vision tower; none where transformers does not say which it is."""
 
-    @property
-    def kv_size(self) -> int:
-        """Elements of a token's keys in a layer, and of its values."""
-        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
-
-    @property
-    def layer_weights(self) -> int:
-        """Of one decoder layer: q, k, v with biases, o; gate, up, down; two norms."""
-        hidden, kv = self.hidden_size, self.kv_size
-        attention = 2 * hidden * hidden + hidden + 2 * (hidden * kv + kv)
-        return attention + 3 * hidden * self.intermediate_size + 2 * hidden
-
-    @property
-    def embedding_weights(self) -> int:
-        """Of the table of tokens; the head has as many, its own or the same."""
-        return self.vocab_size * self.hidden_size
-
-    @property
-    def vision_weights(self) -> int:
-        """Of patch embedding, blocks and merger."""
-        hidden, inner = self.vision.hidden_size, self.vision.intermediate_size
-        attention = 4 * hidden * hidden + 4 * hidden
-        block = attention + 3 * hidden * inner + 2 * inner + hidden + 2 * hidden
-        wide = _MERGED * hidden
-        merger = hidden + wide * wide + wide + wide * self.hidden_size + self.hidden_size
-        return _PATCH_VALUES * hidden + self.vision.depth * block + merger
-
-    @property
+    @cached_property
     def num_weights(self) -> int:
         """N, of the whole model."""
-        tables = self.embedding_weights * (1 if self.tie_word_embeddings else 2)
-        text = self.num_hidden_layers * self.layer_weights + self.hidden_size
-        return tables + text + self.vision_weights
+        return _count(self.module.parameters())
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "ModelShape":
-        """Reads the ``config.json`` of a Qwen2.5-VL model, in the hub's form or transformers 5's.
+    @cached_property
+    def largest_module_weights(self) -> int:
+        """Of the module that has most of its own: the least that ZeRO-3 gathers at once.
 
-        Raises:
-            ConfigError: it is of another model family.
+        Source: ``estimate_zero3_model_states_mem_needs_all_live`` (deepspeed 0.19.8).
         """
-        text = config.get("text_config", config)
-        try:
-            tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-            tower = VisionShape(**{name: config["vision_config"][name] for name in _VISION_NAMES})
-            return cls(**{n: text[n] for n in _TEXT_NAMES}, tie_word_embeddings=tied, vision=tower)
-        except KeyError as error:
-            expected = f"lacks {error}; must be a Qwen2.5-VL model's, or one of {', '.join(SHAPES)}"
-            raise ConfigError("model", config.get("model_type"), expected) from error
+        return max(_count(one.parameters(recurse=False)) for one in self.module.modules())
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """``embedding``, ``layers``, ``head`` (0 where it is the embedding) and ``tower``.
+
+        ``tower`` is all that is neither text model nor head: what joins the two is with it. The
+        text model's other weights, its last norm for example, are in no part.
+        """
+        embedding = list(self.module.get_input_embeddings().parameters())
+        text = {id(weight) for weight in [*self.decoder.parameters(), *embedding, self.head]}
+        return {
+            "embedding": _count(embedding),
+            "layers": _count(weight for layer in self.layers for weight in layer.parameters()),
+            "head": 0 if any(weight is self.head for weight in embedding) else self.head.numel(),
+            "tower": _count(w for w in self.module.parameters() if id(w) not in text),
+        }
+
+
+@contextmanager
+def _without_zero3() -> Iterator[None]:
+    """Keeps transformers (5.23) from sharing a model's weights out among the ranks as it is built.
+
+    It does so once a run's settings name a file of ZeRO-3, and then all ranks must build it.
+    """
+    known = hf_deepspeed._hf_deepspeed_config_weak_ref  # noqa: SLF001 - there is no public name
+    settings = known() if known is not None else None
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if settings is not None:
+            hf_deepspeed.set_hf_deepspeed_config(settings)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    return (one for one in module.modules() if isinstance(one, GradientCheckpointingLayer))
+
+
+def _count(weights: Iterable[nn.Parameter]) -> int:
+    return sum(weight.numel() for weight in {id(weight): weight for weight in weights}.values())
 
 
 _TEXT_NAMES = (
@@ -95,32 +108,48 @@ _TEXT_NAMES = (
     "num_key_value_heads",
     "vocab_size",
 )
-_VISION_NAMES = ("depth", "hidden_size", "intermediate_size", "num_heads")
-
-SHAPES = {
-    "3B": ModelShape(36, 2048, 11008, 16, 2, 151936, tie_word_embeddings=True),
-    "7B": ModelShape(28, 3584, 18944, 28, 4, 152064, tie_word_embeddings=False),
-    "32B": ModelShape(64, 5120, 27648, 40, 8, 152064, False, VisionShape(intermediate_size=3456)),
-    "72B": ModelShape(80, 8192, 29568, 64, 8, 152064, False, VisionShape(intermediate_size=3456)),
+_QWEN2_5_VL = {
+    "3B": ((36, 2048, 11008, 16, 2, 151936), 3420),
+    "7B": ((28, 3584, 18944, 28, 4, 152064), 3420),
+    "32B": ((64, 5120, 27648, 40, 8, 152064), 3456),
+    "72B": ((80, 8192, 29568, 64, 8, 152064), 3456),
 }
-"""Qwen2.5-VL by the size in its name.
+"""Qwen2.5-VL by the size in its name: values of ``_TEXT_NAMES``, inner size of the tower.
 
 Source: ``config.json`` of ``Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct`` on the Hugging Face hub; the
 weights that follow are as many as the hub counts (3,754,622,976 of the 3B model, and so on).
 """
+SIZE_NAMES = tuple(_QWEN2_5_VL)
+"""What :func:`find_config` knows without any file."""
 
 
-def find_shape(model: str) -> ModelShape:
-    """The shape of ``3B``, ``Qwen/Qwen2.5-VL-3B-Instruct``, or of a model in a folder.
+def find_config(model: str) -> Any:
+    """The configuration of ``3B``, ``Qwen/Qwen2.5-VL-3B-Instruct``, a folder or any hub id.
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: it is none of them, or of no image-and-text model.
     """
-    path = Path(model) / "config.json"
-    if path.is_file():
-        return ModelShape.from_config(json.loads(path.read_text(encoding="utf-8")))
-    for name, shape in SHAPES.items():
+    if (Path(model) / "config.json").is_file():
+        return policy_config(model)
+    for name in SIZE_NAMES:
         if model.upper() == name or f"QWEN2.5-VL-{name}" in model.upper():
-            return shape
-    expected = f"must be one of {', '.join(SHAPES)}, or a folder with a config.json"
+            return _qwen2_5_vl(name)
+    if "/" in model:
+        return policy_config(model)
+    expected = f"must be one of {', '.join(SIZE_NAMES)}, a folder with a config.json, or a hub id"
     raise ConfigError("model", model, expected)
+
+
+def _qwen2_5_vl(name: str) -> Qwen2_5_VLConfig:
+    text, tower_inner = _QWEN2_5_VL[name]
+    sizes = dict(zip(_TEXT_NAMES, text, strict=True))
+    tower = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "num_heads": 16,
+        "intermediate_size": tower_inner,
+        "out_hidden_size": sizes["hidden_size"],
+    }
+    return Qwen2_5_VLConfig(
+        text_config=sizes, vision_config=tower, tie_word_embeddings=name == "3B"
+    )

@@ -5,6 +5,8 @@ import pytest
 from grpo_stream.train.cluster import preflight_needs as module
 from grpo_stream.train.cluster.preflight_needs import find_needs, run_checks
 from grpo_stream.train.cluster.preflight_report import Needs
+from grpo_stream.train.setup.model_sizes import MetaModel
+from tests.train.setup.small_configs import small_config
 
 N = 3_754_622_976
 ZERO_3 = {"zero_optimization": {"stage": 3}}
@@ -54,6 +56,14 @@ def test_bytes_a_weight(changes, zero, gpu, host, output):
 )
 def test_what_nobody_can_tell_is_not_asked_for(model, use_peft, deepspeed):
     assert find_needs(settings(model, use_peft=use_peft), deepspeed) == Needs()
+
+
+def test_a_folder_of_another_family(tmp_path):
+    config = small_config("llava")
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    num_weights = MetaModel(config).num_weights
+    assert find_needs(settings(str(tmp_path)), ZERO_3).gpu_per_rank == 16 * -(-num_weights // 8)
 
 
 def test_every_data_set_is_tried_once(monkeypatch):

@@ -8,12 +8,15 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import AutoConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.families import FAMILIES
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.models.processor_only import encode_by_processor
-from grpo_stream.train.models.tiny import FAMILIES, make_tiny_policy
+from grpo_stream.train.models.tiny import RECIPES, make_tiny_policy
 from grpo_stream.train.prefix.backbone import encode_images
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.prefix.test_generation import generate, generate_alone, generation_config
@@ -29,7 +32,22 @@ from tests.train.support import QUIET, TASK_TEXTS, load_model, make_groups, make
 FRAME_SIZES = {"qwen2_5_vl": "112x112", "qwen2_vl": "1000x1000", "qwen3_vl": "1000x1000"}
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.mark.parametrize(
+    ("model_type", "processor"),
+    [(model_type, row.processor) for model_type, row in FAMILIES.items() if row.processor],
+)
+def test_a_row_is_as_transformers_has_it(model_type, processor):
+    tower = AutoConfig.for_model(model_type).vision_config
+    assert processor.name == PROCESSOR_MAPPING_NAMES[model_type]
+    assert processor.resize_multiple == tower.patch_size * tower.spatial_merge_size
+
+
+def test_what_is_packed_is_tested_here():
+    assert {name for name, row in FAMILIES.items() if row.is_packed} == set(RECIPES)
+    assert set(FRAME_SIZES) == set(RECIPES)
+
+
+@pytest.fixture(scope="module", params=list(RECIPES))
 def family(request):
     return request.param
 

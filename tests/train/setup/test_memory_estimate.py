@@ -8,13 +8,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
-from grpo_stream.train.setup.memory_estimate import Batch, Zero, activation_bytes, estimate
-from grpo_stream.train.setup.model_sizes import SHAPES, ModelShape
+from grpo_stream.train.setup.group_memory import Batch
+from grpo_stream.train.setup.memory_estimate import Zero, activation_bytes, estimate
+from grpo_stream.train.setup.model_sizes import MetaModel, find_config
 from tests.train.prefix.test_packing import make_completions, score_together
 from tests.train.support import make_groups
 
 GB = 10**9
-SHAPE, BATCH = SHAPES["3B"], Batch()
+MODEL, BATCH = MetaModel(find_config("3B")), Batch()
 
 
 def deeper(folder, model_class, layers, blocks):
@@ -25,7 +26,7 @@ def deeper(folder, model_class, layers, blocks):
     model = model_class(config)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     use_shared_prefix_attention(model)
-    return model.train(), ModelShape.from_config(config.to_dict())
+    return model.train(), MetaModel(config)
 
 
 def saved_bytes(model, run):
@@ -53,30 +54,38 @@ def test_activations_of_packed_groups(tiny_folder, processor, model, gradient_ch
     measured, computed = [], []
     # The difference of two depths: what lies outside of layers and blocks is not in the formula.
     for layers, blocks in ((2, 1), (4, 3)):
-        own, shape = deeper(tiny_folder, type(model), layers, blocks)
+        own, counted = deeper(tiny_folder, type(model), layers, blocks)
         if gradient_checkpointing:
             own.activation_checkpointing_enable({"use_reentrant": False})
         measured.append(saved_bytes(own, lambda own=own: score_together(own, groups, ids, mask)))
-        computed.append(activation_bytes(shape, zero, batch))
+        computed.append(activation_bytes(counted, zero, batch))
     assert groups.image_grid_thw.prod(dim=-1).tolist() == [400, 400]
     assert computed[1] - computed[0] == pytest.approx(measured[1] - measured[0], rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["3B", "7B"])
 def test_sixteen_bytes_a_weight_are_shared_out(name):
-    num_weights = SHAPES[name].num_weights
-    alone, shared = (estimate(SHAPES[name], Zero(ranks), BATCH) for ranks in (1, 8))
+    model = MetaModel(find_config(name))
+    num_weights = model.num_weights
+    alone, shared = (estimate(model, Zero(ranks), BATCH) for ranks in (1, 8))
     assert alone.states == 16 * num_weights
     assert shared.states == pytest.approx(2 * num_weights, rel=1e-6)
     assert shared.rollout_weights == alone.rollout_weights == 2 * num_weights
 
 
+def test_the_figures_of_the_docs():
+    """Those of 3B on 8 GPUs, in GB (docs/scale.md)."""
+    found = estimate(MODEL, Zero(8), BATCH)
+    peaks = [found.states, found.update_peak, found.rollout_peak]
+    assert [round(peak / GB, 1) for peak in peaks] == [7.5, 12.4, 15.8]
+
+
 def test_offload_moves_states_to_the_host():
     zero = Zero(8, offload_optimizer=True)
-    found, without = estimate(SHAPE, zero, BATCH), estimate(SHAPE, Zero(8), BATCH)
+    found, without = estimate(MODEL, zero, BATCH), estimate(MODEL, Zero(8), BATCH)
     assert found.states + found.host == without.states
     assert (found.states, found.host) == (without.weights, without.gradients + without.optimizer)
-    everything = estimate(SHAPE, replace(zero, offload_param=True), BATCH)
+    everything = estimate(MODEL, replace(zero, offload_param=True), BATCH)
     assert (everything.states, everything.host) == (0, without.states)
 
 
@@ -91,14 +100,19 @@ def test_offload_moves_states_to_the_host():
     ],
 )
 def test_what_a_setting_changes(term, changes, factor):
-    before = estimate(SHAPE, Zero(8), BATCH)
-    after = estimate(SHAPE, replace(Zero(8), **changes), BATCH)
+    before = estimate(MODEL, Zero(8), BATCH)
+    after = estimate(MODEL, replace(Zero(8), **changes), BATCH)
     assert getattr(after, term) == pytest.approx(factor * getattr(before, term), rel=1e-6)
+
+
+def test_the_largest_module_is_gathered_at_least():
+    found = estimate(MODEL, Zero(8, max_live_weights=10**6), BATCH)
+    assert found.gathered == 2 * 151_936 * 2048
 
 
 def test_the_prefix_is_kept_once():
     few, many = (
-        estimate(SHAPE, Zero(8), replace(BATCH, num_generations=group)).kv_cache
+        estimate(MODEL, Zero(8), replace(BATCH, num_generations=group)).kv_cache
         for group in (1, 65)
     )
     a_token = 2 * 2 * 36 * 256
@@ -107,7 +121,7 @@ def test_the_prefix_is_kept_once():
 
 
 def test_peaks_are_sums():
-    found = estimate(SHAPE, Zero(8), BATCH)
+    found = estimate(MODEL, Zero(8), BATCH)
     sums = found.to_dict()
     assert sums["update_peak"] == found.states + found.gathered + found.activations + found.head
     assert sums["peak"] == max(found.update_peak, found.rollout_peak)
