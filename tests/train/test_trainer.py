@@ -14,10 +14,10 @@ from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.train.feed import QUARANTINE_NAME
 from grpo_stream.train.models import patches as patches_module
 from grpo_stream.train.models.patches import image_inputs, to_patches
 from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.stream_trainer import QUARANTINE_NAME
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.runs import (
     NUM_LANES,

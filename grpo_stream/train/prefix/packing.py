@@ -22,10 +22,14 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers.utils import logging
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.attention import SHARED_PREFIX, GroupSpan, TwoPart
 from grpo_stream.train.prefix.backbone import image_kwargs
+
+logger = logging.get_logger("grpo_stream.train")
 
 _IGNORED = -100
 _PADDING = -1
@@ -54,6 +58,25 @@ def shared_prefix_obstacle(config: Any, attention: str | None = None) -> str | N
     if getattr(text, "use_sliding_window", False):
         return "use_sliding_window would cut the prefix off"
     return None
+
+
+def decide_shared_prefix(wanted: str, config: Any, *, warns: bool) -> bool:
+    """Whether a group's prompt is computed once.
+
+    Args:
+        wanted: ``shared_prefix``: auto, on or off.
+        config: The loaded model's.
+        warns: Whether this rank says why not.
+
+    Raises:
+        ConfigError: it is wanted, and the model cannot.
+    """
+    obstacle = shared_prefix_obstacle(config)
+    if wanted == "on" and obstacle:
+        raise ConfigError("shared_prefix", wanted, f"cannot be: {obstacle}; use 'auto'")
+    if obstacle and wanted == "auto" and warns:
+        logger.warning("shared_prefix is off: %s", obstacle)
+    return wanted != "off" and obstacle is None
 
 
 @dataclass(frozen=True, eq=False)
