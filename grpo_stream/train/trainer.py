@@ -444,7 +444,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             write_task(output_dir or self.args.output_dir, task)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Extends ``Trainer._load_optimizer_and_scheduler`` (transformers 5.23).
+        """Extends ``GRPOTrainer._load_optimizer_and_scheduler`` (trl 1.16).
 
         DeepSpeed leaves parts of its universal form as they are.
         """
