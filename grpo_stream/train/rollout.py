@@ -23,12 +23,7 @@ from grpo_stream.train.batches.refill import (
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.rollout_sheets import Rollout
-from grpo_stream.train.prefix.backbone import (
-    backbone_of,
-    encode_images,
-    has_frozen_vision_tower,
-    prompt_positions,
-)
+from grpo_stream.train.prefix.backbone import prepare_prompts
 from grpo_stream.train.prefix.generation import generate_groups, trim_completions
 from grpo_stream.train.prefix.scoring import GroupScorer, LogProbs
 from grpo_stream.train.vllm import Engine, engine_images
@@ -161,25 +156,14 @@ class GroupRollout:
         with self._phases("device_input", batch["key"]):
             groups = PromptGroups.from_batch(batch, num_generations, self._accelerator.device)
             if self._settings.packed_attention is not None:
-                groups = self._prepare_prompts(groups, model)
+                unwrapped = self._accelerator.unwrap_model(model)
+                groups = prepare_prompts(unwrapped, groups, self._accelerator.autocast)
         if saved is None:
             rows = reward_rows(batch, num_generations)
             check_groups([row["key"] for row in rows], num_generations)
             with self._phases("rollout"), self.scoring(groups):
                 saved = score_rows(rows)
         return {**saved, "groups": groups}
-
-    def _prepare_prompts(self, groups: PromptGroups, model: Any) -> PromptGroups:
-        """Adds what all passes of a generation batch share: positions, features of a frozen tower.
-
-        Under ZeRO-3 the tower's weights are gathered; every rank comes here equally often.
-        """
-        model = self._accelerator.unwrap_model(model)
-        groups = replace(groups, positions=prompt_positions(backbone_of(model), groups))
-        if has_frozen_vision_tower(model):
-            with self._accelerator.autocast():
-                groups = replace(groups, image_features=encode_images(model, groups))
-        return groups
 
     def _sum_over_ranks(self, number: int) -> int:
         numbers = self._accelerator.gather(torch.tensor([number], device=self._accelerator.device))

@@ -94,6 +94,14 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         log: How the run is watched.
         **kwargs: Passed on to ``GRPOTrainer``.
 
+    Attributes:
+        train_stream: What is trained on; ``train_loader`` reads it ahead, and ``eval_loader``, if
+            any, what is evaluated.
+        shared_prefix: Whether a group's prompt is computed once; ``packed_attention`` says how its
+            completions attend.
+        phases: Stopwatch of this rank.
+        run_metrics: The route by which a number reaches the log.
+
     Raises:
         ConfigError: settings that cannot work, before the model is loaded where possible.
     """
