@@ -1,42 +1,50 @@
 """``trl.GRPOTrainer`` on a prompt stream: one group, one rank, one prefix.
 
-What is overridden, and why, stands at each method; everything else (losses, advantages, metrics,
-reference model, checkpoints, evaluation loop) is trl's and transformers' own.
+All that is overridden of trl (1.16) and transformers (5.23) is in this file; bounds in
+``pyproject.toml`` keep to those versions. Each method says what it extends or replaces, and why,
+and hands the work to one of four parts, which do not know each other: ``feed.py`` (batches,
+position in the data), ``rollout.py`` (sampling and scoring of groups), ``run_state.py`` (what a
+checkpoint adds) and ``observer.py`` (where the time goes). Losses, advantages, reference model,
+schedules, weights on disk and the evaluation loop are trl's and transformers' own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.utils import logging
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.rewards import named_reward, with_template
-from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.prompt_stream import PromptStream
-from grpo_stream.stream.record_source import RecordSource
 from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.checkpoints.task_file import Task, write_task
-from grpo_stream.train.group_trainer import GroupTrainer
+from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
 from grpo_stream.train.models.policy import policy_config
-from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
+from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.observe.metrics import RunMetrics
+from grpo_stream.train.observe.rollout_sheets import show_in_trackers
+from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
 from grpo_stream.train.prefix.generation import suppressed_token_ids
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
+from grpo_stream.train.prefix.scoring import LogProbs
+from grpo_stream.train.rollout import GroupRollout, RolloutSettings
+from grpo_stream.train.run_state import Gathered, RunState, refill_columns
 from grpo_stream.train.setup.arguments import LogArguments
 from grpo_stream.train.setup.settings_checks import (
-    RewardFunction,
+    RewardArgument,
     check_obstacle,
     check_policy,
     check_settings,
-    check_stream,
-    num_eval_lanes,
-    world_of,
 )
+from grpo_stream.train.setup.trainer_inputs import ImageArguments, PromptData, open_datasets
 from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
 
 logger = logging.get_logger("grpo_stream.train")
@@ -44,7 +52,7 @@ logger = logging.get_logger("grpo_stream.train")
 _TRL_ROLLOUTS = ("tools", "rollout_func", "environment_factory")
 
 
-class PersonalizedGRPOTrainer(GroupTrainer):
+class PersonalizedGRPOTrainer(GRPOTrainer):
     """GRPO for visual grounding, fed by a prompt stream.
 
     Each record is fetched, decoded, resized and encoded once, on the one rank that owns its whole
@@ -58,7 +66,7 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             ``answer_frame``, ``key`` and the record's own fields.
         args: trl's settings. ``max_steps`` is not needed: the data give the length.
         train_dataset: A :class:`PromptStream`, or raw records (mappings with ``image``,
-            ``prompt``, ``solution``) whose images lie in ``images_root``.
+            ``prompt``, ``solution``) whose images are in ``images_root``.
         eval_dataset: The same, for evaluation while training.
         processing_class: The model's processor; loaded from ``model`` when None.
         image_processor: Used for images instead of the processor's own.
@@ -75,10 +83,18 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         refill_zero_variance: Up to so many times more prompts are sampled in the place of groups
             whose rewards are all equal (:mod:`grpo_stream.train.batches.refill`). The stream's
             lanes are then ``1 + refill_zero_variance`` times the prompts that are trained on.
-        allow_new_lanes: A checkpoint of another number of prompts per generation batch is gone on
-            with, over exactly what is left of its epoch, instead of being refused.
+        allow_new_lanes: A checkpoint of another number of prompts per generation batch is resumed
+            from, over exactly what is left of its epoch, instead of being refused.
         log: How the run is watched.
         **kwargs: Passed on to ``GRPOTrainer``.
+
+    Attributes:
+        train_stream: What is trained on; ``train_loader`` reads it ahead, and ``eval_loader``, if
+            any, what is evaluated.
+        shared_prefix: Whether a group's prompt is computed once; ``packed_attention`` says how its
+            completions attend.
+        phases: Stopwatch of this rank.
+        run_metrics: The route by which a number reaches the log.
 
     Raises:
         ConfigError: settings that cannot work, before the model is loaded where possible.
@@ -89,10 +105,10 @@ class PersonalizedGRPOTrainer(GroupTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        reward_funcs: RewardFunction | str | Sequence[RewardFunction | str],
+        reward_funcs: RewardArgument,
         args: GRPOConfig | None = None,
-        train_dataset: PromptStream | Sequence[Mapping[str, Any]] | None = None,
-        eval_dataset: PromptStream | Sequence[Mapping[str, Any]] | None = None,
+        train_dataset: PromptData | None = None,
+        eval_dataset: PromptData | None = None,
         processing_class: Any = None,
         *,
         image_processor: Any = None,
@@ -119,7 +135,6 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             refill_zero_variance=refill_zero_variance,
             has_eval_data=eval_dataset is not None,
         )
-        self.refill_zero_variance = refill_zero_variance
         self.packed_attention = checked.packed_attention
         for name in _TRL_ROLLOUTS:
             if kwargs.get(name) is not None:
@@ -132,29 +147,20 @@ class PersonalizedGRPOTrainer(GroupTrainer):
         template, frame = check_policy(
             config, args, prompt_template=prompt_template, answer_frame=answer_frame
         )
+        rewards = [named_reward(with_template(one, template)) for one in checked.rewards]
         processor = processing_class or load_processor(model_id, revision=revision)
-        images = (image_processor or processor.image_processor, images_root)
-        # Another collator may take images of any size.
-        rule = None if data_collator is not None else known_rule(images[0])
-        train_stream = _stream(train_dataset, args, checked.num_lanes, *images)
-        check_stream(train_stream, args, checked.num_lanes, rule)
-        eval_stream = None
-        if eval_dataset is not None:
-            eval_stream = _stream(eval_dataset, args, num_eval_lanes(args), *images)
-            check_stream(eval_stream, args, num_eval_lanes(args), rule)
+        images = ImageArguments(image_processor or processor.image_processor, images_root)
+        is_ours = data_collator is None  # another collator may take images of any size
+        streams = open_datasets(
+            train_dataset, eval_dataset, args, checked.num_lanes, images, checks_sizes=is_ours
+        )
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
-        super().__init__(
-            model,
-            [named_reward(with_template(one, template)) for one in checked.rewards],
-            args,
-            # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
-            Dataset.from_dict({"prompt": []}),
-            None if eval_dataset is None else Dataset.from_dict({"prompt": []}),
-            processor,
-            **kwargs,
-        )
+        # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
+        empty = Dataset.from_dict({"prompt": []})
+        empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
+        super().__init__(model, rewards, args, empty, empty_eval, processor, **kwargs)
         self.data_collator = data_collator or PromptCollator(
             processor,
             template,
@@ -163,18 +169,282 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             images_root=images_root,
             chat_template_kwargs=args.chat_template_kwargs,
         )
-        self._observe(log)
-        self._read_streams(train_stream, eval_stream, allow_new_lanes=allow_new_lanes)
         if freeze_vision_tower:
             freeze_tower(self.model)
-        self._has_same_vision_tower = isinstance(model, str)
-        self.shared_prefix = self._decide_shared_prefix(shared_prefix)
-        if self.use_vllm:
-            rule = resize_rule(images[0])
-            image_token_id = self.model.config.image_token_id
-            self._engine = Engine(self.vllm_generation, image_token_id, pixel_limits(rule))
-        else:
-            self._suppress(banned)
+        self.shared_prefix = self._use_shared_prefix(shared_prefix)
+        self._make_parts(
+            Feed(*streams, self.data_collator, args, allow_new_lanes=allow_new_lanes),
+            RolloutSettings(
+                refill_zero_variance=refill_zero_variance,
+                packed_attention=self.packed_attention if self.shared_prefix else None,
+                reference_has_own_tower=not isinstance(model, str),
+                pad_token_id=self._tokenizer.pad_token_id,
+                reward_names=self.reward_func_names,
+                reward_weights=self.reward_weights.cpu().numpy(),
+            ),
+            self._ban_tokens(banned, images.processor),
+            log,
+        )
+
+    def _use_shared_prefix(self, wanted: str) -> bool:
+        obstacle = shared_prefix_obstacle(self.model.config)
+        check_obstacle(wanted, obstacle)
+        if obstacle and wanted == "auto" and self.accelerator.is_main_process:
+            logger.warning("shared_prefix is off: %s", obstacle)
+        is_used = wanted != "off" and obstacle is None
+        for model in filter(None, (self.model, self.ref_model)) if is_used else ():
+            use_shared_prefix_attention(self.accelerator.unwrap_model(model))
+        return is_used
+
+    def _ban_tokens(self, banned: list[int], image_processor: Any) -> Engine | None:
+        """Keeps tokens out of completions; the engine that samples, with ``use_vllm``."""
+        image_token_id = self.model.config.image_token_id
+        if self.use_vllm:  # was told by its settings
+            limits = pixel_limits(resize_rule(image_processor))
+            return Engine(self.vllm_generation, image_token_id, limits)
+        given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
+        ids = sorted({*banned, *given, image_token_id})
+        self.generation_kwargs["suppress_tokens"] = ids
+        self.generation_config.suppress_tokens = ids
+        return None
+
+    def _make_parts(
+        self, feed: Feed, settings: RolloutSettings, engine: Engine | None, log: LogArguments
+    ) -> None:
+        """All that this class keeps; other names with an underscore are trl's and transformers'."""
+        facts = RunFacts(
+            global_step=lambda: self.state.global_step,
+            data_wait_seconds=lambda: feed.data_wait_seconds,
+            awaited=lambda: feed.awaited(self._step),
+        )
+        show = show_in_trackers(self.callback_handler, self.args.report_to)
+        self._feed = feed
+        self._observer = Observer(log, self.args, facts, show)
+        self._run_state = RunState(self.args, self.accelerator)
+        self.phases = self._observer.phases
+        self.run_metrics = RunMetrics(self._metrics)
+        self.run_metrics.at_each_log(self._observer.since_last_log)
+        tools = (self.args, self.accelerator, self.phases, self.run_metrics)
+        self._rollout = GroupRollout(settings, *tools, engine)
+        self.train_stream, self.train_loader = feed.train_stream, feed.train_loader
+        self.eval_loader = feed.eval_loader
+
+    def close(self) -> None:
+        """Ends the reading threads. Iterating again is not possible afterwards."""
+        self._feed.close()
+
+    # ---------------------------------------------------------------- data and position
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """Replaces ``GRPOTrainer.get_train_dataloader`` (trl 1.16).
+
+        trl repeats records inside the data set and lets accelerate deal them out to ranks. Here
+        the stream already gives this rank its own prompts, once each, so neither may touch it:
+        one item per micro-step, the same batch for all micro-steps of one generation.
+        """
+        return self._feed.train_batches()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Batch]:  # noqa: ARG002
+        """Replaces ``GRPOTrainer.get_eval_dataloader`` (trl 1.16), as for training."""
+        return self._feed.eval_batches()
+
+    def num_examples(self, dataloader: DataLoader[Batch]) -> int:
+        """Replaces ``Trainer.num_examples`` (transformers 5.23): prompts, not micro-steps."""
+        return num_prompts_of(dataloader)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kw: Any) -> Any:
+        """Extends ``Trainer.train`` (transformers 5.23): only whole checkpoints are resumed from.
+
+        Raises:
+            CheckpointError: the checkpoint is not whole.
+            ConfigError: it does not fit this run, or True was given and there is none.
+        """
+        return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer._inner_training_loop`` (transformers 5.23): a run begins."""
+        self._run_state.begin_run(kwargs.get("resume_from_checkpoint"))
+        self._observer.begin_run()
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def set_initial_training_values(self, args: GRPOConfig, dataloader: Any) -> tuple[Any, ...]:
+        """Extends ``Trainer.set_initial_training_values`` (transformers 5.23): finds the position.
+
+        The length of a run whose batch sizes were changed depends on it, and upstream asks first.
+        """
+        values: tuple[Any, ...] = super().set_initial_training_values(args, dataloader)
+        num_epochs, *middle, max_steps = values
+        length = RunLength(num_epochs, max_steps)
+        num_epochs, max_steps = self._feed.begin_run(length, self._run_state.checkpoint)
+        self._run_state.read()
+        return num_epochs, *middle, max_steps
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Extends ``Trainer._init_training_state`` (transformers 5.23): the cursor's position.
+
+        Upstream derives it from the global step, as if every epoch had as many of them.
+        """
+        super()._init_training_state(*args, **kwargs)
+        return self._feed.start
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Extends ``Trainer._run_epoch`` (transformers 5.23): tells the stream the epoch.
+
+        Also sets trl's micro-step counter, which its checkpoints lack: it counts from the epoch's
+        start, where a generation begins in any case. A finished run that is started again is left
+        as it is: upstream would make one more update.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        length = self._feed.begin_epoch(kwargs["epoch"])  # a segment is shorter than its epoch
+        kwargs["steps_in_epoch"] = length.num_micro_steps
+        kwargs["num_update_steps_per_epoch"] = length.num_updates
+        self._step = length.start
+        self._buffered_inputs: list[dict[str, Any]] | None = None
+        if kwargs["epoch"] == self._feed.start.epoch:
+            self._restore_gathered()
+        # DeepSpeed's engine takes its step at the end of ``backward``, in the midst of an update.
+        stepping = self.model_wrapped if self.is_deepspeed_enabled else self.optimizer
+        with self._observer.epoch(stepping):
+            super()._run_epoch(*args, **kwargs)
+
+    def _restore_gathered(self) -> None:
+        """After a resume: the sums since the last log, which upstream keeps in memory alone."""
+        gathered = self._run_state.take_gathered()
+        if gathered is not None:
+            self.run_metrics.restore(gathered.metrics)
+            self._tr_loss = gathered.loss.to(self.args.device)
+            # ``train_loss``, at the end, is the mean over the global steps of this start.
+            self._total_loss_scalar = -self._tr_loss.item()
+            self._globalstep_last_logged = gathered.global_step_logged
+            refill_columns(self._logs, gathered.completions)
+
+    # ---------------------------------------------------------------- rollout and scoring
+
+    def _prepare_inputs(self, generation_batch: Batch) -> dict[str, Any]:
+        """Replaces ``GRPOTrainer._prepare_inputs`` (trl 1.16).
+
+        The same buffer, with two differences: prompts are expanded to groups here, as references,
+        and micro-batches are cut in order (trl shuffles the rows, which parts groups).
+        """
+        model, sample = self.model, self._generate_and_score_completions
+        if not model.training:
+            size = self.num_generations_eval
+            return self._rollout.sample(generation_batch, size, model, sample)
+        num_micro_batches = self.args.steps_per_generation
+        in_use = self._feed.in_use(self._step)
+        if not in_use or self._buffered_inputs is None:
+            keys, saved = generation_batch["key"], None
+            if in_use:  # resumed within a batch; what the stream did for it is in the log
+                saved = self._run_state.take_generation(keys)
+            if saved is not None:
+                self._feed.skip_counters()
+            scored = self._rollout.sample_to_train(generation_batch, model, sample, saved)
+            groups = scored.pop("groups")
+            self._run_state.use_generation(keys, scored)
+            self._buffered_inputs = cut_micro_batches(scored, groups, num_micro_batches)
+            if saved is None:
+                self._feed.log_counters(self.run_metrics)
+        inputs: dict[str, Any] = self._buffered_inputs[self._step % num_micro_batches]
+        return inputs
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Replaces ``GRPOTrainer._tokenize_prompts`` (trl 1.16): the collator has encoded them.
+
+        trl would run the processor on each completion's copy of the image.
+        """
+        return self._rollout.prompt_rows(len(prompts)), None, {}
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """Extends ``GRPOTrainer._generate`` (trl 1.16): counts the work of all ranks."""
+        generated = super()._generate(prompts)
+        if self.model.training:
+            num_completions = len(prompts) * self.accelerator.num_processes
+            mean_length = self.run_metrics.last("train", "completions/mean_length")
+            num_tokens = round(mean_length * num_completions)
+            self._observer.count_rollout(num_completions // self.num_generations, num_tokens)
+        return generated
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        _images: Any,
+        _fields: Any,
+        num_generations: int,
+        **_: Any,
+    ) -> Any:
+        """Replaces ``GRPOTrainer._generate_single_turn`` (trl 1.16) by one prefill per group.
+
+        With ``use_vllm`` and without ``shared_prefix`` trl's own way is left, with what it lacks.
+        """
+        if self.use_vllm or not self.shared_prefix:
+            upstream = super()._generate_single_turn
+            is_training = self.model.training
+            return self._rollout.generate_upstream(
+                upstream, prompt_ids, num_generations, "train" if is_training else "eval"
+            )
+        sampling = (self.generation_config, self.generation_kwargs, self.eos_token_ids)
+        return self._rollout.generate(self.model_wrapped, len(prompt_ids), *sampling), None
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
+        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed, and shown.
+
+        In an evaluation, prompts that a batch holds a second time get no reward.
+        """
+        given = (inputs, prompts, completions, completion_ids_list)
+        with self.phases("rewards"):
+            rewards: torch.Tensor = super()._calculate_rewards(*given)
+        if not self.model.training:
+            return self._rollout.blank_repeats(rewards, self.num_generations_eval)
+        of_all_ranks = rewards.cpu().numpy()
+        self._observer.show(self._rollout.rewarded(completions, of_all_ranks), of_all_ranks)
+        return rewards
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> LogProbs:
+        """Replaces ``GRPOTrainer._get_per_token_logps_and_entropies`` (trl 1.16): packed groups.
+
+        Policy, old and reference log-probabilities all come through here.
+        """
+        upstream = super()._get_per_token_logps_and_entropies
+        is_reference = model is self.ref_model
+        return self._rollout.score(upstream, model, *args, is_reference=is_reference, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """Extends ``GRPOTrainer._compute_loss`` (trl 1.16): says whose completions are scored."""
+        with self._rollout.scoring(inputs["groups"]):
+            return super()._compute_loss(model, inputs)
+
+    def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``GRPOTrainer.prediction_step`` (trl 1.16): a batch weighs as much as it holds.
+
+        trl logs the mean over batches, and the last one of an evaluation may be smaller.
+        """
+        with self.run_metrics.repeated("eval", inputs["num_prompts"]):
+            return super().prediction_step(model, inputs, *args, **kwargs)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Extends ``GRPOTrainer._save_checkpoint`` (trl 1.16): whole or not at all.
+
+        Adds position and run state. Older checkpoints go only when the new one is whole.
+
+        Raises:
+            CheckpointError: this rank could not write its part.
+        """
+        run_folder = self._get_output_dir(trial)
+        folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
+        sums = (self.run_metrics.state(), self._tr_loss, self._globalstep_last_logged, self._logs)
+        with self.phases("checkpoint"), self._run_state.whole(folder):
+            if self.args.should_save:
+                self._feed.write_position(folder, self._step)
+            is_in_use = self._feed.in_use(self._step) > 0
+            self._run_state.write(folder, Gathered(*sums), is_in_use=is_in_use)
+            super()._save_checkpoint(model, trial)
+        self._run_state.rotate(run_folder, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Extends ``Trainer._save`` (transformers 5.23): how the policy is asked goes with it."""
@@ -184,34 +454,57 @@ class PersonalizedGRPOTrainer(GroupTrainer):
             task = Task(collator.template, collator.answer_frame, collator.chat_template_kwargs)
             write_task(output_dir or self.args.output_dir, task)
 
-    def _decide_shared_prefix(self, wanted: str) -> bool:
-        obstacle = shared_prefix_obstacle(self.model.config)
-        check_obstacle(wanted, obstacle)
-        is_on = wanted != "off" and obstacle is None
-        if is_on:
-            for model in filter(None, (self.model, self.ref_model)):
-                use_shared_prefix_attention(self.accelerator.unwrap_model(model))
-        if obstacle and wanted == "auto" and self.accelerator.is_main_process:
-            logger.warning("shared_prefix is off: %s", obstacle)
-        return is_on
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Extends ``GRPOTrainer._load_optimizer_and_scheduler`` (trl 1.16).
 
-    def _suppress(self, token_ids: list[int]) -> None:
-        given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
-        ids = sorted({*token_ids, *given, self.model.config.image_token_id})
-        self.generation_kwargs["suppress_tokens"] = ids
-        self.generation_config.suppress_tokens = ids
+        DeepSpeed leaves parts of its universal form as they are.
+        """
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and self.is_deepspeed_enabled and self._run_state.is_universal:
+            self._run_state.restore_optimizer(self.model_wrapped.optimizer.optimizer)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.
 
-def _stream(
-    data: PromptStream | Sequence[Mapping[str, Any]],
-    args: GRPOConfig,
-    num_lanes: int,
-    image_processor: Any,
-    images_root: str | Path | None,
-) -> PromptStream:
-    if isinstance(data, PromptStream):
-        return data
-    rule = known_rule(image_processor)
-    config = StreamConfig(num_lanes=num_lanes, stream_seed=args.seed, resize=rule)
-    source = RecordSource(data, images_root, limits=config.limits)
-    return PromptStream(source, config, world_of(args))
+        Checkpoints of Qwen2.5-VL name their weights as its first files did. transformers looks for
+        the model's own names in them, without the renaming of ``from_pretrained``, and would train
+        on the weights that the run began with (huggingface/transformers issue 43701). DeepSpeed
+        does not come through here: it restores its own files.
+        """
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        """Extends ``Trainer._load_best_model`` (transformers 5.23): the same, for the best one."""
+        super()._load_best_model()
+        if not self.is_deepspeed_enabled and isinstance(self.model, PreTrainedModel):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    # ---------------------------------------------------------------- time and log
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer.get_batch_samples`` (transformers 5.23): the wait for data is timed."""
+        with self.phases("data_wait"):
+            return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``GRPOTrainer.training_step`` (trl 1.16): an update, unless one says else."""
+        with self.phases("update"):
+            return super().training_step(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer.evaluate`` (transformers 5.23): timed."""
+        with self.phases("evaluate"):
+            return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Extends ``GRPOTrainer.log`` (trl 1.16): asks for what belongs to each log of training."""
+        if "loss" in logs:
+            self.run_metrics.ask()
+        if "train_runtime" in logs:  # the end: trackers are closed next
+            self._observer.wait()
+        super().log(logs, start_time)

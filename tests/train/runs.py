@@ -4,7 +4,7 @@ import json
 
 from transformers import TrainerCallback
 
-from grpo_stream.train.stream_trainer import CURSOR_NAME
+from grpo_stream.train.feed import CURSOR_NAME
 
 NUM_LANES = 4  # 4 completions x 2 steps per generation / groups of 2
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}

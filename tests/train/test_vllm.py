@@ -160,7 +160,7 @@ def test_another_number_of_image_tokens_is_named(
         if mode == "colocate":
             engines = install_engine(monkeypatch, processor, answer)
             trainer = make_trainer()
-            trainer._engine.limits.update(wrong)
+            trainer._rollout._engine.limits.update(wrong)
             assert engines
         else:
             install_client(monkeypatch, server)

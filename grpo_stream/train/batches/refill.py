@@ -6,7 +6,7 @@ decide that together, so all sample equally often. The stream's position stays a
 generation batch is read and done as a whole, whatever was sampled of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import reward_std
 
 MIN_STD = 1e-6
@@ -29,6 +30,35 @@ def teaches(rewards: NDArray[np.float32]) -> list[bool]:
     return [reward_std(group) > MIN_STD for group in rewards]
 
 
+def sample_until_taught(
+    batch: Batch,
+    num_kept: int,
+    sample: Callable[[Batch], tuple[dict[str, Any], NDArray[np.float32]]],
+    sum_over_ranks: Callable[[int], int],
+) -> tuple[list[dict[str, Any]], list[bool]]:
+    """Samples parts of a batch until every rank has enough groups that teach, or none is left.
+
+    Args:
+        batch: Prompts, a multiple of ``num_kept``.
+        num_kept: Prompts of a part, and groups that are enough.
+        sample: From prompts to their scored rollout and rewards, shape (groups, G).
+        sum_over_ranks: A collective: the sum of all ranks' numbers.
+
+    Returns:
+        The scored rollouts, as many on every rank; and of each group whether it teaches.
+    """
+    parts: list[dict[str, Any]] = []
+    flags: list[bool] = []
+    while len(flags) < len(batch["key"]):
+        numbers = range(len(flags), len(flags) + num_kept)
+        scored, rewards = sample(select_prompts(batch, numbers))
+        parts.append(scored)
+        flags += teaches(rewards)
+        if sum_over_ranks(max(0, num_kept - sum(flags))) == 0:
+            break
+    return parts, flags
+
+
 def choose(flags: Sequence[bool], num_kept: int) -> list[int]:
     """The groups to train on: the first that teach, then the first of the others.
 
@@ -41,6 +71,16 @@ def choose(flags: Sequence[bool], num_kept: int) -> list[int]:
     """
     order = sorted(range(len(flags)), key=lambda number: (not flags[number], number))
     return sorted(order[:num_kept])
+
+
+def log_refill(
+    metrics: RunMetrics, *, num_rollouts: int, refill: int, num_equal: int, num_trained: int
+) -> None:
+    """Logs what a generation batch took; ``num_equal`` of its groups still teach nothing."""
+    metrics.log_metric("train", "refill/num_rollouts", num_rollouts)
+    metrics.log_metric("train", "refill/frac_zero_std_trained", num_equal / num_trained)
+    num_unused = (1 + refill - num_rollouts) * num_trained
+    metrics.log_metric("train", "refill/num_samples_unused", num_unused)
 
 
 def select_prompts(batch: Batch, numbers: Sequence[int]) -> Batch:

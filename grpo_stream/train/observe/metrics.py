@@ -1,8 +1,9 @@
-"""What a run says while it runs: a progress bar and one short line per logging step."""
+"""What a run logs: the one route for its numbers, and a short line per logging step for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -19,6 +20,71 @@ _SHOWN = {
     "eval_reward": "eval reward",
 }
 """Logged name -> what the line calls it. Everything goes to the log history and report_to."""
+
+Mode = Literal["train", "eval"]
+
+
+class RunMetrics:
+    """The one route by which a number reaches the log, besides those that trl makes itself.
+
+    To add a metric, choose a name ``group/name``, give it a row in docs/logging.md, and
+
+    * where an event makes the number known (a batch was read, a group was sampled), call
+      ``log_metric(mode, name, value)`` there: the mean since the last log is logged;
+    * where the number belongs to the time between two logs (seconds of a phase, the slowest
+      rank), give a function that returns such numbers by name to :meth:`at_each_log`, once.
+
+    A reward function is handed ``log_metric(name, value)`` by trl, with the same meaning. All of
+    it ends up in trl's own lists, so it is averaged, saved in checkpoints and reported like trl's
+    numbers, and its name begins with ``eval_`` in an evaluation.
+
+    Rank 0 logs, and a value is that of its rank: what is of all ranks has to be gathered before.
+
+    Args:
+        values: trl's lists by mode and name (``GRPOTrainer._metrics``, trl 1.16), which its
+            ``log`` averages and clears.
+    """
+
+    def __init__(self, values: Mapping[str, dict[str, list[float]]]) -> None:
+        self._values = values
+        self._functions: list[Callable[[], Mapping[str, float]]] = []
+
+    def log_metric(self, mode: Mode, name: str, value: float) -> None:
+        """Adds a value to those whose mean is logged next."""
+        self._values[mode].setdefault(name, []).append(value)
+
+    def at_each_log(self, function: Callable[[], Mapping[str, float]]) -> None:
+        """Asks ``function`` for numbers by name at each log of training, on every rank."""
+        self._functions.append(function)
+
+    def ask(self) -> None:
+        """A log of training is about to be written: asks all functions, in their order."""
+        for function in self._functions:
+            for name, value in function().items():
+                self.log_metric("train", name, value)
+
+    def last(self, mode: Mode, name: str) -> float:
+        """The value of ``name`` that was added last, by trl or here."""
+        return self._values[mode][name][-1]
+
+    @contextmanager
+    def repeated(self, mode: Mode, times: int) -> Iterator[None]:
+        """Counts each value that is added inside, by trl or here, so many times."""
+        lists = self._values[mode]
+        before = {name: len(values) for name, values in lists.items()}
+        yield
+        for name, values in lists.items():
+            values.extend(values[before.get(name, 0) :] * (times - 1))
+
+    def state(self) -> dict[str, dict[str, list[float]]]:
+        """All values since the last log, by mode and name."""
+        return {mode: dict(lists) for mode, lists in self._values.items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, list[float]]]) -> None:
+        """Goes on from what :meth:`state` returned, in an earlier process perhaps."""
+        for mode, lists in state.items():
+            self._values[mode].clear()
+            self._values[mode].update(lists)
 
 
 class ShortProgressCallback(ProgressCallback):

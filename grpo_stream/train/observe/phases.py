@@ -60,8 +60,15 @@ class Phases:
         """The present one; replaced as a whole."""
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Counts the time inside as ``name``."""
+    def __call__(self, name: str, keys: Sequence[str] | None = None) -> Iterator[None]:
+        """Counts the time inside as ``name``.
+
+        Args:
+            name: One of :data:`PHASES` or :data:`PAUSES`.
+            keys: Of the generation batch that is in use from now on.
+        """
+        if keys is not None:
+            self.keys = keys
         self._names.append(name)
         self._turn()
         try:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from grpo_stream.train.observe.heartbeat import ENDED, Heartbeat
 
@@ -148,23 +148,9 @@ class HealthLog(TrainerCallback):
         )
 
     def add_to(self, trainer: Any) -> None:
-        """Makes it the trainer's first callback, so that what it logs reaches all the others."""
-        trainer.callback_handler.callbacks.insert(0, self)
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Overrides ``TrainerCallback.on_log`` (transformers 5.23), for the logs of training."""
-        if logs is None or "loss" not in logs:
-            return
-        found = self.measure()
-        logs.update(found)
-        state.log_history[-1].update(found)  # transformers has copied the logs before
+        """Has the trainer tell it of its events, and ask it at each log of training."""
+        trainer.add_callback(self)
+        trainer.run_metrics.at_each_log(self.measure)
 
     def measure(self) -> dict[str, float]:
         """What is logged, since it was last asked for; every rank must ask."""

@@ -1,5 +1,8 @@
 """The model below the language-model head: what model families differ in is asked here alone."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,6 +78,25 @@ def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
         )
     layers = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or [])]
     return tuple(torch.stack(own) for own in zip(*layers, strict=True))
+
+
+def prepare_prompts(
+    model: Any, groups: PromptGroups, autocast: Callable[[], AbstractContextManager[Any]]
+) -> PromptGroups:
+    """Adds what all passes of a generation batch share: positions, features of a frozen tower.
+
+    Under ZeRO-3 the tower's weights are gathered: every rank has to call this equally often.
+
+    Args:
+        model: The policy, unwrapped.
+        groups: The prompts.
+        autocast: The precision of the policy's passes.
+    """
+    groups = replace(groups, positions=prompt_positions(backbone_of(model), groups))
+    if has_frozen_vision_tower(model):
+        with autocast():
+            groups = replace(groups, image_features=encode_images(model, groups))
+    return groups
 
 
 def image_kwargs(groups: PromptGroups) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from grpo_stream.train.setup.deepspeed_config import (
 from grpo_stream.train.setup.unsupported_settings import REFUSED
 
 RewardFunction = Callable[..., list[float | None]]
+"""A function with trl's signature."""
+RewardArgument = RewardFunction | str | Sequence[RewardFunction | str]
+"""One or several, each as it is or by name."""
 
 SHARED_PREFIX = get_args(SharedPrefix)
 """Values of ``shared_prefix``."""
@@ -50,7 +53,7 @@ class CheckedSettings:
 def check_settings(
     args: GRPOConfig,
     log: LogArguments,
-    reward_funcs: RewardFunction | str | Sequence[RewardFunction | str],
+    reward_funcs: RewardArgument,
     *,
     shared_prefix: str,
     shared_prefix_attention: str,
@@ -269,9 +272,7 @@ def world_of(args: GRPOConfig) -> World:
     return World(args.process_index, args.world_size, args.local_process_index)
 
 
-def _check_rewards(
-    args: GRPOConfig, reward_funcs: RewardFunction | str | Sequence[RewardFunction | str]
-) -> list[RewardFunction]:
+def _check_rewards(args: GRPOConfig, reward_funcs: RewardArgument) -> list[RewardFunction]:
     given: list[RewardFunction | str] = (
         [reward_funcs]
         if isinstance(reward_funcs, str) or callable(reward_funcs)

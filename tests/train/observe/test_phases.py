@@ -2,8 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo_stream.train.observe.metrics import Work, step_metrics
-from grpo_stream.train.observe.phases import PHASES, Phases
+from grpo_stream.train.observe.phases import Phases
 
 
 class Clock:
@@ -95,21 +94,3 @@ def test_calls_of_others_can_be_timed(phases, clock):
     with phases("update"):
         assert engine.step(3) == "done"
     assert phases.totals() == {"other": 0, "update": 0, "optimizer": 3}
-
-
-class TestStepMetrics:
-    def test_are_per_global_step_and_per_second(self):
-        seconds = {"data_wait": 1.0, "rollout": 5.0, "update": 3.0, "other": 1.0, "evaluate": 90.0}
-        metrics = step_metrics(seconds, Work(20, 500, 0.5), num_steps=2)
-        assert metrics["time/rollout"] == 2.5
-        assert metrics["time/step"] == 5
-        assert metrics["time/evaluate"] == 90
-        assert metrics["time/data_wait_share"] == 0.05
-        assert metrics["speed/samples_per_second"] == 2
-        assert metrics["speed/completion_tokens_per_second"] == 50
-        assert metrics["speed/rollout_tokens_per_second"] == 100
-        assert sum(metrics[f"time/{name}"] for name in PHASES) == metrics["time/step"]
-        assert "time/checkpoint" not in metrics
-
-    def test_nothing_done_in_no_time(self):
-        assert set(step_metrics({}, Work(), num_steps=1).values()) == {0}

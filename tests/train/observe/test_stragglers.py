@@ -7,6 +7,7 @@ from transformers import TrainerState
 
 from grpo_stream.train.observe import stragglers
 from grpo_stream.train.observe.heartbeat import read_beats
+from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.stragglers import DEVICE, HealthLog, device_seconds, find_straggler
 
 COLUMNS = ["data_wait", DEVICE]
@@ -41,14 +42,11 @@ def log(tmp_path, monkeypatch):
 
 def test_the_log_names_the_slowest_rank(log, caplog):
     log.seconds["data_wait"] = 1.0
-    state = TrainerState(log_history=[{"loss": 0.1, "step": 3}])
-    logs = {"loss": 0.1}
     with caplog.at_level(logging.WARNING):
-        log.made.on_log(None, state, None, logs=logs)
-    assert logs["health/slowest_rank"] == 1
-    assert logs["health/slowdown"] > 1.2
-    assert logs["health/device_slowdown"] == 1.0
-    assert state.log_history[0] == {"step": 3, **logs}
+        found = log.made.measure()
+    assert found["health/slowest_rank"] == 1
+    assert found["health/slowdown"] > 1.2
+    assert found["health/device_slowdown"] == 1.0
     assert "rank 1 is slow: data_wait 51 s, the median is 1 s" in caplog.text
 
 
@@ -58,13 +56,6 @@ def test_seconds_are_counted_since_the_last_log(log, caplog):
     with caplog.at_level(logging.WARNING):
         log.made.measure()
     assert "data_wait 50 s, the median is 0 s" in caplog.text
-
-
-@pytest.mark.parametrize("logs", [None, {"eval_loss": 1.0}, {"train_runtime": 5.0}])
-def test_other_logs_stay_as_they_are(log, logs):
-    before = None if logs is None else dict(logs)
-    log.made.on_log(None, TrainerState(), None, logs=logs)
-    assert logs == before
 
 
 def test_every_event_beats(log, tmp_path):
@@ -80,10 +71,14 @@ def test_every_event_beats(log, tmp_path):
         assert (found.global_step, found.stage, found.keys) == (5, stage, ["a"])
 
 
-def test_it_stands_before_the_callbacks_that_report(log):
-    trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=["reporter"]))
-    log.made.add_to(trainer)
-    assert trainer.callback_handler.callbacks == [log.made, "reporter"]
+def test_a_trainer_asks_at_each_log(log):
+    values: dict[str, dict[str, list[float]]] = {"train": {}}
+    callbacks: list[HealthLog] = []
+    metrics = RunMetrics(values)
+    log.made.add_to(SimpleNamespace(run_metrics=metrics, add_callback=callbacks.append))
+    metrics.ask()
+    assert values["train"]["health/slowest_rank"] == [1]
+    assert callbacks == [log.made]
 
 
 def test_a_device_takes_its_time():

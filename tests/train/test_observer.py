@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.train import watched_trainer
+from grpo_stream.train import observer
 from grpo_stream.train.observe.difficulty_log import FILE_NAME, read_difficulty
 from grpo_stream.train.observe.phases import PHASES
+from grpo_stream.train.observe.stragglers import HealthLog
 from grpo_stream.train.observe.watchdog import EXIT_STALLED, Watchdog
 from grpo_stream.train.setup.arguments import LogArguments
 from tests.train.runs import spread_reward
@@ -18,7 +19,7 @@ def test_a_run_says_where_its_time_went_and_what_was_answered(
     make_trainer, make_args, shapes, tmp_path
 ):
     def rewards(completions, **_):
-        trainer._sheets.wait()  # else a slow machine leaves the second one out
+        trainer._observer.wait()  # else a slow machine leaves the second one out
         time.sleep(0.05)
         return spread_reward(completions)
 
@@ -27,6 +28,7 @@ def test_a_run_says_where_its_time_went_and_what_was_answered(
     )
     log = LogArguments(rollout_sheet_steps=1, difficulty_log=True)
     trainer = make_trainer(args, reward_funcs=rewards, log=log)
+    HealthLog.of_trainer(trainer).add_to(trainer)
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     for entry in history:
@@ -45,6 +47,8 @@ def test_a_run_says_where_its_time_went_and_what_was_answered(
             num_tokens / spent["rollout"]
         )
     assert trainer.phases.totals()["checkpoint"] > 0
+    told = [entry for entry in trainer.state.log_history if "health/slowdown" in entry]
+    assert told == history  # not the summary
 
     out = tmp_path / "out"
     keys = [f"{number:06d}" for number in range(len(shapes.records))]
@@ -60,7 +64,8 @@ def test_a_run_says_where_its_time_went_and_what_was_answered(
     (events,) = (out / "runs").rglob("events.out.*")
     reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     board = reader.EventAccumulator(str(events)).Reload()
-    assert {"train/time/rollout", "train/reward"} <= set(board.Tags()["scalars"])
+    scalars = {"train/time/rollout", "train/reward", "train/health/slowdown"}
+    assert scalars <= set(board.Tags()["scalars"])
     assert [event.step for event in board.Images("rollouts")] == [0, 1]
 
 
@@ -84,7 +89,7 @@ def test_a_reward_that_never_returns_ends_the_run(
     def ended(*args, **kwargs):
         return Watchdog(*args, **kwargs, end=codes.append)
 
-    monkeypatch.setattr(watched_trainer, "Watchdog", ended)
+    monkeypatch.setattr(observer, "Watchdog", ended)
     calls: list[float] = []
 
     def rewards(completions, **_):
@@ -105,8 +110,8 @@ def test_a_reward_that_never_returns_ends_the_run(
 
 def test_what_is_waited_for_is_named_by_its_place(make_trainer):
     trainer = make_trainer()
-    trainer._step = trainer._micro_steps.num_repeats
-    named = trainer._in_use("data_wait")
+    trainer._step = 2  # micro-steps of a generation batch
+    named = trainer._observer.in_use("data_wait")
     places = [one.place for one in trainer.train_stream.slot_places(0, 1)]
     assert [name.rpartition(": ")[2] for name in named] == [
         f"shard-{4 * place.shard:06d}.tar sample {place.sample}" for place in places

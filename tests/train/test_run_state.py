@@ -93,7 +93,7 @@ class TestResume:
         run(make_trainer, make_args(**SAVING), stop_after=3, **data)
         trainer, _ = run(make_trainer, make_args(**SAVING), resume_from=True, **data)
         # The second epoch meets it again.
-        assert trainer._reader.bad_samples.quarantine == {"record 1": "image_not_found"}
+        assert trainer._feed.bad_samples == {"record 1": "image_not_found"}
         assert logged(trainer, "stream/num_bad_samples")[-1] == 1
 
     @pytest.mark.parametrize(("max_steps", "num_global_steps"), [(4, 4), (-1, 5)])

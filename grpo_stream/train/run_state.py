@@ -1,0 +1,259 @@
+"""What a checkpoint holds besides weights, so that a resumed run is the same run.
+
+transformers and DeepSpeed write weights, optimizer, schedule and random generators. What they lack
+is added here: what was gathered since the last log, and the generation batch in use. And a
+checkpoint counts only when all of it is on the disk
+(:mod:`grpo_stream.train.checkpoints.whole_checkpoint`).
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from transformers.trainer_utils import rotate_checkpoints
+from trl import GRPOConfig
+
+from grpo_stream.errors import CheckpointError, ConfigError
+from grpo_stream.train.checkpoints.universal import (
+    fitting_marker,
+    load_universal,
+    restore_groups,
+    universal_in,
+    zero_stage_of,
+)
+from grpo_stream.train.checkpoints.whole_checkpoint import (
+    Marker,
+    begin,
+    last_checkpoint,
+    seal,
+    sync,
+)
+
+RUN_STATE_NAME = "run_state_{rank}.pt"
+"""File of a checkpoint, one per rank: what was gathered since the last log, the batch in use."""
+
+
+class Gathered(NamedTuple):
+    """What transformers and trl have gathered since the last log, in memory alone."""
+
+    metrics: dict[str, dict[str, list[float]]]
+    """Mode, ``train`` or ``eval`` -> name -> values."""
+    loss: torch.Tensor
+    """Sum over the micro-steps."""
+    global_step_logged: int
+    completions: dict[str, Any]
+    """trl's columns of the table of completions: sequences, or mappings of some."""
+
+
+class RunState:
+    """Whole checkpoints, and what is read back from one.
+
+    Args:
+        args: The run's settings: where checkpoints are, and which rank this is.
+        accelerator: accelerate's, ready.
+    """
+
+    def __init__(self, args: GRPOConfig, accelerator: Any) -> None:
+        self._args = args
+        self._accelerator = accelerator
+        self._marker: Marker | None = None
+        self._checkpoint: Path | None = None
+        self._read: dict[str, Any] = {}
+        self._generation: tuple[list[str], dict[str, Any]] | None = None
+
+    # ---------------------------------------------------------------- resuming
+
+    def choose(self, resume_from: str | bool | None) -> str | None:
+        """The checkpoint that a run resumes from; every rank must call this.
+
+        Args:
+            resume_from: Its path, True for the last whole one, None or False for none.
+
+        Raises:
+            CheckpointError: the checkpoint is not whole.
+            ConfigError: it does not fit this run, or True was given and there is none.
+        """
+        if resume_from is True:
+            output_dir = Path(self._args.output_dir)
+            found = last_checkpoint(output_dir, looks=self._args.should_save)
+            if found is None:
+                expected = f"finds no whole checkpoint in {output_dir}; use None"
+                raise ConfigError("resume_from_checkpoint", True, expected)
+            resume_from = str(found)
+        self._marker = fitting_marker(Path(resume_from), self._args) if resume_from else None
+        return resume_from or None
+
+    def begin_run(self, checkpoint: str | None) -> None:
+        """Notes what the run resumes from; None: it begins anew."""
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._read = {}
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """What the run resumes from."""
+        return self._checkpoint
+
+    @property
+    def is_universal(self) -> bool:
+        """Whether the checkpoint is of another number of ranks: DeepSpeed's universal form."""
+        return self._marker is None or self._marker.num_ranks != self._args.world_size
+
+    def read(self) -> None:
+        """Reads what this rank has to restore, if the run resumes."""
+        if self._checkpoint is None:
+            return
+        plugin = getattr(self._accelerator.state, "deepspeed_plugin", None)
+        if not self.is_universal:
+            path = self._checkpoint / RUN_STATE_NAME.format(rank=self._args.process_index)
+            self._read = torch.load(path, weights_only=True, map_location="cpu")
+        elif plugin is not None:
+            load_universal(plugin.deepspeed_config)
+
+    def take_gathered(self) -> Gathered | None:
+        """What the checkpoint's run had gathered for the log; once."""
+        if "metrics" not in self._read:
+            return None
+        return Gathered(
+            self._read.pop("metrics"),
+            self._read.pop("loss"),
+            self._read.pop("global_step_logged"),
+            json.loads(self._read.pop("completions")),
+        )
+
+    def take_generation(self, keys: list[str]) -> dict[str, Any] | None:
+        """The scored completions of a batch that was in use when the checkpoint was written; once.
+
+        Every rank must call this when it resumes within a batch. They all get theirs or none does:
+        sampling takes all ranks.
+
+        Args:
+            keys: Of the batch as it was read now; a sample may have become bad meanwhile.
+        """
+        saved = self._read.pop("generation", None)
+        is_same = saved is not None and saved["keys"] == keys
+        device = self._args.device
+        everyone = self._accelerator.gather(torch.tensor([is_same], device=device))
+        if saved is None or not bool(everyone.all()):
+            return None
+        return _moved(saved["scored"], device)
+
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Puts right what DeepSpeed leaves of a universal checkpoint."""
+        if self._checkpoint is not None:
+            restore_groups(optimizer, universal_in(self._checkpoint))
+
+    # ---------------------------------------------------------------- saving
+
+    def use_generation(self, keys: list[str], scored: dict[str, Any]) -> None:
+        """Notes the generation batch that is trained on from now on: keys and scored completions.
+
+        A checkpoint written within the batch holds it.
+        """
+        self._generation = keys, scored
+
+    @contextmanager
+    def whole(self, folder: Path) -> Iterator[None]:
+        """Makes of what all ranks write inside a whole checkpoint, or none.
+
+        transformers removes no older ones meanwhile, see :meth:`rotate`.
+
+        Raises:
+            CheckpointError: this rank could not write its part.
+        """
+        args = self._args
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            if args.should_save:
+                begin(folder)
+            self._accelerator.wait_for_everyone()
+            yield
+            if args.local_process_index == 0:
+                sync(folder)
+            self._accelerator.wait_for_everyone()
+            if args.should_save:
+                seal(
+                    folder,
+                    num_ranks=args.world_size,
+                    zero_stage=zero_stage_of(args),
+                    is_resumable=not args.save_only_model,
+                )
+        except Exception as error:
+            if not _is_of_writing(error):
+                raise
+            raise CheckpointError(_unwritten(folder, error)) from error
+        finally:
+            args.save_total_limit = limit
+
+    def write(self, folder: Path, gathered: Gathered, *, is_in_use: bool) -> None:
+        """Writes this rank's file of a checkpoint.
+
+        Args:
+            folder: The checkpoint.
+            gathered: For the log.
+            is_in_use: Whether the last generation batch that was noted is still trained on.
+        """
+        generation = None
+        if self._generation is not None and is_in_use:
+            keys, scored = self._generation
+            generation = {"keys": keys, "scored": _moved(scored, "cpu")}
+        state = {
+            "generation": generation,
+            "metrics": gathered.metrics,
+            "loss": gathered.loss.cpu(),
+            "global_step_logged": gathered.global_step_logged,
+            "completions": json.dumps(gathered.completions, default=_as_plain),
+        }
+        torch.save(state, folder / RUN_STATE_NAME.format(rank=self._args.process_index))
+
+    def rotate(self, run_folder: str, best: str | None) -> None:
+        """Removes older checkpoints above ``save_total_limit``, but for the ``best`` one."""
+        if self._args.should_save:
+            rotate_checkpoints(run_folder, self._args.save_total_limit, best, use_mtime=True)
+
+
+def refill_columns(columns: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Gives trl's bounded columns of :attr:`Gathered.completions` their saved values again."""
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            refill_columns(columns[name], value)
+        else:
+            columns[name].clear()
+            columns[name].extend(value)
+
+
+def _moved(scored: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in scored.items()
+    }
+
+
+def _as_plain(value: Any) -> Any:
+    """Of trl's completions for the log: a deque as a list, anything unknown as its text."""
+    try:
+        return list(value)
+    except TypeError:
+        return str(value)
+
+
+def _is_of_writing(error: Exception) -> bool:
+    """Whether a file could not be written; another rank that is gone is another matter."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return False
+    # torch.save reports a full disk in words alone.
+    is_torchs = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+    return is_torchs or isinstance(error, OSError | SafetensorError)
+
+
+def _unwritten(folder: Path, error: Exception) -> str:
+    free = shutil.disk_usage(folder.parent).free / 1e9
+    return (
+        f"{folder} could not be written ({type(error).__name__}: {error}); {free:.1f} GB are free "
+        "there. Older checkpoints are as they were: make room, or give another output_dir or a "
+        "lower save_total_limit, and start the same command again"
+    )
