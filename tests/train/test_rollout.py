@@ -10,11 +10,11 @@ from trl import GRPOConfig
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import decode
 from grpo_stream.stream import sources
+from grpo_stream.train import trainer as trainer_module
 from grpo_stream.train.models import patches as patches_module
 from grpo_stream.train.models.patches import to_patches
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.phases import Phases
-from grpo_stream.train.prefix import packing
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
 from tests.train.runs import NUM_LANES, logged, spread_reward, weights_of
 from tests.train.support import make_groups, write_shapes
@@ -140,7 +140,7 @@ def test_vision_tokens_are_never_sampled(make_trainer, processor):
 
 
 def test_shared_prefix_falls_back_with_the_reason(make_trainer, monkeypatch):
-    monkeypatch.setattr(packing, "shared_prefix_obstacle", lambda _: "it is Tuesday")
+    monkeypatch.setattr(trainer_module, "shared_prefix_obstacle", lambda _: "it is Tuesday")
     assert make_trainer().shared_prefix is False
     with pytest.raises(ConfigError, match="it is Tuesday"):
         make_trainer(shared_prefix="on")
