@@ -201,13 +201,19 @@ class TestBothSpellings:
         assert seen == [3]
 
     def test_quickstart(self, spelled, monkeypatch, tmp_path):
-        script, seen = load_script("quickstart"), []
-        monkeypatch.setattr(script, "phases", lambda *words: seen.append(words[2]) or iter([]))
+        script = load_script("quickstart")
+        seen: list[object] = []
+
+        def phases(*words):
+            seen.extend(words)
+            return iter([])
+
+        monkeypatch.setattr(script, "phases", phases)
         monkeypatch.setattr(script, "report", lambda *_: None)
         monkeypatch.setattr(script, "_num_gpus", lambda: 1)
         words = ["--out", str(tmp_path), spelled("reward-funcs"), "format_reward"]
         assert script.main(words) == 0
-        assert seen == ["format_reward"]
+        assert seen[2] == "format_reward"
 
     @pytest.mark.parametrize("name", ["evaluate", "cold_start"])
     def test_scripts_of_dataclasses(self, name, spelled, capsys):

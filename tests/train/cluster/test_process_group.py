@@ -3,6 +3,7 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.cluster.process_group import (
@@ -38,11 +39,11 @@ def test_all_groups_are_left(tmp_path):
 
 
 def test_a_taken_port_is_named(monkeypatch):
-    first = distributed.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    first = TCPStore("127.0.0.1", 0, 1, is_master=True)
     monkeypatch.setenv("MASTER_PORT", str(first.port))
     message = f"master_port='{first.port}': is in use on this machine.*--master_port"
     with pytest.raises(ConfigError, match=message), naming_taken_port():
-        distributed.TCPStore("127.0.0.1", first.port, 1, is_master=True)
+        TCPStore("127.0.0.1", first.port, 1, is_master=True)
 
 
 def test_other_errors_of_the_network_are_left(monkeypatch):
