@@ -61,7 +61,7 @@ class Observer:
     ) -> None:
         self.phases = Phases()
         """Stopwatch of this rank."""
-        self._limit_seconds = settings.step_timeout_seconds
+        self._step_timeout_seconds = settings.step_timeout_seconds
         self._folder = folder = Path(args.output_dir)
         self._facts = facts
         self._rank, self._world_size = args.process_index, args.world_size
@@ -70,8 +70,8 @@ class Observer:
         is_shown = self._rank == 0
         self._sheets = RolloutSheets(
             folder / SHEETS_NAME,
-            every_steps=settings.rollout_sheet_steps if is_shown else 0,
-            num_groups=settings.rollout_sheet_groups,
+            rollout_sheet_steps=settings.rollout_sheet_steps if is_shown else 0,
+            rollout_sheet_groups=settings.rollout_sheet_groups,
             show=show,
         )
         self._difficulty: DifficultyLog | None = None
@@ -136,12 +136,12 @@ class Observer:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        if not self._limit_seconds:
+        if not self._step_timeout_seconds:
             yield
             return
         watchdog = Watchdog(
             self.phases,
-            limit_seconds=self._limit_seconds,
+            step_timeout_seconds=self._step_timeout_seconds,
             folder=self._folder / STALLS_NAME,
             rank=self._rank,
             world_size=self._world_size,

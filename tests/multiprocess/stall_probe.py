@@ -30,7 +30,7 @@ def main(shards, folder):
     phases = Phases()
     watchdog = Watchdog(
         phases,
-        limit_seconds=LIMIT_SECONDS,
+        step_timeout_seconds=LIMIT_SECONDS,
         folder=Path(folder),
         rank=world.rank,
         world_size=world.world_size,

@@ -73,8 +73,9 @@ class RolloutSheets:
 
     Args:
         folder: Where they are written.
-        every_steps: Global steps between two of them, the first before any is done; 0: none.
-        num_groups: Groups on a sheet.
+        rollout_sheet_steps: Global steps between two of them, the first before any is done;
+            0: none.
+        rollout_sheet_groups: Groups on a sheet.
         show: Called in the thread with path, picture and global step, for experiment trackers.
     """
 
@@ -82,13 +83,13 @@ class RolloutSheets:
         self,
         folder: Path,
         *,
-        every_steps: int,
-        num_groups: int,
+        rollout_sheet_steps: int,
+        rollout_sheet_groups: int,
         show: Callable[[Path, Image.Image, int], None],
     ) -> None:
         self._folder = folder
-        self._every = every_steps
-        self._num_groups = num_groups
+        self._every = rollout_sheet_steps
+        self._num_groups = rollout_sheet_groups
         self._show = show
         self._next: int | None = None
         self._thread: threading.Thread | None = None

@@ -74,8 +74,8 @@ class Watchdog:
 
     Args:
         phases: What makes progress.
-        limit_seconds: How long one stage may last. Longer than the longest rollout, evaluation
-            step or checkpoint.
+        step_timeout_seconds: How long one stage may last. Longer than the longest rollout,
+            evaluation step or checkpoint.
         folder: Where reports are left; shared by all ranks, else a node knows of its own ones.
         rank: Of this process.
         world_size: Processes.
@@ -88,7 +88,7 @@ class Watchdog:
         self,
         phases: Phases,
         *,
-        limit_seconds: float,
+        step_timeout_seconds: float,
         folder: Path,
         rank: int,
         world_size: int,
@@ -97,7 +97,7 @@ class Watchdog:
         end: Callable[[int], object] = os._exit,
     ) -> None:
         self._phases = phases
-        self._limit = limit_seconds
+        self._limit = step_timeout_seconds
         self._folder = folder
         self._rank, self._world_size = rank, world_size
         self._global_step = global_step
@@ -106,7 +106,7 @@ class Watchdog:
         self._main = threading.main_thread()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._grace = min(_MAX_GRACE_SECONDS, limit_seconds / 4)
+        self._grace = min(_MAX_GRACE_SECONDS, step_timeout_seconds / 4)
 
     def start(self) -> None:
         """Watches from now on; the calling thread is the one that is shown first."""

@@ -28,10 +28,8 @@ RewardFunction = Callable[..., list[float | None]]
 RewardArgument = RewardFunction | str | Sequence[RewardFunction | str]
 """One or several, each as it is or by name."""
 
-SHARED_PREFIX = get_args(SharedPrefix)
-"""Values of ``shared_prefix``."""
-PACKED_ATTENTION = get_args(PackedAttention)
-"""Values of ``shared_prefix_attention``."""
+# Values of shared_prefix and of shared_prefix_attention.
+SHARED_PREFIX, PACKED_ATTENTION = get_args(SharedPrefix), get_args(PackedAttention)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def rollout(processor):
 def make_sheets(folder, **changes):
     shown: list[tuple[str, int]] = []
     settings: dict[str, Any] = {
-        "every_steps": 10,
-        "num_groups": 4,
+        "rollout_sheet_steps": 10,
+        "rollout_sheet_groups": 4,
         "show": lambda path, _, step: shown.append((path.name, step)),
     }
     return RolloutSheets(folder, **(settings | changes)), shown
@@ -144,7 +144,7 @@ class TestSheets:
         assert shown == [("step-000040.png", 40)]
 
     def test_none(self, rollout, tmp_path):
-        sheets, shown = make_sheets(tmp_path, every_steps=0)
+        sheets, shown = make_sheets(tmp_path, rollout_sheet_steps=0)
         sheets.offer(rollout, 0)
         sheets.wait()
         assert shown == []
@@ -158,7 +158,7 @@ class TestSheets:
             started.set()
             goes_on.wait()
 
-        sheets, _ = make_sheets(tmp_path, every_steps=1, show=show)
+        sheets, _ = make_sheets(tmp_path, rollout_sheet_steps=1, show=show)
         before = time.monotonic()
         sheets.offer(rollout, 0)
         sheets.offer(rollout, 1)

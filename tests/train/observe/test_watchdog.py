@@ -12,7 +12,7 @@ from grpo_stream.train.observe.watchdog import EXIT_STALLED, StallReport, Watchd
 
 def make_watchdog(phases, folder, codes, **changes):
     settings = {
-        "limit_seconds": 0.5,
+        "step_timeout_seconds": 0.5,
         "folder": folder,
         "rank": 0,
         "world_size": 1,
@@ -107,8 +107,8 @@ def endless_reward():
     re.match("(a+)+$", "a" * 64 + "b")
 
 phases = Phases()
-watchdog = Watchdog(phases, limit_seconds=0.5, folder=Path(sys.argv[1]), rank=0, world_size=1,
-                    global_step=lambda: 0, in_use=lambda stage: [])
+watchdog = Watchdog(phases, step_timeout_seconds=0.5, folder=Path(sys.argv[1]), rank=0,
+                    world_size=1, global_step=lambda: 0, in_use=lambda stage: [])
 watchdog.start()
 phases.restart()
 import time; time.sleep(0.2)
