@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.command_line import Commands, new_command
 from grpo_stream.boxes import Size
 from grpo_stream.image_encoding import Encoding, encode_jpeg
 from grpo_stream.images import ResizeRule, decode, resize
@@ -38,28 +39,34 @@ SCREENSHOTS = Path(__file__).parents[2] / "data" / "screenshots"
 _Times = dict[str, list[float]]
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``build`` to the command line."""
-    command = commands.add_parser(
+    command = new_command(
+        commands,
         "build",
-        help="the shard builder beside a tarfile loop and the bare decoder",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "the shard builder beside a tarfile loop and the bare decoder",
+        __doc__,
+        _EPILOG,
     )
+    add_records(command, num_samples=4000)
     add = command.add_argument
-    add("--records", type=Path, default=SCREENSHOTS / "records.json", help="JSON array")
-    add("--images-root", type=Path, default=SCREENSHOTS, help="of the records")
-    add("--num-samples", type=int, default=4000, help="copies of the images (%(default)s)")
-    add("--samples-per-shard", type=int, default=500, help="(%(default)s)")
     add("--workers", type=int, default=2, help="for the second figure of each mode (%(default)s)")
-    add("--rounds", type=int, default=3, help="(%(default)s)")
     add("--max-pixels", type=int, default=28 * 28 * 1280, help="of the resize (%(default)s)")
     add("--quality", type=int, default=90, help="of the re-encoded JPEG (%(default)s)")
     add("--only", nargs="+", default=[], help="only contestants whose name starts so")
+    command.set_defaults(run=run)
+
+
+def add_records(command: argparse.ArgumentParser, num_samples: int) -> None:
+    """Adds the flags that say what is built, how often, and where."""
+    add = command.add_argument
+    add("--records", type=Path, default=SCREENSHOTS / "records.json", help="JSON array")
+    add("--images-root", type=Path, default=SCREENSHOTS, help="of the records")
+    add("--num-samples", type=int, default=num_samples, help="copies of the images (%(default)s)")
+    add("--samples-per-shard", type=int, default=500, help="(%(default)s)")
+    add("--rounds", type=int, default=3, help="(%(default)s)")
     add("--folder", type=Path, help="for the files; a temporary one if not given")
     add("--json", action="store_true", help="print the figures as JSON")
-    command.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

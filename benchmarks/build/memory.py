@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
+from benchmarks.command_line import Commands, new_command
 from grpo_stream.image_encoding import encode_png
 
 _NUM_IMAGES = 16
@@ -48,10 +49,10 @@ class Build:
         return [*flags, "--shuffle-seed", "0"] if self.shuffle else flags
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``memory`` to the command line."""
-    command = commands.add_parser(
-        "memory", help="the shard builder's memory, by number of records", description=__doc__
+    command = new_command(
+        commands, "memory", "the shard builder's memory, by number of records", __doc__
     )
     add = command.add_argument
     add("--num-records", type=int, default=5000, help=f"N; then {_FACTOR} times (%(default)s)")

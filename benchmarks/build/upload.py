@@ -20,7 +20,8 @@ from unittest.mock import patch
 
 from tqdm import tqdm
 
-from benchmarks.build.build import SCREENSHOTS, copy_images
+from benchmarks.build.build import add_records, copy_images
+from benchmarks.command_line import Commands, new_command
 from benchmarks.servers.server_process import Server, serve
 from grpo_stream.records.stored_image import Check, PictureRules
 from grpo_stream.shards.index import shard_files
@@ -63,26 +64,20 @@ class Round:
         return (self.bucket - self.server_cpu / num_cores) / (self.local + self.last_shard)
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``upload`` to the command line."""
-    command = commands.add_parser(
+    command = new_command(
+        commands,
         "upload",
-        help="the shard builder into a folder and into a slow bucket",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "the shard builder into a folder and into a slow bucket",
+        __doc__,
+        _EPILOG,
     )
+    add_records(command, num_samples=3000)
     add = command.add_argument
-    add("--records", type=Path, default=SCREENSHOTS / "records.json", help="JSON array")
-    add("--images-root", type=Path, default=SCREENSHOTS, help="of the records")
-    add("--num-samples", type=int, default=3000, help="copies of the images (%(default)s)")
-    add("--samples-per-shard", type=int, default=500, help="(%(default)s)")
     add("--check", nargs="+", choices=("header", "decode"), default=["header", "decode"])
     add("--workers", nargs="+", type=int, default=[1, 2], help="one build for each (1 2)")
     add("--latency-ms", type=float, default=30, help="of every answer (%(default)s)")
-    add("--rounds", type=int, default=3, help="(%(default)s)")
-    add("--folder", type=Path, help="for the files; a temporary one if not given")
-    add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=run)
 
 

@@ -22,6 +22,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import Commands, new_command
 from launch.make_shapes import write_set
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -47,13 +48,13 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``kill_resume`` to the command line."""
-    command = commands.add_parser(
+    command = new_command(
+        commands,
         "kill_resume",
-        help="a run that is killed and started again, beside one that is not",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "a run that is killed and started again, beside one that is not",
+        __doc__,
     )
     add = command.add_argument
     add("--num-kills", type=int, default=20, help="(%(default)s)")

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 from tqdm import tqdm
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.figures import Row, show
 from benchmarks.loaders.loader import add_data, fetch_ahead_bytes, prepared
 from benchmarks.peers.ours import keep_sample
@@ -33,15 +34,9 @@ per_s     requests per second and rank at the pace of --step-ms
 """
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``bytes`` to the command line."""
-    command = commands.add_parser(
-        "bytes",
-        help="bytes read for each byte delivered",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = new_command(commands, "bytes", "bytes read for each byte delivered", __doc__, _EPILOG)
     add_data(command)
     add = command.add_argument
     add("--ranks", type=int, nargs="+", default=[1, 2, 4], help="world sizes (1 2 4)")

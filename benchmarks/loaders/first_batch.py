@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.figures import Row, Table, median, ratio, show
 from benchmarks.loaders.job import Job, Measured, run_apart
 from benchmarks.loaders.loader import add_data, installed_peers, prepared
@@ -30,14 +31,10 @@ answers      (bucket - folder) / delay: how many answers were waited for one aft
 """
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``first_batch`` to the command line."""
-    command = commands.add_parser(
-        "first_batch",
-        help="time to the first batch, cold and resumed",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    command = new_command(
+        commands, "first_batch", "time to the first batch, cold and resumed", __doc__, _EPILOG
     )
     add_data(command)
     add = command.add_argument

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.bare_loop import BARE
 from benchmarks.loaders.bench_data import make_shards
 from benchmarks.loaders.figures import (
@@ -75,14 +76,10 @@ class Rounds:
         return [one.per_cpu_second for one in self.measured[name]]
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``loader`` to the command line."""
-    command = commands.add_parser(
-        "loader",
-        help="the loader beside a bare loop and other loaders",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    command = new_command(
+        commands, "loader", "the loader beside a bare loop and other loaders", __doc__, _EPILOG
     )
     add_data(command)
     add = command.add_argument

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
+from benchmarks.command_line import Commands, new_command
 from grpo_stream.errors import ConfigError
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.loader import PromptLoader
@@ -16,15 +17,9 @@ The keys of all ranks, put behind one another, do not depend on the world size o
 """
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``order`` to the command line."""
-    command = commands.add_parser(
-        "order",
-        help="print the keys that a rank gets",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = new_command(commands, "order", "print the keys that a rank gets", __doc__, _EPILOG)
     add = command.add_argument
     add(
         "--shards",

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.figures import Table, median, ratio, show
 from benchmarks.loaders.job import Job, Measured, run_apart
 from benchmarks.loaders.loader import add_data, prepared
@@ -22,14 +23,10 @@ step slowdown    mean time of a step, relative to one alone in the same process
 """
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``workers`` to the command line."""
-    command = commands.add_parser(
-        "workers",
-        help="threads against processes beside a training step",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    command = new_command(
+        commands, "workers", "threads against processes beside a training step", __doc__, _EPILOG
     )
     add_data(command)
     add = command.add_argument

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.figures import Row, show
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.shards.manifest import Manifest, ShardInfo
@@ -30,15 +31,9 @@ manifest   reading a manifest of that many shards, once for its time and memory:
 _BATCHES = 16
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``plan`` to the command line."""
-    command = commands.add_parser(
-        "plan",
-        help="the order at a cluster's size",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = new_command(commands, "plan", "the order at a cluster's size", __doc__, _EPILOG)
     add = command.add_argument
     add("--num-shards", type=int, default=10**6, help="(%(default)s)")
     add("--samples-per-shard", type=int, default=700, help="mean (%(default)s)")

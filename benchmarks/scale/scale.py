@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.figures import Row, show
 from benchmarks.scale.scale_run import Cluster, Outcome, Reads, plan_reads, simulate, traffic
 from benchmarks.scale.scale_store import StoreModel, StoreTimes
@@ -45,15 +46,9 @@ _SMALL = 16 * 2**20
 _FIRST_FILL = 64  # calls, at most
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``scale`` to the command line."""
-    command = commands.add_parser(
-        "scale",
-        help="thousands of ranks, simulated",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = new_command(commands, "scale", "thousands of ranks, simulated", __doc__, _EPILOG)
     add, cluster, store = command.add_argument, Cluster(), StoreModel()
     add("--ranks", type=int, default=cluster.num_ranks, help="(%(default)s)")
     add("--ranks-per-node", type=int, default=cluster.ranks_per_node, help="(%(default)s)")

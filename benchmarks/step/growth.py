@@ -18,19 +18,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.figures import show
 from benchmarks.step.growth_chart import growth_chart
 
 _LOW = 0.7  # of the prediction: points below it are named
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``growth`` to the command line."""
-    command = commands.add_parser(
-        "growth",
-        help="the gain of the shared prefix over group size and lengths",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    command = new_command(
+        commands, "growth", "the gain of the shared prefix over group size and lengths", __doc__
     )
     add = command.add_argument
     for name, letter, numbers in (

@@ -21,19 +21,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.build.build import SCREENSHOTS
+from benchmarks.command_line import Commands, new_command
 
 _PARTS = ("step", "step_cpu", "input", "rollout", "score", "update")
 _MiB = 2**20
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``step`` to the command line."""
-    command = commands.add_parser(
-        "step",
-        help="a training step beside trl's own trainer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = new_command(commands, "step", "a training step beside trl's own trainer", __doc__)
     add = command.add_argument
     add("--num-generations", type=int, default=8, metavar="G", help="(%(default)s)")
     add("--num-tokens", type=int, default=32, metavar="C", help="of a completion (%(default)s)")

@@ -6,6 +6,9 @@ import signal
 import traceback
 from pathlib import Path
 
+from grpo_stream.shards.manifest import Manifest
+from grpo_stream.shards.tar import iter_samples
+from grpo_stream.storage.store import LocalStore
 from shard_builder.build.build import BuildSettings, build
 from shard_builder.build.chunk_plan import ShardLimits
 from tests.shards.support import image_bytes
@@ -40,6 +43,20 @@ def files_of(folder: Path):
     """Every file below ``folder``, hidden ones too."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def samples_of(folder: Path):
+    """All samples of a data set, in order."""
+    found = []
+    for shard in Manifest.load(LocalStore(folder)).shards:
+        with (folder / shard.name).open("rb") as file:
+            found += list(iter_samples(file, shard.name))
+    return found
+
+
+def lines_of(path: Path):
+    """The values of a file of JSON Lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def build_and_die(settings, at_step):

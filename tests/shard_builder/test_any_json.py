@@ -14,14 +14,19 @@ from grpo_stream.images import ResizeRule
 from grpo_stream.records.formats.rules import Rules
 from grpo_stream.records.stored_image import PictureRules
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.tar import iter_samples
 from grpo_stream.storage.store import LocalStore
 from shard_builder.build import build as build_module
 from shard_builder.build.build import BuildSettings, build
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.build.worker_pool import run_chunks
 from shard_builder.datasets.verify import verify
-from tests.shard_builder.support import files_of, make_settings, write_raw
+from tests.shard_builder.support import (
+    files_of,
+    lines_of,
+    make_settings,
+    samples_of,
+    write_raw,
+)
 from tests.shards.support import image_bytes
 
 IMAGES = {
@@ -93,18 +98,11 @@ def outcome(wanted):
         return error.cause
 
 
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def check_set(folder, name):
     """Verifies a data set; gives what became of each record, by its index."""
     manifest = Manifest.load(LocalStore(folder))
     assert verify(LocalStore(folder), manifest).num_samples == manifest.totals["num_samples"]
-    fates = []
-    for shard in manifest.shards:
-        with (folder / shard.name).open("rb") as file:
-            fates += [int(sample.key[:9]) for sample in iter_samples(file, shard.name)]
+    fates = [int(sample.key[:9]) for sample in samples_of(folder)]
     assert fates == sorted(fates)
     rejects = lines_of(folder / "rejects.jsonl")
     for line in rejects:

@@ -1,33 +1,21 @@
-import io
 import json
-import tarfile
 
 import pytest
 
 from grpo_stream.errors import RecordError
 from grpo_stream.records.formats.inline_image import InlineImage
 from tests.records.formats.support import read_all, write
-from tests.shards.support import image_bytes, make_sample, write_shard
+from tests.shards.support import image_bytes, make_sample, tar_of, write_shard
 
 PNG = image_bytes()
 META = json.dumps({"caption": "Click", "box": [1, 2, 3, 4]}).encode()
 
 
-def tar(*members, kind=tarfile.PAX_FORMAT):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=kind) as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
 def test_image_and_json(tmp_path):
-    data = tar(
+    data = tar_of([
         ("./a/0.JPG", PNG), ("./a/0.json", META), ("./a/0.txt", b"words"), ("./a/0.cls", b"7"),
         ("./b/0.json", META), ("./b/0.png", PNG),
-    )  # fmt: skip
+    ])  # fmt: skip
     stored: list[bytes] = []
     source, records = read_all(write(tmp_path / "a.tar", data), on_bytes=stored.append)
     assert (source.format, source.container) == ("webdataset", "tar")
@@ -38,8 +26,8 @@ def test_image_and_json(tmp_path):
 
 
 def test_several_images_and_the_users_key(tmp_path):
-    data = tar(("0.jpg", PNG), ("0.10.png", b"11"), ("0.2.png", b"3"), ("0.mask.png", b""),
-               ("0.json", META))  # fmt: skip
+    data = tar_of([("0.jpg", PNG), ("0.10.png", b"11"), ("0.2.png", b"3"), ("0.mask.png", b""),
+                   ("0.json", META)])  # fmt: skip
     _, ((_, record),) = read_all(write(tmp_path / "noname", data), image_key="screen")
     assert [image.data for image in record["screen"]] == [PNG, b"3", b"11"]
 
@@ -65,7 +53,7 @@ def test_our_own_shards(tmp_path):
 )
 def test_samples_that_are_none(tmp_path, members, cause):
     _, records = read_all(
-        write(tmp_path / "a.tar", tar(*members, ("1.json", META), ("1.jpg", PNG)))
+        write(tmp_path / "a.tar", tar_of([*members, ("1.json", META), ("1.jpg", PNG)]))
     )
     assert isinstance(records[0][1], RecordError)
     assert records[0][1].cause == cause
@@ -74,6 +62,6 @@ def test_samples_that_are_none(tmp_path, members, cause):
 
 @pytest.mark.parametrize("keep", [100, 600, 5000])
 def test_a_tar_that_is_cut_short(tmp_path, keep):
-    data = tar(("0.jpg", bytes(5000)), ("0.json", META))
+    data = tar_of([("0.jpg", bytes(5000)), ("0.json", META)])
     with pytest.raises(RecordError, match="input_unreadable"):
         read_all(write(tmp_path / "a.tar", data[:keep]))

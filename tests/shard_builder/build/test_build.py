@@ -10,10 +10,10 @@ from grpo_stream.errors import ConfigError, RecordError, StoreError
 from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import ImageReader
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.tar import iter_samples
 from grpo_stream.storage.store import LocalStore
 from shard_builder.build.build import BuildSettings, TooManyRejectsError, build
 from shard_builder.build.chunk_plan import ShardLimits, Splits
+from tests.shard_builder.support import files_of, lines_of, samples_of
 from tests.shards.support import image_bytes
 
 NUM_GOOD, NUM_BAD = 7, 2
@@ -40,23 +40,6 @@ def settings(tmp_path):
         out=str(tmp_path / "out"),
         limits=ShardLimits(max_samples=3),
     )
-
-
-def samples_of(folder):
-    manifest = Manifest.load(LocalStore(folder))
-    found = []
-    for shard in manifest.shards:
-        with (folder / shard.name).open("rb") as file:
-            found += list(iter_samples(file, shard.name))
-    return found
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_build(settings):

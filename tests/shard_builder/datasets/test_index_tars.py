@@ -12,6 +12,7 @@ from grpo_stream.shards.tar import read_sample
 from grpo_stream.storage.store import LocalStore, open_store
 from shard_builder.datasets.index_tars import index_tars
 from shard_builder.datasets.verify import verify
+from tests.shard_builder.support import files_of
 from tests.shards.support import (
     image_bytes,
     make_multi_sample,
@@ -36,10 +37,6 @@ def foreign(*keys, image=None, **fields):
     ]
 
 
-def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "b.tar").write_bytes(tar_of(foreign("2", "d/3")))
@@ -50,14 +47,14 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_set_that_others_made(folder, workers):
-    tars = files(folder)
+    tars = files_of(folder)
     told = []
     manifest = index_tars(folder, workers=workers, on_progress=lambda n, _: told.append(n))
     assert [info.name for info in manifest.shards] == ["a.tar", "b.tar"]
     assert len(told) == manifest.num_samples == 4
     assert manifest.totals["num_samples"] == 4
     assert manifest.totals["num_multi_image"] == manifest.totals["num_multi_box"] == 0
-    after = files(folder)
+    after = files_of(folder)
     assert set(after) - set(tars) == {
         "a.tar.index", "a.tar.idx", "b.tar.index", "b.tar.idx", MANIFEST_NAME,
     }  # fmt: skip
@@ -76,23 +73,23 @@ def test_a_set_that_others_made(folder, workers):
 
 def test_again_and_again_gives_the_same(folder):
     first = index_tars(folder)
-    before = files(folder)
+    before = files_of(folder)
     assert index_tars(folder) == first
-    assert files(folder) == before
+    assert files_of(folder) == before
     assert index_tars(folder, overwrite=True) == first
-    assert files(folder) == before
+    assert files_of(folder) == before
 
 
 def test_indexes_of_a_built_set_are_renewed_and_its_manifest_stays(tmp_path):
     samples = [make_sample(f"{i}", f"Click {i}") for i in range(3)]
     samples.append(make_multi_sample("9"))
     manifest = write_set(tmp_path, samples)
-    before = files(tmp_path)
+    before = files_of(tmp_path)
     name = manifest.shards[0].name
     for path in (tmp_path / index_name(name), tmp_path / energon_index_name(name)):
         path.write_bytes(b"of an older version")
     assert index_tars(tmp_path) == manifest
-    assert files(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_several_images_and_boxes_are_counted(tmp_path):
@@ -105,10 +102,10 @@ def test_several_images_and_boxes_are_counted(tmp_path):
 def test_a_tar_that_the_manifest_does_not_know(folder):
     index_tars(folder)
     (folder / "c.tar").write_bytes(tar_of(foreign("9")))
-    before = files(folder)
+    before = files_of(folder)
     with pytest.raises(ConfigError, match=r"c\.tar.*--overwrite"):
         index_tars(folder)
-    assert files(folder) == before
+    assert files_of(folder) == before
     assert index_tars(folder, overwrite=True).num_samples == 5
 
 
@@ -145,10 +142,10 @@ PADDED = tar_of(foreign("9"))
 def test_what_cannot_be_used_is_named_and_nothing_is_written(folder, tar, message):
     (folder / "c.tar").write_bytes(tar)
     (folder / "d.tar").write_bytes(b"worse")
-    before = files(folder)
+    before = files_of(folder)
     with pytest.raises(ShardFormatError, match=message):
         index_tars(folder, workers=3)
-    assert files(folder) == before
+    assert files_of(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -196,7 +193,7 @@ def test_a_bucket(folder, server):
         server.objects[f"bucket/set/{name}"] = (folder / name).read_bytes()
     assert index_tars("s3://bucket/set", workers=2) == expected
     found = {name.rpartition("/")[2]: data for name, data in server.objects.items()}
-    assert found == {k: v for k, v in files(folder).items() if k != "notes.txt"}
+    assert found == {k: v for k, v in files_of(folder).items() if k != "notes.txt"}
     writes = [one.name for one in server.requests if one.method == "PUT"]
     assert writes[-1] == f"bucket/set/{MANIFEST_NAME}"
     store = open_store("s3://bucket/set")

@@ -1,6 +1,5 @@
 import io
 import json
-import tarfile
 
 import pytest
 
@@ -10,7 +9,7 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import LocalStore
 from shard_builder.datasets.index_tars import index_tars
 from shard_builder.datasets.read_json_members import as_sample, iter_metas, read_meta, skip
-from tests.shards.support import image_bytes, make_sample, write_set
+from tests.shards.support import image_bytes, make_sample, tar_of, write_set
 
 
 class Forwards(io.RawIOBase):
@@ -48,11 +47,8 @@ def test_every_json_in_order_whether_or_not_the_store_can_seek(tmp_path, kind):
 
 def test_sides_that_others_leave_out_come_from_the_index(tmp_path):
     meta = json.dumps({"prompt": "p", "solution": [1, 2]}).encode()
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("k.json", meta), ("k.png", image_bytes((8, 6)))):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    members = [("k.json", meta), ("k.png", image_bytes((8, 6)))]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
     index_tars(str(tmp_path), workers=1, overwrite=False)
     store = LocalStore(tmp_path)
     (shard,) = Manifest.load(store).shards

@@ -1,4 +1,3 @@
-import io
 import tarfile
 
 import pytest
@@ -7,32 +6,21 @@ from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, make_meta
-from grpo_stream.shards.tar import iter_samples
 from grpo_stream.storage.store import LocalStore, ObjectStore
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.datasets import rewrite
 from shard_builder.datasets.index_tars import index_tars
 from shard_builder.datasets.rewrite import head, merge, split
 from shard_builder.datasets.verify import verify
-from tests.shards.support import image_bytes, make_sample, write_set
+from tests.shard_builder.support import files_of, samples_of
+from tests.shards.support import image_bytes, make_sample, tar_of, write_set
 
 COLOURS = ("red", "green", "blue", "white", "black", "grey", "brown", "pink", "cyan", "gold")
-
-
-def samples_of(folder):
-    found: list[Sample] = []
-    for info in Manifest.load(LocalStore(folder)).shards:
-        found += iter_samples(io.BytesIO((folder / info.name).read_bytes()), info.name)
-    return found
 
 
 def is_sound(folder):
     store = LocalStore(folder)
     return verify(store, Manifest.load(store)).num_samples
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -223,11 +211,7 @@ def test_tars_that_others_made(tmp_path):
     members = {"README": b"hello"}
     for key in ("a/k1", "a/" + "k" * 120):
         members |= {f"{key}.PNG": image_bytes(), f"{key}.txt": b"words", f"{key}.json": meta}
-    with tarfile.open(folder / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    (folder / "x.tar").write_bytes(tar_of(members.items()))
     index_tars(str(folder), workers=1, overwrite=False)
     head(str(folder), str(tmp_path / "out"), 5)
     assert samples_of(tmp_path / "out") == samples_of(folder)
