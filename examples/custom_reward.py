@@ -19,10 +19,10 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from grpo_stream import PersonalizedGRPOTrainer
 from grpo_stream.boxes import Box
 from grpo_stream.grounding.cases import cases_of
 from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 SCREENSHOTS = Path(__file__).resolve().parents[1] / "data/screenshots"
 

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import webdataset
 
-from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.loader import PromptLoader
-from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream import PromptLoader, PromptStream, StreamConfig
 from grpo_stream.stream.sources import ShardSource, StreamSample
 from grpo_stream.stream.world import World
 
@@ -40,7 +38,7 @@ def with_prompt_loader(folder: str, num_batches: int = 3) -> list[list[str]]:
     Pixels are uint8 at the size that the model takes. A folder may be any URL that docs/storage.md
     names; `loader.state_dict()` is the place to resume from.
     """
-    config = StreamConfig(num_lanes=8, seed=0)  # prompts per generation batch, over all ranks
+    config = StreamConfig(num_lanes=8)  # prompts per generation batch, over all ranks
     stream = PromptStream(ShardSource(folder), config, World(rank=0, world_size=2))
     batches = []
     with PromptLoader(stream, list) as loader:

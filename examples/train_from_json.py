@@ -16,8 +16,8 @@ from pathlib import Path
 
 from trl import GRPOConfig
 
+from grpo_stream import PersonalizedGRPOTrainer
 from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 SCREENSHOTS = Path(__file__).resolve().parents[1] / "data/screenshots"
 
