@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-all test-cluster lint format clean
+.PHONY: help setup quickstart test test-slow test-all test-cluster test-data lint format clean
 
 PYTHON ?=
 TORCH_PIP_ARGS ?=
@@ -42,10 +42,13 @@ test: setup lint  ## Lint, types, floors and every test that is not slow (minute
 test-slow: setup  ## The tests that are marked slow, each for the reason beside its marker
 	.venv/bin/pytest -m slow $(SLOWEST)
 
-test-all: test test-slow  ## Everything that CI runs
+test-all: test test-slow test-data  ## Everything that CI runs
 
 test-cluster: setup  ## Two nodes in network namespaces and what fails there (root, pdsh, sshd; minutes)
 	.venv/bin/pytest tests/cluster -m cluster
+
+test-data:  ## The tests that need no torch, on Python 3.10 where there is one
+	@.ci/data_half
 
 lint: setup  ## ruff, mypy --strict and the floors (import-linter)
 	.venv/bin/ruff format --check .
@@ -57,7 +60,7 @@ format: setup  ## Format the code and apply ruff's safe fixes
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-# Other runs' checkpoints may lie in out/ too: only what the quickstart made is removed.
+# Other runs' checkpoints may be in out/ too: only what the quickstart made is removed.
 clean:  ## Remove .venv, out/quickstart and every cache
 	rm -rf .venv out/quickstart build dist *.egg-info .coverage
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

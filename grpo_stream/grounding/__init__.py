@@ -6,4 +6,6 @@
 * :mod:`~grpo_stream.grounding.cases`: a completion and its truth in one frame, with its measures,
 * :mod:`~grpo_stream.grounding.rewards`: reward functions with trl's signature,
 * :mod:`~grpo_stream.grounding.reward_calls`: rewards by name, with parameters, with named errors.
+
+docs/architecture.md has the map of all rooms.
 """

@@ -8,4 +8,6 @@
 * ``training_page``, ``rollout_picture``: a run as a page; its answers while it learns,
 * ``intervals``: how sure an accuracy is,
 * ``html_page``, ``page_style``, ``drawn_text``: what all of them are laid out with.
+
+docs/architecture.md has the map of all rooms.
 """

@@ -1,1 +1,4 @@
-"""Data in motion: an exact order computed from integers, read ahead of the step."""
+"""Data in motion: samples fetched, decoded and resized ahead of the step, in a computed order.
+
+docs/architecture.md has the map of all rooms.
+"""

@@ -1,1 +1,4 @@
-"""Training: the only folder that imports trl, transformers and deepspeed."""
+"""Training: the only folder that imports trl, transformers and deepspeed.
+
+docs/architecture.md has the map of all rooms.
+"""

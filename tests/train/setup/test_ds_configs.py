@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.setup.deepspeed_config import check_zero_config, load_zero_config
 
-FOLDER = Path(__file__).parents[1] / "ds_configs"
+FOLDER = Path(__file__).parents[3] / "ds_configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.json"))
 ON_CPU = "zero3_cpu.json"
 
