@@ -20,7 +20,7 @@ from grpo_stream.stream.world import World
 
 
 def with_webdataset(folder: str, num_samples: int = 3) -> list[str]:
-    """The first keys as they lie in the tars; boxes are in pixels of the stored image."""
+    """The first keys as they are in the tars; boxes are in pixels of the stored image."""
     tars = sorted(map(str, Path(folder).glob("*.tar")))
     samples = webdataset.WebDataset(tars, shardshuffle=False).decode("pil")
     keys = []

@@ -82,7 +82,7 @@ class Box:
         return Point((self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2, self.frame)
 
     def contains(self, point: Point) -> bool:
-        """Whether ``point`` lies in the box, ends exclusive.
+        """Whether ``point`` is in the box, ends exclusive.
 
         Raises:
             ValueError: the frames differ.
@@ -97,7 +97,7 @@ class Box:
         return Box(self.x1 * kx, self.y1 * ky, self.x2 * kx, self.y2 * ky, frame)
 
     def clipped(self, size: Size) -> "Box":
-        """The part of the box that lies in an image of ``size``."""
+        """The part of the box that is in an image of ``size``."""
         return Box(
             min(max(self.x1, 0), size.width),
             min(max(self.y1, 0), size.height),

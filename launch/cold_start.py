@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(args: ColdStartArguments, config: ColdStartConfig, data: DataArguments) -> None:
-    """Trains and saves the policy; the losses lie beside it."""
+    """Trains and saves the policy; the losses are beside it."""
     if args.snap < 1 or args.batch_size < 1:
         raise ConfigError("batch_size", (args.batch_size, args.snap), "and snap must be at least 1")
     dev_sets = open_eval_sources(data)

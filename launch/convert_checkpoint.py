@@ -3,7 +3,7 @@
     python launch/convert_checkpoint.py --checkpoint out/checkpoint-500
 
 Adds DeepSpeed's universal form inside of the checkpoint. A run with as many ranks as wrote it does
-not look at it; one with more or fewer goes on from it (docs/checkpoints.md).
+not look at it; one with more or fewer resumes from it (docs/checkpoints.md).
 """
 
 import argparse

@@ -41,7 +41,7 @@ SPLITS = {"cold_start": (9_600, 1), "dev": (200, 2), "train": (2_080, 3), "test"
 NUM_PICTURES = 12
 NOTES = (
     "Each image holds one shape: this shows localisation, not the understanding of instructions.",
-    "Answers lie on a grid of 8 pixels, because the cold start teaches them so.",
+    "Answers are on a grid of 8 pixels, because the cold start teaches them so.",
     f"The pictures are the first {NUM_PICTURES} of the held-out set, not chosen.",
 )
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "numpy", "pillow")

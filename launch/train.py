@@ -5,7 +5,7 @@
 
 Settings come from the YAML file and from flags, and flags win: trl's GRPOConfig and ModelConfig,
 and the classes of grpo_stream.train.setup.arguments. Without a GPU the run takes the CPU and gloo.
-With --resume_from_checkpoint auto one command starts a run and goes on from its last whole
+With --resume_from_checkpoint auto one command starts a run and resumes from its last whole
 checkpoint (docs/checkpoints.md). SIGTERM, SIGUSR1 or a file "stop" in the output folder end the
 run after the global step, with a checkpoint.
 """
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
 
 LOST_RANK = (
     "error: another rank has gone, or did not answer within ddp_timeout; its own log says why. "
-    "The same command with --resume_from_checkpoint auto goes on from the last checkpoint."
+    "The same command with --resume_from_checkpoint auto resumes from the last checkpoint."
 )
 
 

@@ -34,7 +34,7 @@ _SETTINGS: dict[str, Any] = {
     "save_steps": 1,
     "save_total_limit": 2,
     "logging_steps": 2,
-    # 4 micro-steps and 2 global steps for each generation batch: every second save lies within one.
+    # 4 micro-steps and 2 global steps for each generation batch: every second save is within one.
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
     "num_iterations": 2,

@@ -51,7 +51,7 @@ def make_shards(
 
 
 def _resize_all(folder: Path, size: tuple[int, int]) -> None:
-    """Writes every screenshot as a JPEG of ``size``, and records whose boxes lie in it."""
+    """Writes every screenshot as a JPEG of ``size``, and records whose boxes are in it."""
     folder.mkdir(parents=True, exist_ok=True)
     records = json.loads((SCREENSHOTS / "records.json").read_text())
     for record in records:

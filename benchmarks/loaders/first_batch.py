@@ -1,7 +1,7 @@
 """Times the way to the first batch: cold, and resumed after nine tenths of an epoch.
 
 Each time is taken in a new process, from opening the data to the first batch; imports are done
-before, and files lie in the page cache. The state to resume from is each loader's own, saved once
+before, and files are in the page cache. The state to resume from is each loader's own, saved once
 by a process that read that far. From a bucket, what its late answers add is told in answers: the
 difference to the folder's time of the same round, in units of the delay.
 """

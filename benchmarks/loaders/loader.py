@@ -1,7 +1,7 @@
 """Times the stream's loader beside a bare read+decode loop and beside other loaders.
 
 Every contestant runs in a process of its own. They take turns (``turns.py``): in every round each
-of them delivers a few hundred samples while the others stand still, so that what else the machine
+of them delivers a few hundred samples while the others stall, so that what else the machine
 does falls on all of them. The ratios, medians over the rounds, are the message. The clock runs
 while all workers are busy, so start-up counts for nothing (see ``first_batch``).
 """

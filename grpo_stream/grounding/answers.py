@@ -153,7 +153,7 @@ def _inside(text: str, opening: str, closing: str) -> str:
 class _Run:
     """Numbers side by side: nothing but separators and axis names stands between them."""
 
-    has_key: bool = False  # stands behind a known key
+    has_key: bool = False  # is after a known key
     is_whole: bool = True  # its brackets hold nothing else
     follows: bool = False  # only separators since the last group
     numbers: list[float] = field(default_factory=list)
@@ -187,7 +187,7 @@ class _Reading:
         self._read(text)
 
     def _read(self, text: str) -> None:
-        stack = [_Run(is_whole=False)]  # its first entry is what stands outside all brackets
+        stack = [_Run(is_whole=False)]  # its first entry is what is outside all brackets
         gap_is_glue = False  # only separators since the last group ended
         axis: str | None = None
         for token in _TOKEN.finditer(text):
@@ -226,7 +226,7 @@ class _Reading:
         self.is_cut = len(stack) > 1
 
     def _next(self, stack: list[_Run], *, has_key: bool = False) -> _Run:
-        """Ends the run on top, which something stands behind, and begins another in its place."""
+        """Ends the run on top, which something follows, and begins another in its place."""
         run = stack[-1]
         if run.numbers and run.is_explicit:
             self.groups.append(run)
@@ -244,7 +244,7 @@ class _Reading:
             return ParseFailure("no_numbers")
         if self.is_cut:
             return ParseFailure("unclosed_bracket")
-        # Without brackets, key or axes: only if all numbers of the text stand side by side.
+        # Without brackets, key or axes: only if all numbers of the text are side by side.
         is_one_run = len(self.bare) == 1 and len(self.bare[0].numbers) == self.num_numbers
         if is_one_run and self.bare[0].fits:
             return _finite(self.bare[0].numbers)

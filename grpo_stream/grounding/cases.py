@@ -73,7 +73,7 @@ class Case:
 
     @property
     def is_outside(self) -> bool | None:
-        """The predicted point lies outside the image; None without a point or without the size."""
+        """The predicted point is outside the image; None without a point or without the size."""
         if self.point is None or self.size is None:
             return None
         return not Box(0, 0, *self.size).contains(self.point)

@@ -34,7 +34,7 @@ def write_run(
     """Writes all files of an evaluation; returns the path of its page.
 
     Each file appears whole or not at all. Older results go first and new ones come last, so
-    figures never lie beside the answers of another run.
+    figures are never beside the answers of another run.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,14 +47,14 @@ METRICS: dict[str, Callable[[ScoredAnswer], float | None]] = {
 """Name of a figure and a sample's part in it; the figure is the mean over the samples that have
 one.
 
-* ``point_accuracy``: the answered point, or the answered box's centre, lies in the true box; an
+* ``point_accuracy``: the answered point, or the answered box's centre, is in the true box; an
   answer that gives no place is a miss.
 * ``mean_iou`` and ``acc_50``: intersection over union with the true box, and the share with
   at least 0.5 of it. Over all samples with a true box; an answer that is no valid box counts 0.
 * ``parse_failures``: the answer gives no place.
 * ``mean_distance``: from the answered point to the true centre, as a share of the image's
   diagonal, at most 1. Over the answers that give a place.
-* ``outside_image``: the answered point lies outside of the image.
+* ``outside_image``: the answered point is outside of the image.
 """
 
 _BOX_METRICS = ("mean_iou", "acc_50")

@@ -18,7 +18,7 @@ def split_call(text: str) -> tuple[str, dict[str, Any]]:
     """``"near(radius=4)"`` to ``("near", {"radius": 4})``; a name alone has no parameters.
 
     Raises:
-        ConfigError: what stands in the brackets is not ``name=value`` with plain values.
+        ConfigError: what is in the brackets is not ``name=value`` with plain values.
     """
     name, bracket, inner = text.partition("(")
     if not bracket:

@@ -80,7 +80,7 @@ def _reward(of_cases: Reward) -> Reward:
 
 @_reward
 def accuracy_reward_coord(cases: Sequence[Case], *, point_radius: float | None = None) -> Rewards:
-    """1 if the predicted point, or the predicted box's centre, lies in the true box, else 0.
+    """1 if the predicted point, or the predicted box's centre, is in the true box, else 0.
 
     Formula: ``1[x1 <= x < x2 and y1 <= y < y2]``, in {0, 1}. Source: the click accuracy of
     ScreenSpot (SeeClick, arXiv 2401.10935). A predicted box that is inverted or has no area is no

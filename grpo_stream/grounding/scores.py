@@ -51,14 +51,14 @@ class ScoredAnswer:
     box: tuple[float, ...] | None
     """The answered box ``(x1, y1, x2, y2)``; None for points and failures."""
     is_hit: bool | None
-    """The point lies in the true box, or near enough to the true point."""
+    """The point is in the true box, or near enough to the true point."""
     iou: float | None
     """Of answered and true box; 0 without an answered box."""
     distance: float | None
     """From ``point`` to the truth (its centre) as a share of the image's diagonal, at most 1; None
     without a point."""
     is_outside: bool
-    """The point lies outside of the image."""
+    """The point is outside of the image."""
     size: str
     """Of the target: a name of :data:`SIZES`, or :data:`POINT_SIZE`."""
     fields: dict[str, Any]

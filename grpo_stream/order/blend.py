@@ -168,7 +168,7 @@ class Blend:
 
 
 def _spread(counts: Sequence[int], num_slots: int) -> tuple[Indices, Indices]:
-    """Kind of each slot, and how many slots of that kind lie before it; each kind spread evenly."""
+    """Kind of each slot, and how many of that kind come before it; each kind spread evenly."""
     # Equal parts of the slots look the same: 7000 and 3000 slots are a thousand times 7 and 3.
     repeats = math.gcd(*counts)
     kinds = rotation([count // repeats for count in counts], num_slots // repeats)

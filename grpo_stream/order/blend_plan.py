@@ -107,7 +107,7 @@ class BlendPlan:
         return np.full_like(shard, i), shard, sample
 
     def num_regular(self, source: int) -> int:
-        """Samples of a source that lie in lanes; those behind them are its reserve."""
+        """Samples of a source that are in lanes; those behind them are its reserve."""
         num_rounds = self.num_rounds[source]
         num_fixed = self.blend.num_fixed[source]
         return num_fixed * num_rounds + self.blend.most_shared(source, num_rounds)

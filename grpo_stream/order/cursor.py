@@ -110,7 +110,7 @@ class Cursor:
                 "num_lanes",
                 num_lanes,
                 "the number of prompts per generation batch of a blend cannot change after its "
-                f"start; go on with {self.num_lanes}",
+                f"start; continue with {self.num_lanes}",
             )
         done = ((self.num_lanes, self.batch_index),) if self.batch_index else ()
         return replace(self, num_lanes=num_lanes, batch_index=0, segments=(*self.segments, *done))

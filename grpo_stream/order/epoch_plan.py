@@ -1,6 +1,6 @@
 """The order of an epoch as arithmetic: nothing is shuffled, stored or replayed.
 
-Let N samples lie in S shards. A keyed permutation of (seed, epoch) lays the shards end to end as
+Let N samples be in S shards. A keyed permutation of (seed, epoch) lays the shards end to end as
 one virtual sequence, in which samples are permuted inside blocks of a few shards (``order.py``).
 The sequence is cut into L equal lanes of T = N // L samples; prompt slot j of generation batch s
 reads ordinal j*T + s::
@@ -13,7 +13,7 @@ One generation batch so mixes L distant places, while a rank, which owns neighbo
 through few shards at a time. The order depends on the data, the seed, the epoch, L and the block
 size, and on nothing else.
 
-**Segments.** A run may go on in mid-epoch with another number of lanes. What is left after ``done``
+**Segments.** A run may continue in mid-epoch with other lanes. What is left after ``done``
 batches, the end of every lane and then the reserve, is laid end to end::
 
     (j*T + done .. (j+1)*T - 1) for every lane j, then L*T .. N-1
@@ -230,6 +230,6 @@ def stand_in_places(
 
 
 def check_within(name: str, wanted: range, size: int) -> None:
-    """Raises :class:`IndexError` unless all of ``wanted`` lies in [0, size)."""
+    """Raises :class:`IndexError` unless all of ``wanted`` is in [0, size)."""
     if wanted and (min(wanted) < 0 or max(wanted) >= size):
         raise IndexError(f"{name} {min(wanted)} to {max(wanted)} of {size}")

@@ -1,4 +1,4 @@
-"""Where the samples of an epoch lie in its order: computed, never shuffled or stored.
+"""Where the samples of an epoch are in its order: computed, never shuffled or stored.
 
 A keyed permutation of (seed, epoch) lays the shards end to end, and another one permutes the
 samples inside every block of a few neighbouring shards. The place of a sample in that sequence is

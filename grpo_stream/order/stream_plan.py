@@ -78,7 +78,7 @@ class StreamPlan:
                 "num_lanes",
                 self.num_lanes,
                 "the number of prompts per generation batch of a blend cannot change within an "
-                f"epoch; go on with {self.segments[-1][0]}",
+                f"epoch; continue with {self.segments[-1][0]}",
             )
         by_digest = tuple(sorted(range(len(digests)), key=digests.__getitem__))
         sources = [self.sources[i] for i in by_digest]

@@ -2,7 +2,7 @@
 
 The problem is known from real-time systems as Pfair scheduling (Baruah, Cohen, Plaxton and
 Varvel, "Proportionate progress", 1996): R processors, tasks of weights below one that add up to R.
-The k-th turn (from 0) of a task of weight f has to lie in the rounds from floor(k/f) to
+The k-th turn (from 0) of a task of weight f has to be in the rounds from floor(k/f) to
 ceil((k+1)/f) - 1; that is the same as: after s rounds, for every s, it has had floor(f*s) or
 ceil(f*s) turns.
 """

@@ -52,7 +52,7 @@ class ReadAhead:
     def take(self, name: str) -> bytes:
         """The bytes of a blob, waited for where it is on its way, else read now.
 
-        Blobs that stand before it in the plan are dropped, as nobody took them.
+        Blobs that come before it in the plan are dropped, as nobody took them.
 
         Raises:
             Exception: whatever ``read`` raised for it.

@@ -98,7 +98,7 @@ def scale_solution(solution: Solution, from_size: Size, to_size: Size) -> Soluti
 
     Args:
         solution: As :func:`place_solution` gives it.
-        from_size: Size of the image it lies in.
+        from_size: Size of the image it is in.
         to_size: Size of the image as resized.
     """
     exact = [number * to_size[i % 2] / from_size[i % 2] for i, number in enumerate(solution)]

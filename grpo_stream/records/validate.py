@@ -127,7 +127,7 @@ def _text(record: Mapping[str, Any], name: str, what: str) -> str:
 
 
 def _solution_images(record: Mapping[str, Any], num_boxes: int, num_images: int) -> list[int]:
-    """For each box the image it lies in, from 0."""
+    """For each box the image it is in, from 0."""
     if num_images == 1:
         return [0] * num_boxes
     given = record.get("solution_images")

@@ -169,7 +169,7 @@ def bar_chart(title: str, bars: Sequence[Bar], *, note: str = "") -> Svg:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) that lie on and between two values.
+    """Round values (1, 2 or 5 times a power of ten apart) that are on and between two values.
 
     The first is at or below ``low`` and the last at or above ``high``; at least two, and about
     ``count`` of them.

@@ -21,7 +21,7 @@ from grpo_stream.report.html_page import Table, header_html, page_html, tables_h
 
 _NOTES = (
     (
-        "Point accuracy: the answered point, or the centre of the answered box, lies in the true "
+        "Point accuracy: the answered point, or the centre of the answered box, is in the true "
         "box. An answer that gives no place is a miss."
     ),
     (

@@ -39,7 +39,7 @@ def figure_text(name: str, figure: Mapping[str, Any] | None, *, with_interval: b
 
 
 def cell_text(name: str, figure: Mapping[str, Any] | None) -> str:
-    """A figure as it stands in a table: with its interval if it is of :data:`WITH_INTERVAL`."""
+    """A figure as it is in a table: with its interval if it is of :data:`WITH_INTERVAL`."""
     return figure_text(name, figure, with_interval=name in WITH_INTERVAL)
 
 

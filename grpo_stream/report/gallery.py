@@ -18,7 +18,7 @@ MAX_SIDE = 1200
 MAX_ZOOMS = 4
 """Closer looks per sample; a sample may have hundreds of boxes."""
 TALL_RATIO = 0.9
-"""Width / height below which a picture stands beside its words, not above them."""
+"""Width / height below which a picture is beside its words, not above them."""
 _ZOOM = Size(416, 260)
 
 
@@ -32,7 +32,7 @@ class GallerySample:
     images: Sequence[Image.Image]
     """At least one, RGB."""
     shapes: Sequence[tuple[int, Box | Point]]
-    """True places and the image each lies in, counted from 0; pixels of that image."""
+    """True places and the image each is in, counted from 0; pixels of that image."""
     facts: Sequence[tuple[str, str]] = ()
     """Label and value, plain text."""
     warnings: Sequence[str] = ()

@@ -45,7 +45,7 @@ class Mark:
     shape: Box | Point
     role: Role
     label: str = ""
-    """A letter or number that stands beside the mark."""
+    """A letter or number that is beside the mark."""
     own_colour: Colour | None = None
     """RGB in the place of its role's."""
 

@@ -8,7 +8,7 @@
 
 All locks are the kernel's own and end with the process that holds them, however it ends; so none is
 ever stale, and a file that no one has locked is free to be evicted (or, if unfinished, swept).
-The folder must lie on a disk of this machine: locks of network disks are slow or missing.
+The folder must be on a disk of this machine: locks of network disks are slow or missing.
 """
 
 import contextlib

@@ -80,7 +80,7 @@ class IndexEntry(NamedTuple):
     num_bytes: int
     """Length of its whole run of members, headers and padding included."""
     parts: tuple[IndexPart, ...]
-    """In the order they lie in the tar."""
+    """In the order they are in the tar."""
 
     @property
     def size(self) -> Size:
@@ -94,7 +94,7 @@ _as_part, _as_entry = row_maker(IndexPart), row_maker(IndexEntry)
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """The samples of one shard, in the order they lie in it."""
+    """The samples of one shard, in the order they are in it."""
 
     samples: NDArray[np.void]
     """Shape (num_samples,), dtype :data:`SAMPLE_DTYPE`."""
@@ -164,7 +164,7 @@ class ShardIndex:
 
         Raises:
             ShardFormatError: cause ``bad_index``: not an index, of another version, damaged, or
-                with samples or parts that do not lie in order inside the tar.
+                with samples or parts that are not in order inside the tar.
         """
         name = index_name(shard)
         if len(data) < _HEADER.size + _CRC.size or data[: len(_MAGIC)] != _MAGIC:
@@ -185,7 +185,7 @@ class ShardIndex:
             data, PART_DTYPE, num_parts, _HEADER.size + num_samples * SAMPLE_DTYPE.itemsize
         )
         if not _is_in_order(samples, parts, num_bytes):
-            raise _bad_index(f"{name}: samples or parts overlap or lie outside the tar")
+            raise _bad_index(f"{name}: samples or parts overlap or are outside the tar")
         return cls(samples, parts, num_bytes)
 
     @classmethod
@@ -207,14 +207,14 @@ class ShardIndex:
         index = cls.from_bytes(data, info.name)
         if (len(index), index.num_bytes) != (info.num_samples, info.num_bytes):
             raise _bad_index(
-                f"{name} tells of {len(index)} samples in {index.num_bytes} "
+                f"{name} lists {len(index)} samples in {index.num_bytes} "
                 f"bytes, the manifest of {info.num_samples} in {info.num_bytes}"
             )
         return index
 
 
 def index_name(shard: str) -> str:
-    """Name of the index that lies beside the shard."""
+    """Name of the index that is beside the shard."""
     return f"{shard}.index"
 
 
@@ -224,7 +224,7 @@ def shard_files(shard: str) -> tuple[str, str, str]:
 
 
 def energon_index_name(shard: str) -> str:
-    """Name of Megatron-Energon's own index that lies beside the shard."""
+    """Name of Megatron-Energon's own index that is beside the shard."""
     return f"{shard}.idx"
 
 

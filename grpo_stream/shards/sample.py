@@ -62,7 +62,7 @@ class Sample(NamedTuple):
     key: str
     """Unique name in the data set."""
     image: Data
-    """The (first) encoded image, exactly as stored; a view where it lies within a larger read."""
+    """The (first) encoded image, exactly as stored; a view where it is within a larger read."""
     image_suffix: str
     """``jpg``, ``png`` or ``webp``."""
     meta: dict[str, Any]
@@ -86,12 +86,12 @@ class Sample(NamedTuple):
 
     @property
     def solutions(self) -> tuple[Solution, ...]:
-        """All boxes and points, each in pixels of the stored image it lies in."""
+        """All boxes and points, each in pixels of the stored image it is in."""
         return _as_solutions(self.meta["solution"])
 
     @property
     def solution_images(self) -> tuple[int, ...]:
-        """For each of ``solutions`` the image it lies in, counted from 0."""
+        """For each of ``solutions`` the image it is in, counted from 0."""
         if is_of_several_images(self.meta) and "solution_images" in self.meta:
             return tuple(self.meta["solution_images"])
         return (0,) * len(self.solutions)
@@ -154,7 +154,7 @@ def make_meta(
         original_size: Upright size of the image that the record named, in pixels.
         extra: Further fields, JSON values; reserved names are left out.
         more_sizes: Size and original size of the second image and those after it.
-        solution_images: Where there are several images, the one that each box lies in, counted
+        solution_images: Where there are several images, the one that each box is in, counted
             from 0; empty for the first image.
 
     Raises:

@@ -126,7 +126,7 @@ def _check_numbers(
     numbers = [part.image for part in further]
     num_images = len(meta["images"])
     if numbers != list(range(1, num_images)):
-        found = f"images {[0, *numbers]}, its JSON tells of {num_images}"
+        found = f"images {[0, *numbers]}, its JSON lists {num_images}"
         raise _wrong_members(where, found, len(numbers) - num_images + 2, parts)
 
 

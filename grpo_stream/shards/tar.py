@@ -211,7 +211,7 @@ def parse_sample(data: Data, shard: str, entry: IndexEntry | None = None) -> Sam
         return sample
     where = f"{shard} at byte {base}: key={sample.key!r}"
     if len(parts) != len(entry.parts):
-        detail = f"{where}: {len(parts)} members, the index tells of {len(entry.parts)}"
+        detail = f"{where}: {len(parts)} members, the index lists {len(entry.parts)}"
         raise ShardFormatError("checksum", detail)
     for (member, kind, _), part in zip(parts, entry.parts, strict=True):
         if crc32(member.data) != part.crc32 or member.data_offset != part.offset:
@@ -223,8 +223,8 @@ def parse_sample(data: Data, shard: str, entry: IndexEntry | None = None) -> Sam
 def _parse_as_we_write(data: Data, entry: IndexEntry) -> Sample | None:
     """A sample of one image, cut out by its index; None where it looks otherwise.
 
-    A third of the time of reading headers. What is damaged looks otherwise: contents are held to
-    their CRC-32, and names, which have none, to each other; the long way then says what is wrong.
+    A third of the time of reading headers. What is damaged looks otherwise: contents are checked
+    against their CRC-32, and names, which have none, against each other; the long way then says what is wrong.
     """
     if len(entry.parts) != 2:
         return None
@@ -289,5 +289,5 @@ def _check_images(sample: Sample) -> None:
             raise ShardFormatError("bad_suffix", f"{suffix!r}: {expected}")
     listed = len(sample.meta["images"]) if is_of_several_images(sample.meta) else 1
     if listed != 1 + len(sample.more_images):
-        detail = f"{1 + len(sample.more_images)} images, its JSON tells of {listed}"
+        detail = f"{1 + len(sample.more_images)} images, its JSON lists {listed}"
         raise ShardFormatError("bad_meta", f"key={sample.key!r}: {detail}")

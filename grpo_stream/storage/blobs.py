@@ -1,4 +1,4 @@
-"""What every store says alike: which names lie in it, its ranges, and its errors."""
+"""What every store says alike: which names are in it, its ranges, and its errors."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Range = tuple[int, int]
 """Offset and length of a part of a blob, in bytes."""
 
 Data = bytes | memoryview
-"""What was read: a view where it lies in memory that is not Python's."""
+"""What was read: a view where it is in memory that is not Python's."""
 
 
 def check_name(name: str, url: str) -> str:
@@ -27,7 +27,7 @@ def check_name(name: str, url: str) -> str:
     """
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise StoreError("bad_name", f"{name!r} does not lie in {url}")
+        raise StoreError("bad_name", f"{name!r} is not in {url}")
     return name
 
 

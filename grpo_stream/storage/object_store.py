@@ -51,7 +51,7 @@ class ObjectStore:
             ``https://host/folder``. Credentials and endpoints come from the provider's
             environment variables, which ``docs/storage.md`` lists; an endpoint may be plain http.
         client: An obstore store to use in place of the one that ``url`` names.
-        patience: Time-outs of each request, and how a stream that broke off goes on. Every call
+        patience: Time-outs of each request, and how a stream that broke off is resumed. Every call
             is then one request that is not repeated: that is PatientStore's part. By default
             obstore repeats requests by its own rules.
 
@@ -128,7 +128,7 @@ class ObjectStore:
         """See :meth:`Store.open_stream`.
 
         One request for the whole; when it breaks off, as it does under a reader slower than the
-        client's time-out, another one goes on from there, provided the object is still the same.
+        client's time-out, another one resumes from there, provided the object is still the same.
         """
         raw = _RawStream(self._counted(self._chunks(name, self._get(name, None))))
         return cast("BinaryIO", io.BufferedReader(raw, _STREAM_CHUNK_BYTES))

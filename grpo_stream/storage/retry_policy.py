@@ -42,7 +42,7 @@ class RetryRules:
     stall_timeout_seconds: float = 10.0
     """A try ends when no byte came for so long."""
     request_timeout_seconds: float = 60.0
-    """A try ends after so long in any case; what is longer goes on where it was, in the next."""
+    """A try ends after so long in any case; what is longer resumes where it was, in the next."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

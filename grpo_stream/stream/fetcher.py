@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
 class Fetcher:
     """Threads that wait for object storage.
 
-    Samples that are asked for together and lie side by side in a shard come by one request; up to
+    Samples that are asked for together and are side by side in a shard come by one request; up to
     eight requests to one shard are made by one call, which costs less than eight calls.
 
     Args:

@@ -48,7 +48,7 @@ class LookAhead:
         most = self.config.fetch_ahead_bytes
         half = most // 2
         if call >= self.num_pieces:
-            # Not one batch at a time: samples that lie side by side are fetched together.
+            # Not one batch at a time: samples that are side by side are fetched together.
             return most if num_bytes <= half else 0
         # Where batches are so small that 1024 of them are less, levels have to lie below that.
         reachable = min(most, _MAX_BATCHES * num_bytes / max(num_batches, 1))

@@ -15,7 +15,7 @@ from grpo_stream.stream.sources import ShardSource
 def parse_shards(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits words such as ``s3://bucket/train=0.7`` into URLs and weights.
 
-    What stands behind the last ``=`` is the weight, where it is a number or a fraction; a folder
+    What is after the last ``=`` is the weight, where it is a number or a fraction; a folder
     whose own name ends so is taken as a whole, if it exists. Where none has a weight, all weigh 1.
 
     Returns:

@@ -39,7 +39,7 @@ class JudgedRecord:
 
 
 class RecordSource:
-    """A list of raw records and the folder that their images lie in, as one virtual shard.
+    """A list of raw records and the folder that their images are in, as one virtual shard.
 
     Records are judged as the shard builder judges them, but only when they are read, so a bad one
     is replaced by a stand-in instead of being known in advance. All records are held in memory;
@@ -107,7 +107,7 @@ class RecordSource:
 
     @property
     def is_remote(self) -> bool:
-        """False: images lie in a folder."""
+        """False: images are in a folder."""
         return False
 
     @property

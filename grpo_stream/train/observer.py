@@ -1,4 +1,4 @@
-"""What is seen of a run: where its time goes, what it answers, and whether it stands still."""
+"""What is seen of a run: where its time goes, what it answers, and whether it stalls."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

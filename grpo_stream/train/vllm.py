@@ -51,7 +51,7 @@ def engine_images(pixel_values: Any, keys: Sequence[str], num_generations: int) 
         ConfigError: the collator has made floats of them.
     """
     if isinstance(pixel_values, torch.Tensor):
-        expected = "must hand over uint8 images with patch_rule: an engine cuts its own patches"
+        expected = "must give uint8 images with patch_rule: an engine cuts its own patches"
         raise ConfigError("data_collator", "float patches", expected)
     images = [[Image.fromarray(pixels.numpy())] for pixels in pixel_values]
     return [image for image, _ in zip(images, keys, strict=True) for _ in range(num_generations)]
@@ -141,7 +141,7 @@ class Engine:
 class ColocatedEngine:
     """``vllm.LLM`` as trl calls it, with each prompt once.
 
-    trl hands over a row for every completion, with the image's tokens repeated as in training. An
+    trl passes a row for every completion, with the image's tokens repeated as in training. An
     engine repeats them itself, and samples any number of completions from one row.
 
     Args:

@@ -121,7 +121,7 @@ class TestReopened:
             CURSOR.reopened(0)
 
     def test_a_blend_that_has_begun(self):
-        with pytest.raises(ConfigError, match="go on with 8"):
+        with pytest.raises(ConfigError, match="continue with 8"):
             BLEND.reopened(16)
         start = dataclasses.replace(BLEND, epoch=0, batch_index=0)
         assert start.reopened(16) == dataclasses.replace(start, num_lanes=16)

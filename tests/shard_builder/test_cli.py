@@ -149,7 +149,7 @@ def test_letters_that_the_terminal_has_not(raw):
     [
         (OSError(errno.ENOSPC, "No space left on device"), 1, "device: make room in --out and"),
         (OSError(errno.EIO, "Input/output error"), 1, "shard-builder: [Errno 5] Input/output"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on from there"),
+        (KeyboardInterrupt(), 130, "stopped; the same command resumes from there"),
     ],
 )
 def test_what_ends_a_build(raw, capsys, monkeypatch, error, code, message):
@@ -173,7 +173,7 @@ def test_sigterm_cleans_up(raw, capsys, monkeypatch):
     monkeypatch.setattr(build_module, "run_chunks", end)
     before = signal.getsignal(signal.SIGTERM)
     assert main(build_words(raw, "--quiet", "--workers", "1")) == 143
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert "stopped; the same command resumes" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     assert found
     assert not list((raw / "temporary").iterdir())

@@ -101,7 +101,7 @@ PART = (512, 10, 0, 0, 0, 1, 0)
 )
 def test_samples_and_parts_lie_in_order_inside_the_tar(entries):
     data = ShardIndex.from_entries(entries, 4096).to_bytes()
-    with pytest.raises(ShardFormatError, match="overlap or lie outside"):
+    with pytest.raises(ShardFormatError, match="overlap or are outside"):
         ShardIndex.from_bytes(data, "s.tar")
 
 

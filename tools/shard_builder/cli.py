@@ -18,7 +18,7 @@ exit codes:
   0    fine
   1    the data is bad, or something cannot be read or written
   2    wrong usage: a flag, a path or a setting that cannot work; nothing was written
-  130  stopped by Ctrl-C; the same build command goes on from there
+  130  stopped by Ctrl-C; the same build command resumes from there
   143  stopped by SIGTERM; likewise
 """
 
@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (GrpoStreamError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             room = "make room in --out and where temporary files go (TMPDIR)"
-            return _end(f"{error.strerror}: {room}; the same build command goes on from there", 1)
+            return _end(f"{error.strerror}: {room}; the same build command resumes from there", 1)
         return _end(error, 1)
     except KeyboardInterrupt as error:
-        more = "; the same command goes on from there" if args.command == "build" else ""
+        more = "; the same command resumes from there" if args.command == "build" else ""
         return _end(f"stopped{more}", 143 if isinstance(error, _TerminatedError) else 130)
 
 
@@ -139,5 +139,5 @@ def _add_progress(command: argparse.ArgumentParser) -> None:
 
 _BUILD = """\
 Judges every record, checks every image, writes shards, their indexes, rejects.jsonl and
-warnings.jsonl, and the manifest last. Killed, it goes on when the same command is given again; the
+warnings.jsonl, and the manifest last. Killed, it resumes when the same command is given again; the
 result depends on inputs and settings alone, not on --workers."""

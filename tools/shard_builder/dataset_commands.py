@@ -247,7 +247,7 @@ def _add_out(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", required=True, metavar="URL", help="folder, s3://, gs:// or az:// to write to"
     )
-    command.add_argument("--overwrite", action="store_true", help="replace what lies in --out")
+    command.add_argument("--overwrite", action="store_true", help="replace what is in --out")
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:

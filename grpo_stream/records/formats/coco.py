@@ -56,7 +56,7 @@ class Document:
 
 
 def load_document(text: JsonText, name: str) -> Document:
-    """Reads a whole document, element by element, so that the outlines never lie in memory.
+    """Reads a whole document, element by element, so that the outlines are never in memory.
 
     Raises:
         RecordError: causes ``input_not_json``, ``input_not_utf8``, ``input_unreadable``, and

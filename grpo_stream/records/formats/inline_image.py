@@ -1,11 +1,11 @@
-"""An image that lies in the input itself: a row of a table or a member of a tar."""
+"""An image that is in the input itself: a row of a table or a member of a tar."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class InlineImage:
-    """What stands in a record's image field in place of a path."""
+    """What is in a record's image field in place of a path."""
 
     name: str
     """What the input calls it, for keys and messages; no path to open."""

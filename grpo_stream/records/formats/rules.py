@@ -22,4 +22,4 @@ class Rules:
     """Unit of the numbers: pixels of the upright image, 0-1 or 0-1000 over its sides."""
     several: Several = "reject"
     """What becomes of a record with a list of images or boxes; ``keep`` makes one sample of it.
-    Of several boxes in several images, its field ``solution_images`` says which lies where."""
+    Of several boxes in several images, its field ``solution_images`` says which is where."""

@@ -40,7 +40,7 @@ class PromptCollator:
 
     * ``pixel_values``: per prompt its image, uint8, shape (height, width, 3), at the model's size,
       in pinned memory where there is CUDA; ``patches.image_inputs`` makes the model's patches of
-      them on its device. A collator of your own may hand over a float tensor instead, shape
+      them on its device. A collator of your own may give a float tensor instead, shape
       (patches of all images, patch dimension), which the trainer takes as it is;
       In a family without Qwen-VL's patches the processor makes all of it, in a float tensor with
       one entry per image (:func:`~grpo_stream.train.models.processor_only.encode_by_processor`);

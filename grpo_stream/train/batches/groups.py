@@ -68,7 +68,7 @@ class PromptGroups:
         return sum(self.sizes)
 
     def rows(self, start: int, stop: int) -> "PromptGroups":
-        """The prompts that completions [start, stop) belong to, with as many as lie in there."""
+        """The prompts that completions [start, stop) belong to, with as many as are in there."""
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
         starts = [end - size for end, size in zip(ends, self.sizes, strict=True)]
         kept = [i for i in range(len(ends)) if starts[i] < stop and ends[i] > start]

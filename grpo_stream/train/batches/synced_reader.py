@@ -92,7 +92,7 @@ class ReadTogether(Generic[T]):
         return batch
 
     def _compare(self, error: Exception | None, wait_seconds: float) -> None:
-        # Copied at once: other threads go on counting.
+        # Copied at once: other threads keep counting.
         own = _Report(_told(error), self.loader.stream.counters.quarantine.copy())
         numbers = [int(error is not None), len(own.quarantine), round(wait_seconds * 1e6)]
         failed, bad, waits = zip(*self._gather(numbers), strict=True)
@@ -126,7 +126,7 @@ def raise_together(
     *,
     before: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Raises what all ranks must stop for; nothing where they may go on.
+    """Raises what all ranks must stop for; nothing where they may continue.
 
     Args:
         reports: One per rank; the same list on every rank.

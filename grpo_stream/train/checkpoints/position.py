@@ -112,7 +112,7 @@ class SavedPosition:
                 raise CursorError(
                     f"the saved position counts {self.cursor.num_lanes} prompts per generation "
                     f"batch, and the batch sizes now give {lanes}: resume with those it was saved "
-                    "with, or go on over what is left of the epoch with allow_new_lanes=True"
+                    "with, or continue over what is left of the epoch with allow_new_lanes=True"
                 )
             saved = SavedPosition(self.cursor.reopened(lanes), (0, 1))
         stream.resume(saved.cursor)
@@ -141,7 +141,7 @@ def check_updates(start: Position, steps: StepCount) -> None:
     """Checks that an update can begin at ``start``.
 
     Raises:
-        ConfigError: it lies within one, as transformers counts them from the epoch's start.
+        ConfigError: it is within one, as transformers counts them from the epoch's start.
     """
     if start.micro_step % steps.micro_steps_per_update:
         raise ConfigError(

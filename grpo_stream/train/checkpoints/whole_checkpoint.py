@@ -1,4 +1,4 @@
-"""Whole checkpoints: what makes one, and which one a run goes on from.
+"""Whole checkpoints: what makes one, and which one a run resumes from.
 
 A checkpoint is a folder of many files, written by all ranks. Killed while it is written, it looks
 like one and is none. So ``complete.json`` is written last, when everything else is on the disk; it
@@ -37,7 +37,7 @@ class Marker:
     zero_stage: int | None
     """Of DeepSpeed; None without it."""
     is_resumable: bool
-    """False with ``save_only_model``: there is no optimizer to go on with."""
+    """False with ``save_only_model``: there is no optimizer to resume with."""
     files: dict[str, int]
     """Path in the checkpoint -> bytes."""
 
@@ -86,10 +86,10 @@ def read_marker(folder: Path) -> Marker:
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is no whole checkpoint: it has no {MARKER_NAME}, so its writing was "
-            "interrupted; go on from an older one"
+            "interrupted; resume from an older one"
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); go on from an older one") from error
+        raise CheckpointError(f"{path} is damaged ({error}); resume from an older one") from error
     raise CheckpointError(f"{path} has version {version}, and this program reads {_VERSION}")
 
 
@@ -104,7 +104,7 @@ def check_files(folder: Path, marker: Marker) -> None:
         if found != num_bytes:
             what = "is missing" if found is None else f"has {found} bytes in place of {num_bytes}"
             raise CheckpointError(
-                f"{folder} is no whole checkpoint: {name} {what}; go on from an older one"
+                f"{folder} is no whole checkpoint: {name} {what}; resume from an older one"
             )
 
 

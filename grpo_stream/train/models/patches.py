@@ -43,7 +43,7 @@ class PatchRule:
     temporal_patch_size: int = 2
     """Time steps of a patch; an image fills them all with itself."""
     merge_size: int = 2
-    """Patches per side that become one visual token; they lie together."""
+    """Patches per side that become one visual token; they are together."""
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     """Of red, green and blue after rescaling."""
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
@@ -201,7 +201,7 @@ def image_inputs(
         raise ConfigError(
             "data_collator",
             "images without patch_rule",
-            "must hand over patch_rule=PatchRule.of(image_processor) beside uint8 images, or "
+            "must give patch_rule=PatchRule.of(image_processor) beside uint8 images, or "
             "float patches as pixel_values",
         )
     return to_patches(images, rule, device)
@@ -210,8 +210,8 @@ def image_inputs(
 def device_rule(image_processor: Any) -> PatchRule | None:
     """The rule by which the device can do a processor's work; None where it cannot.
 
-    The processor is run once, on a small image, and held to its rule: one that does anything else
-    (of another family, or overridden) must go on doing its work itself, which is logged.
+    The processor is run once, on a small image, and checked against its rule: one that differs
+    (of another family, or overridden) must keep doing its work itself, which is logged.
 
     Args:
         image_processor: With a size to resize to; see ``resize_rule``.

@@ -115,7 +115,7 @@ def _loaded(model_id: str | Path, revision: str) -> Any:
         return AutoProcessor.from_pretrained(model_id, padding_side="left", revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left", revision=revision)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id, revision=revision)
-    # The template may lie in chat_template.json, which only a processor reads.
+    # The template may be in chat_template.json, which only a processor reads.
     template = settings.get("chat_template") or tokenizer.chat_template
     return ImageTextProcessor(
         image_processor, tokenizer, chat_template=template, stands_for=stands_for

@@ -38,7 +38,7 @@ class Beat:
 class Heartbeat:
     """Rewrites this rank's file when it is told to, at most once in a while.
 
-    A folder that cannot be written costs nothing but the beats: training goes on.
+    A folder that cannot be written costs nothing but the beats: training continues.
 
     Args:
         output_dir: Of the run; shared by the nodes, or each node's own.

@@ -16,7 +16,7 @@ PHASES = (
     "optimizer",
     "other",
 )
-"""Phases of a training step; ``other`` is what lies between them."""
+"""Phases of a training step; ``other`` is what is between them."""
 PAUSES = ("evaluate", "checkpoint")
 """Phases that are not part of a step; all that happens in one is counted as it."""
 

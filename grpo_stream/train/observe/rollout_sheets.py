@@ -98,7 +98,7 @@ class RolloutSheets:
         """Takes a rollout if one is due and the last sheet is done; returns at once."""
         if not self._every:
             return
-        if self._next is None:  # a resumed run goes on in its rhythm
+        if self._next is None:  # a resumed run continues in its rhythm
             self._next = -(-global_step // self._every) * self._every
         if global_step < self._next or (self._thread is not None and self._thread.is_alive()):
             return

@@ -65,7 +65,7 @@ class StallReport:
 
 
 class Watchdog:
-    """A thread that ends this process when its phases stand still.
+    """A thread that ends this process when its phases stall.
 
     Every rank needs one. The first to have reported, of those whose reports it can see, also says
     which rank the others wait for. A process whose interpreter is held by C code (a regular

@@ -40,7 +40,7 @@ class GroupSpan:
     in the order of the row."""
     mask: torch.Tensor
     """bool, shape (C, P + C): what the tokens of a completion see of the prefix and of their own
-    completion. The same for all, since filling lies at the end."""
+    completion. The same for all, since filling is at the end."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
 
     Returns:
         Per prompt, shape (1 + D, image tokens, hidden size of the text model), without gradient:
-        what stands in the image tokens' places, and what Qwen3-VL adds to the first D layers of
+        what is in the image tokens' places, and what Qwen3-VL adds to the first D layers of
         the text model (D = 0 elsewhere).
     """
     with torch.no_grad():

@@ -208,7 +208,7 @@ def _segments(lengths: list[_Lengths], device: torch.device) -> tuple[torch.Tens
 def _dense_mask(lengths: list[_Lengths], device: torch.device) -> torch.Tensor:
     """Who sees whom: earlier tokens of the own part, and the prefix; a group in a row of its own.
 
-    Padding lies at the end, so that nobody but padding sees it.
+    Padding is at the end, so that nobody but padding sees it.
     """
     rows = [_segments([group], device) for group in lengths]
     own = _pad([segments for segments, _ in rows], _PADDING)

@@ -16,7 +16,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         False,
         "would count samples as done that were not, and resuming costs nothing here",
     ),
-    "cache_implementation": (None, "cannot go on from the cache of a prompt that is shared"),
+    "cache_implementation": (None, "cannot continue from the cache of a prompt that is shared"),
     "router_aux_loss_coef": (
         0.0,
         "is of a loss that is not computed: packed groups give no router logits",

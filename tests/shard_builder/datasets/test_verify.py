@@ -127,7 +127,7 @@ def of_first_part(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda entries: entries[:3], "the index tells of 3 samples, the tar of more"),
+        (lambda entries: entries[:3], "the index lists 3 samples, the tar holds more"),
         (lambda entries: [entries[0], *entries[2:]], "key='000001': the (png's CRC|index points)"),
         (of_first_part(lambda part: part._replace(width=99)), "key='000000': sizes differ"),
         (of_first_part(lambda part: part._replace(crc32=1)), "'000000': the png's CRC-32 differs"),
@@ -248,7 +248,7 @@ def test_a_tar_that_the_manifest_does_not_name(tmp_path):
         (tmp_path / name).touch()
     run(tmp_path)
     (tmp_path / "shard-000009.tar").touch()
-    with pytest.raises(VerifyError, match=r"shard-000009\.tar lies there but the manifest"):
+    with pytest.raises(VerifyError, match=r"shard-000009\.tar is there but the manifest"):
         run(tmp_path)
 
 

@@ -26,7 +26,7 @@ def keys_of(samples):
     ],
 )
 def test_every_sample_counts_once(shapes, num_lanes, world_size, counted, sizes):
-    """13 samples; a row of a batch is counted where it lies before ``num_prompts``."""
+    """13 samples; a row of a batch is counted where it comes before ``num_prompts``."""
     ranks = []
     for rank in range(world_size):
         config = StreamConfig(num_lanes=num_lanes, num_reader_threads=0, resize=None)
@@ -46,7 +46,7 @@ def test_every_sample_counts_once(shapes, num_lanes, world_size, counted, sizes)
 
 
 def test_while_training(tiny_folder, processor, shapes, tmp_path):
-    """The mean is that of all samples, whatever the batches they lie in."""
+    """The mean is that of all samples, whatever the batches they are in."""
     seen = []
 
     def number(key, **_):

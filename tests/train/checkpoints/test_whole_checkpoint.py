@@ -126,5 +126,5 @@ def test_the_marker_is_readable(tmp_path):
 
 
 def test_errors_are_the_projects_own(tmp_path):
-    with pytest.raises(CheckpointError, match="interrupted; go on from an older one"):
+    with pytest.raises(CheckpointError, match="interrupted; resume from an older one"):
         read_marker(tmp_path)

@@ -52,7 +52,7 @@ def test_activations_of_packed_groups(tiny_folder, processor, model, gradient_ch
     batch = Batch(len(groups.prompt_ids[0]), 100, 24, 4, groups_per_micro_step=2)
     zero = Zero(1, element_bytes=4, gradient_checkpointing=gradient_checkpointing)
     measured, computed = [], []
-    # The difference of two depths: what lies outside of layers and blocks is not in the formula.
+    # The difference of two depths: what is outside of layers and blocks is not in the formula.
     for layers, blocks in ((2, 1), (4, 3)):
         own, counted = deeper(tiny_folder, type(model), layers, blocks)
         if gradient_checkpointing:

@@ -101,7 +101,7 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
     """Builds a data set; equal inputs and settings give equal files.
 
     The inputs are read twice, first to find damaged files and to count, so that a file that was
-    cut short is known before a shard is written. A build that was killed goes on when it is
+    cut short is known before a shard is written. A build that was killed resumes when it is
     started again with the same inputs and settings: only the chunks that were being worked on
     are done again. A finished one is recognised and left alone.
 

@@ -2,7 +2,7 @@
 
 While a build is under way, ``_build/`` beside the shards holds what it has done so far:
 ``_build/build.json`` says what is being built, ``_build/<split>-000012.json`` that the shards of
-a chunk lie where they belong and what came of its records. A build that was killed goes on from
+a chunk are where they belong and what came of its records. A build that was killed resumes from
 there. The folder vanishes when the manifests are written.
 """
 
@@ -40,7 +40,7 @@ class BuildLock:
     """Keeps a second build out of a local folder; it ends with the process, however that ends.
 
     Buckets have no locks. Two equal builds into one bucket do no harm, as they write the same
-    bytes, and a different one is refused by what lies in ``build.json``.
+    bytes, and a different one is refused by what is in ``build.json``.
 
     Args:
         folder: The folder of the data set; made if missing.
@@ -74,7 +74,7 @@ class BuildLock:
                 (folder / _LOCK_NAME).unlink()
                 folder.rmdir()
                 if self._is_made:
-                    with suppress(OSError):  # something lies there now
+                    with suppress(OSError):  # something is there now
                         self._folder.rmdir()
         finally:
             os.close(self._descriptor)
@@ -110,13 +110,13 @@ class Output:
 
         Args:
             settings: Everything that decides the content.
-            overwrite: Whether what lies there may be replaced.
+            overwrite: Whether what is there may be replaced.
 
         Returns:
             The manifests if the finished data set is there already, else None.
 
         Raises:
-            ConfigError: something else lies there, or some of it is missing, and ``overwrite`` is
+            ConfigError: something else is there, or some of it is missing, and ``overwrite`` is
                 not set.
         """
         self._settings = json.loads(json.dumps(settings))
@@ -236,7 +236,7 @@ class Output:
             differing = sorted(k for k in ours | started if ours.get(k) != started.get(k))
             expected = (
                 f"holds an unfinished build that differs in {', '.join(differing)}: run that one "
-                "again to go on with it, choose another folder or add --overwrite"
+                "again to resume it, choose another folder or add --overwrite"
             )
             raise ConfigError("--out", self._out, expected)
         if any(name.endswith(".tar") for found in names.values() for name in found):

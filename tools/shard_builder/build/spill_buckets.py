@@ -18,7 +18,7 @@ _OBJECT_BYTES = 41  # of an empty bytes object and its place in the list
 class Buckets:
     """Rows of any picklable kind in :data:`NUM_BUCKETS` buckets, each in the order of adding.
 
-    64 MiB of them stay in memory; what is more goes to files. These lie in a private folder and
+    64 MiB of them stay in memory; what is more goes to files. These are in a private folder and
     are read by the process that wrote them, so pickle is safe here; nothing of a data set is
     ever stored this way.
 

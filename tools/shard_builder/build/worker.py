@@ -30,7 +30,7 @@ NUM_FINISHING = 3
 """Shards that a process finishes at a time: one alone mostly waits for the bucket's answers."""
 
 NUM_FIRST_REJECTS = 5
-"""So many are told of while the build goes on; all are listed at its end."""
+"""So many are told of while the build runs; all are listed at its end."""
 
 _MAX_NAME_CHARS = 500
 _SECONDS_BETWEEN_NEWS = 0.2
@@ -41,7 +41,7 @@ class Job:
     """What every process of a build knows; it can be pickled."""
 
     out: str
-    """Folder or URL; splits lie in folders of their own below."""
+    """Folder or URL; splits are in folders of their own below."""
     images_root: str
     rules: tuple[Rules, ...]
     """How the records of each input are written."""
@@ -108,7 +108,7 @@ class Reject(NamedTuple):
 
 
 class DoneChunk(NamedTuple):
-    """A chunk whose shards and whose result lie where they belong."""
+    """A chunk whose shards and whose result are where they belong."""
 
     split: str
     number: int

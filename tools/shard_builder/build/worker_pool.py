@@ -53,7 +53,7 @@ def run_chunks(
         tell: Gets news of what was done, in this thread.
 
     Yields:
-        Each chunk when its shards and its result lie where they belong, in the order in which
+        Each chunk when its shards and its result are where they belong, in the order in which
         that happens.
 
     Raises:
@@ -167,7 +167,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    forkserver.ensure_running()  # it loads its modules while this process goes on
+    forkserver.ensure_running()  # it loads its modules while this process continues
     return context
 
 

@@ -21,7 +21,7 @@ from shard_builder.datasets.read_json_members import skip
 
 
 class RunBytes(NamedTuple):
-    """A sample as it lies in its shard."""
+    """A sample as it is in its shard."""
 
     data: bytes
     """Its members, headers and padding included."""

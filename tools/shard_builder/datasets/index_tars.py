@@ -73,7 +73,7 @@ def index_tars(
         on_progress: Is told of every sample.
 
     Raises:
-        ConfigError: no tar lies there, a build is unfinished there, or a tar is not what the
+        ConfigError: no tar is there, a build is unfinished there, or a tar is not what the
             manifest there says.
         ShardFormatError: the first sample, in the order of names, that cannot be used.
         StoreError: something cannot be read or written.
@@ -172,7 +172,7 @@ def _read_tar(
         if error.cause in ("bad_json", "bad_meta"):
             raise ShardFormatError(error.cause, f"{error.detail}; {_MAP_FIELDS}") from error
         if error.cause == "missing_member":
-            detail = f"{error.detail}; a sample's members must lie side by side in the tar"
+            detail = f"{error.detail}; a sample's members must be side by side in the tar"
             raise ShardFormatError(error.cause, detail) from error
         raise
     if not entries:

@@ -47,7 +47,7 @@ def head(
         url: The data set.
         out: Folder or URL of the new one.
         num_samples: At most this many.
-        overwrite: Replace what lies in ``out``.
+        overwrite: Replace what is in ``out``.
         on_progress: Is told of every sample and its bytes.
 
     Raises:
@@ -90,7 +90,7 @@ def merge(
         out: Folder or URL of the new one.
         prefixes: One for each of ``urls``, put before its keys; an empty one changes nothing.
             None at all where keys are unique as they are.
-        overwrite: Replace what lies in ``out``.
+        overwrite: Replace what is in ``out``.
         on_progress: Is told of every sample and its bytes.
 
     Raises:
@@ -148,7 +148,7 @@ def split(
         out: Folder or URL; each split is a data set in a folder of its name below.
         splits: Names and shares.
         limits: When a shard is full; None for the usual.
-        overwrite: Replace what lies there.
+        overwrite: Replace what is there.
         on_progress: Is told of every sample and its bytes.
 
     Returns:

@@ -128,7 +128,7 @@ def first_repeated_key(
 
 
 def is_inside(solution: Solution, size: Size) -> bool:
-    """Whether a point lies in an image of ``size``, or a box with an area does."""
+    """Whether a point is in an image of ``size``, or a box with an area is."""
     if len(solution) == 2:
         x, y = solution
         return 0 <= x < size.width and 0 <= y < size.height

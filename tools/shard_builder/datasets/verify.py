@@ -69,9 +69,9 @@ def verify(
 
     Checks size and SHA-256 of each tar, both of its indexes, sample by sample with all places,
     sizes and checksums, that each image decodes to the size that JSON and index give, that every
-    solution lies inside its image, and that keys are unique in the set (8 bytes a sample are
+    solution is inside its image, and that keys are unique in the set (8 bytes a sample are
     held for that). Then the manifest's totals, the number of lines in ``rejects.jsonl`` and
-    ``warnings.jsonl`` and the causes of rejects, and that no other ``*.tar`` lies there, where the
+    ``warnings.jsonl`` and the causes of rejects, and that no other ``*.tar`` is there, where the
     store can list: readers that take ``*.tar`` would read it too. Other files, hidden ones among
     them, are not looked at. What lists and settings say in words has no checksum: no sample
     depends on it.
@@ -143,7 +143,7 @@ def _sound_samples(
             return
         if run is None or entry is None:
             found = str(number) if run is None else "more"
-            counts = f"the index tells of {len(index)} samples, the tar of {found}"
+            counts = f"the index lists {len(index)} samples, the tar holds {found}"
             raise VerifyError(f"{info.name}: {counts}")
         where = f"{info.name}: key={run.sample.key!r}"
         _check_images(run.sample, entry, where)
@@ -256,5 +256,5 @@ def _check_others(store: Store, manifest: Manifest) -> None:
     strays = {name for name in names if name.endswith(".tar")}
     strays -= {info.name for info in manifest.shards}
     if strays:
-        detail = "lies there but the manifest does not name it: remove it, or index the folder"
+        detail = "is there but the manifest does not name it: remove it, or index the folder"
         raise VerifyError(f"{min(strays)} {detail}")
