@@ -101,7 +101,7 @@ def is_module(parts):
 def test_commands(page):
     """Benchmarks and targets of make."""
     sources = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "benchmarks").rglob("*.py"))
-    benchmarks = set(re.findall(r"add_parser\(\s*\"(\w+)\"", sources))
+    benchmarks = set(re.findall(r"new_command\(\s*commands,\s*\"(\w+)\"", sources))
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
     text = read(page)
     assert set(re.findall(r"python -m benchmarks ([a-z]\w*)", text)) - benchmarks == set()

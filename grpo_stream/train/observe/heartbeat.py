@@ -1,7 +1,8 @@
 """Where each rank stands, in small files that can be read without the run's help.
 
 A rank that hangs can say nothing more, but what it wrote last is still there. No torch is needed to
-write or read them.
+write or read them. What they are for beside the watchdog: see
+:mod:`grpo_stream.train.observe.stragglers`.
 """
 
 import json
