@@ -24,12 +24,11 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerState
 
-from grpo_stream.train.observe.heartbeat import ENDED, Heartbeat
+from grpo_stream.train.observe.heartbeat import ENDED, MAX_RANKS_WITH_FILES, Heartbeat
 
 _logger = logging.getLogger(__name__)
 _WARN_SLOWDOWN = 1.2
 _PROBE_SIZE = {"cuda": 4096, "cpu": 256}
-_MAX_RANKS_WITH_FILES = 256
 DEVICE = "device"
 """Column of the device's own speed: seconds of a small matrix product."""
 
@@ -122,8 +121,7 @@ class HealthLog(TrainerCallback):
         state = PartialState()
         self._own_seconds, self._stage, self._keys = own_seconds, stage, keys
         self._heartbeat: Heartbeat | None = None
-        # Thousands of ranks rewriting files would be a load on a shared disk: then one of a node.
-        if state.num_processes <= _MAX_RANKS_WITH_FILES or state.local_process_index == 0:
+        if state.num_processes <= MAX_RANKS_WITH_FILES or state.local_process_index == 0:
             self._heartbeat = Heartbeat(output_dir, state.process_index, state.num_processes)
         self._before, self._since = dict(own_seconds()), time.perf_counter()
 
