@@ -5,7 +5,6 @@ from html import escape
 from typing import Any
 
 from grpo_stream.report.answer_cards import Answer
-from grpo_stream.report.charts import Svg
 from grpo_stream.report.evaluation_charts import evaluation_charts
 from grpo_stream.report.evaluation_tables import (
     TITLES,
@@ -17,7 +16,14 @@ from grpo_stream.report.evaluation_tables import (
     shown_figures,
 )
 from grpo_stream.report.gallery import CARD_STYLE
-from grpo_stream.report.html_page import Table, header_html, page_html, tables_html
+from grpo_stream.report.html_page import (
+    Table,
+    charts_html,
+    header_html,
+    notes_html,
+    page_html,
+    tables_html,
+)
 
 _NOTES = (
     (
@@ -66,10 +72,10 @@ def evaluation_page(
         + _bad_samples(results["bad_samples"])
         + _figures_html(results)
         + "".join(map(_comparison_html, results["comparisons"]))
-        + _charts_html(evaluation_charts(results, answers))
+        + charts_html(evaluation_charts(results, answers))
         + "".join(_gallery_html(*gallery, n == 0) for n, gallery in enumerate(galleries))
         + tables_html(_tables(results))
-        + _notes_html(_NOTES)
+        + notes_html("What the figures are", _NOTES)
     )
     return page_html(title, body, CARD_STYLE + _STYLE)
 
@@ -144,11 +150,6 @@ def _comparison_html(comparison: Mapping[str, Any]) -> str:
     return f"<div class='compared'>{table}<p class='under'>{escape(moved)}</p></div>"
 
 
-def _charts_html(charts: Sequence[Svg]) -> str:
-    figures = "".join(f"<figure>{chart}</figure>" for chart in charts)
-    return f"<section class='charts'>{figures}</section>\n"
-
-
 def _gallery_html(title: str, note: str, cards: Sequence[str], is_first: bool) -> str:
     legend = (
         ""
@@ -196,11 +197,6 @@ def _bad_samples(bad: Sequence[str]) -> str:
     shown = "".join(f"<li>{escape(where)}</li>" for where in bad[:20])
     more = f"{len(bad)} samples could not be read and are left out of all figures:"
     return f"<section class='bad'><p>{escape(more)}</p><ul>{shown}</ul></section>"
-
-
-def _notes_html(notes: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f"<section class='notes'><h2>What the figures are</h2><ul>{items}</ul></section>\n"
 
 
 _STYLE = """

@@ -71,10 +71,10 @@ def render(report: Report) -> str:
     """The page's HTML."""
     parts = [
         header_html(report.title, report.lead, report.facts),
-        _charts(report.charts),
+        charts_html(report.charts),
         _pictures(report.pictures, report.picture_title),
         tables_html(report.tables),
-        _notes(report.notes),
+        notes_html("Notes", report.notes),
     ]
     return page_html(report.title, "".join(parts))
 
@@ -121,7 +121,8 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
     return f"<dl class='facts'>{''.join(tiles)}</dl>\n"
 
 
-def _charts(charts: Sequence[Svg]) -> str:
+def charts_html(charts: Sequence[Svg]) -> str:
+    """Charts side by side where there is room."""
     if not charts:
         return ""
     figures = (f"<figure>{chart}</figure>\n" for chart in charts)
@@ -173,11 +174,12 @@ def _table(table: Table) -> str:
     )
 
 
-def _notes(notes: Sequence[str]) -> str:
+def notes_html(title: str, notes: Sequence[str]) -> str:
+    """Plain text as a list under a heading."""
     if not notes:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f"<section class='notes'><h2>Notes</h2><ul>{items}</ul></section>\n"
+    return f"<section class='notes'><h2>{escape(title)}</h2><ul>{items}</ul></section>\n"
 
 
 def _aspect_ratio(image_bytes: bytes) -> float:

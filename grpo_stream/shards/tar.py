@@ -224,7 +224,8 @@ def _parse_as_we_write(data: Data, entry: IndexEntry) -> Sample | None:
     """A sample of one image, cut out by its index; None where it looks otherwise.
 
     A third of the time of reading headers. What is damaged looks otherwise: contents are checked
-    against their CRC-32, and names, which have none, against each other; the long way then says what is wrong.
+    against their CRC-32, and names, which have none, against each other; the long way then says
+    what is wrong.
     """
     if len(entry.parts) != 2:
         return None

@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.side_by_side import graded
 from tests.train.support import QUIET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,11 +120,6 @@ def run(
         "num_tower_calls": num_tower_calls[0],
         "shared_prefix": trainer.shared_prefix,
     }
-
-
-def graded(completions: list[Any], **_: Any) -> list[float | None]:
-    """A reward that differs within each group."""
-    return [float(len(str(completion)) % 5) for completion in completions]
 
 
 if __name__ == "__main__":

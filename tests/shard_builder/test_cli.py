@@ -47,9 +47,8 @@ def test_build_verify_stats(raw, capsys):
     assert "samples             2 in 1 shards" in table
     assert "60x40" in table
     assert "image_not_found" in table
-    assert main(["stats", str(raw / "out"), "--quiet", "--json", "--png", str(raw / "s.png")]) == 0
+    assert main(["stats", str(raw / "out"), "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_samples"] == 2
-    assert (raw / "s.png").stat().st_size > 10_000
     assert main(["show", str(raw / "out"), "--quiet", "--out", str(raw / "show")]) == 0
     assert "2 samples" in capsys.readouterr().out
     assert {path.name for path in (raw / "show").iterdir()} == {"index.html", "contact_sheet.png"}

@@ -11,6 +11,7 @@ from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.setup.settings_checks import check_supported
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import banning_kwargs, engine_images
+from tests.train.runs import logged, spread_reward
 from tests.train.support import QUIET
 from tests.train.vllm_stand_in import Server, install_client, install_engine
 
@@ -45,7 +46,7 @@ def make_trainer(tiny_folder, shapes, tmp_path, processor):
         }
         trainer = PersonalizedGRPOTrainer(
             str(tiny_folder),
-            rewards or spread,
+            rewards or spread_reward,
             GRPOConfig(str(tmp_path), **settings | changes),
             shapes.records,
             processing_class=processor,
@@ -67,14 +68,6 @@ def server(processor, answer, monkeypatch):
     server.close()
 
 
-def spread(completions, **_):
-    return [float(number % 4) for number in range(len(completions))]
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
 def read_images(trainer):
     """Pixels by key, as the stream reads them."""
     stream = trainer.train_stream
@@ -89,7 +82,7 @@ def test_a_colocated_engine_gets_each_prompt_once(make_trainer, processor, answe
     def spy(key, completion_ids, **_):
         seen.extend(key)
         assert completion_ids == [answer] * len(key)
-        return spread(completion_ids)
+        return spread_reward(completion_ids)
 
     trainer = make_trainer(spy)
     trainer.train()

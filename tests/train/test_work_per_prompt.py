@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from grpo_stream.train.models.processor import load_processor
 from tests.multiprocess.ranks import run_ranks
 from tests.train import work_probe
+from tests.train.runs import spread_reward
 from tests.train.support import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,9 +62,7 @@ def test_of_trl_itself(tiny_folder, tmp_path):
         return preprocess(images, **kwargs)
 
     processor.image_processor.preprocess = counted
-    trainer = GRPOTrainer(
-        str(tiny_folder), work_probe.spread, args, data, processing_class=processor
-    )
+    trainer = GRPOTrainer(str(tiny_folder), spread_reward, args, data, processing_class=processor)
     work.watch(trainer)
     trainer.train()
     group = work_probe.NUM_GENERATIONS

@@ -21,6 +21,7 @@ from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.runs import spread_reward
 from tests.train.support import QUIET
 
 NUM_GENERATIONS, STEPS_PER_GENERATION, NUM_ITERATIONS = 8, 4, 2
@@ -108,10 +109,6 @@ class Work:
         return {name: sorted(times.values()) for name, times in done.items()}
 
 
-def spread(completions, **_):
-    return [float(number % 4) for number in range(len(completions))]
-
-
 def run(policy, shards, out, world=None, **changes):
     """Trains; what was done to each sample that this rank touched, and the log."""
     work, world = Work(), world or World()
@@ -124,7 +121,7 @@ def run(policy, shards, out, world=None, **changes):
     with work.counted():
         trainer = PersonalizedGRPOTrainer(
             str(policy),
-            spread,
+            spread_reward,
             settings(out, **changes),
             PromptStream(source, config, world),
             processing_class=processor,

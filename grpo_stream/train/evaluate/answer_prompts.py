@@ -21,7 +21,7 @@ from grpo_stream.stream.ordered_reader import BadSample, OrderedReader
 from grpo_stream.stream.sources import Source, StreamSample
 from grpo_stream.stream.world import World
 from grpo_stream.train.batches.collate import PromptCollator
-from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.cluster.process_group import leave_process_group, naming_taken_port
 from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
 
@@ -138,13 +138,13 @@ def greedy_answers(
     device = next(model.parameters()).device
     prompts = PromptGroups.from_batch(collator(samples), 1, device)
     pad = tokenizer.pad_token_id
-    ids = _pad_left(prompts.prompt_ids, pad)
+    ids = pad_left(prompts.prompt_ids, pad)
     with torch.no_grad():
         sequences = model.generate(
             input_ids=ids,
-            attention_mask=_pad_left([torch.ones_like(row) for row in prompts.prompt_ids], 0),
+            attention_mask=pad_left([torch.ones_like(row) for row in prompts.prompt_ids], 0),
             # Without it M-RoPE falls back to text positions, silently.
-            mm_token_type_ids=_pad_left(prompts.mm_token_type_ids, 0),
+            mm_token_type_ids=pad_left(prompts.mm_token_type_ids, 0),
             pixel_values=prompts.pixel_values,
             image_grid_thw=prompts.image_grid_thw,
             generation_config=config,
@@ -256,9 +256,3 @@ def _image_digest(sample: StreamSample) -> str:
     digest = hashlib.blake2b(repr(sample.pixels.shape).encode(), digest_size=8)
     digest.update(sample.pixels.tobytes())
     return digest.hexdigest()
-
-
-def _pad_left(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        list(rows), batch_first=True, padding_value=value, padding_side="left"
-    )

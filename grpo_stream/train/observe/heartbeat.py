@@ -1,7 +1,8 @@
 """Where each rank stands, in small files that can be read without the run's help.
 
 A rank that hangs can say nothing more, but what it wrote last is still there. No torch is needed to
-write or read them.
+write or read them. What they are for beside the watchdog: see
+:mod:`grpo_stream.train.observe.stragglers`.
 """
 
 import json
@@ -10,10 +11,13 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 FOLDER_NAME = "heartbeat"
 """Folder of an output folder with one ``rank-NNNNN.json`` for each rank that beats."""
+MAX_RANKS_WITH_FILES = 256
+"""With more, only the first rank of each node beats: else they would load a shared disk."""
 ENDED = "ended"
 """Stage of a rank whose training has ended: its silence is no sign of anything."""
 _MAX_KEYS = 8
@@ -78,12 +82,15 @@ def read_beats(output_dir: str | Path) -> list[Beat]:
 
 
 def missing_ranks(beats: Sequence[Beat]) -> list[int]:
-    """Ranks of the newest run in the folder that have never said anything."""
+    """Ranks of the newest run in the folder that should beat and never have."""
     if not beats:
         return []
     world_size = max(beats, key=lambda beat: beat.time).world_size
-    known = {beat.rank for beat in beats}
-    return [rank for rank in range(world_size) if rank not in known]
+    known = sorted({beat.rank for beat in beats if beat.rank < world_size})
+    every = 1
+    if world_size > MAX_RANKS_WITH_FILES:  # the first rank of each node, and nodes are alike
+        every = min((b - a for a, b in pairwise(known)), default=world_size)
+    return sorted(set(range(0, world_size, every)).difference(known))
 
 
 def table(beats: Sequence[Beat], now: float) -> str:

@@ -1,9 +1,16 @@
 """Which rank holds the others up, in the log; and where each rank stands, in its file.
 
 Under ZeRO-3 all ranks wait for the slowest in every layer, so sampling, scoring and updates take
-equally long on all of them, whoever is to blame. Two things tell: the time that a rank spends where
-it waits for nobody, such as reading its data; and a small piece of work on its device, of which
-each rank takes its own time.
+equally long on all of them: one GPU that is hot, one node with a slow disk or a busy CPU costs the
+whole run its speed, and no phase of ``time/`` shows whose fault it is. Two things do: the time that
+a rank spends where it waits for nobody (its data, its images on their way to the device), and a
+small piece of work on its device, of which each rank takes its own time. The comparison costs a
+gather of a few floats and half a millisecond at each log, and names the rank to look at.
+
+The files (:mod:`grpo_stream.train.observe.heartbeat`) answer another question: where does each
+rank stand, asked from outside. The watchdog tells of a stall from within and after its time-out;
+a rank whose process is gone, stopped or not yet in its first step can't. ``launch/health.py``
+reads the files beside a run that hangs or has ended, and names who is silent since when.
 """
 
 import logging
@@ -17,12 +24,11 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerState
 
-from grpo_stream.train.observe.heartbeat import ENDED, Heartbeat
+from grpo_stream.train.observe.heartbeat import ENDED, MAX_RANKS_WITH_FILES, Heartbeat
 
 _logger = logging.getLogger(__name__)
 _WARN_SLOWDOWN = 1.2
 _PROBE_SIZE = {"cuda": 4096, "cpu": 256}
-_MAX_RANKS_WITH_FILES = 256
 DEVICE = "device"
 """Column of the device's own speed: seconds of a small matrix product."""
 
@@ -115,8 +121,7 @@ class HealthLog(TrainerCallback):
         state = PartialState()
         self._own_seconds, self._stage, self._keys = own_seconds, stage, keys
         self._heartbeat: Heartbeat | None = None
-        # Thousands of ranks rewriting files would be a load on a shared disk: then one of a node.
-        if state.num_processes <= _MAX_RANKS_WITH_FILES or state.local_process_index == 0:
+        if state.num_processes <= MAX_RANKS_WITH_FILES or state.local_process_index == 0:
             self._heartbeat = Heartbeat(output_dir, state.process_index, state.num_processes)
         self._before, self._since = dict(own_seconds()), time.perf_counter()
 

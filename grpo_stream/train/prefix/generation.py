@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache
 
 from grpo_stream.families import VISION_TOKENS
-from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.prefix.attention import PrefixCache, use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import backbone_of, image_kwargs, prompt_positions
 
@@ -39,8 +39,8 @@ def generate_groups(
     """
     use_shared_prefix_attention(model)
     (num_generations,) = set(groups.sizes)
-    ids = _pad_left(groups.prompt_ids, pad_token_id)
-    attention_mask = _pad_left([torch.ones_like(row) for row in groups.prompt_ids], 0)
+    ids = pad_left(groups.prompt_ids, pad_token_id)
+    attention_mask = pad_left([torch.ones_like(row) for row in groups.prompt_ids], 0)
     positions = prompt_positions(backbone_of(model), groups)
     with torch.no_grad():
         prefix = _prefill(model, groups, ids[:, :-1], attention_mask[:, :-1], positions)
@@ -81,7 +81,7 @@ def _prefill(
     positions: list[torch.Tensor],
 ) -> PrefixCache:
     """Runs the prompts without their last tokens, (prompts, P - 1) padded on the left, once."""
-    places = _pad_left([own[:, :-1].T for own in positions], 0)
+    places = pad_left([own[:, :-1].T for own in positions], 0)
     cache = model(
         input_ids=ids,
         attention_mask=attention_mask,
@@ -157,9 +157,3 @@ def _is_any_open(is_open: torch.Tensor, *, on_all_ranks: bool) -> bool:
     if on_all_ranks:
         torch.distributed.all_reduce(num_open)
     return bool(num_open)
-
-
-def _pad_left(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        list(rows), batch_first=True, padding_value=value, padding_side="left"
-    )

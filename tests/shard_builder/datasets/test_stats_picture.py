@@ -7,6 +7,7 @@ from PIL import Image
 from grpo_stream.images import ResizeRule
 from shard_builder.cli import main
 from shard_builder.datasets.measure import HEAT_CELLS, Measures
+from tests.shards.support import make_sample, write_set
 
 pytest.importorskip("matplotlib")
 
@@ -79,6 +80,13 @@ def test_the_file_is_the_same_every_time(found, tmp_path, name):
 def test_a_set_without_anything_can_be_drawn(tmp_path):
     figure = draw_stats("empty", Measures(ResizeRule()))
     assert [words(axes) for axes in figure.axes if axes.texts] == [["none"]] * 8
+
+
+def test_the_command_draws_beside_its_table(tmp_path, capsys):
+    write_set(tmp_path / "set", [make_sample()])
+    assert main(["stats", str(tmp_path / "set"), "--quiet", "--png", str(tmp_path / "s.png")]) == 0
+    assert "samples             1 in 1 shards" in capsys.readouterr().out
+    assert (tmp_path / "s.png").stat().st_size > 10_000
 
 
 def test_without_matplotlib_the_extra_is_named_before_anything_is_read(

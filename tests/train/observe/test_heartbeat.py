@@ -52,6 +52,9 @@ def test_who_never_spoke():
     # Files of an earlier, larger run are in the folder, too.
     assert missing_ranks([beat(0, 9.0, world_size=2), beat(3, 5.0, world_size=4)]) == [1]
     assert missing_ranks([]) == []
+    # Of very many ranks the first of each node speaks.
+    nodes = [beat(rank, 5.0, world_size=512) for rank in range(0, 512, 8) if rank != 16]
+    assert missing_ranks(nodes) == [16]
 
 
 def test_the_most_silent_comes_first():

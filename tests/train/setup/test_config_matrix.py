@@ -20,6 +20,7 @@ from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.setup.settings_checks import check_model_supported, check_supported
 from grpo_stream.train.setup.unsupported_settings import REFUSED
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.runs import logged, spread_reward, weights_of
 from tests.train.support import QUIET
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,7 +98,7 @@ def make_trainer(tiny_folder, processor, shapes, tmp_path):
     def make(args=None, rewards=None, **changes):
         trainer = PersonalizedGRPOTrainer(
             str(tiny_folder),
-            rewards or [spread, length],
+            rewards or [spread_reward, length],
             args or make_args(tmp_path),
             shapes.records,
             processing_class=processor,
@@ -112,10 +113,6 @@ def make_trainer(tiny_folder, processor, shapes, tmp_path):
         trainer.close()
 
 
-def spread(completions, **_):
-    return [float(number % 4) for number in range(len(completions))]
-
-
 def length(completion_ids, **_):
     return [len(ids) / 10 for ids in completion_ids]
 
@@ -128,14 +125,6 @@ def give_completions(trainer, tokenizer):
         [table[row % len(table)] for row in range(len(ids))],
         None,
     )
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def weights_of(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
 @pytest.fixture
@@ -222,7 +211,7 @@ def test_sampling(make_trainer, tmp_path, processor, shared_prefix):
 
     def spy(completion_ids, **_):
         seen.extend(completion_ids)
-        return spread(completion_ids)
+        return spread_reward(completion_ids)
 
     args = make_args(
         tmp_path,
@@ -257,10 +246,10 @@ def test_completions_are_logged(make_trainer, tmp_path, capsys):
         tmp_path, log_completions=True, num_completions_to_print=1, log_unique_prompts=True,
         max_steps=1,
     )  # fmt: skip
-    make_trainer(args).train()
+    make_trainer(args, [spread_reward]).train()
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(tmp_path / "completions" / "completions_00001.parquet")
-    assert table["spread"].to_pylist() == [0, 1, 2, 3]
+    assert table["spread_reward"].to_pylist() == [0, 1, 2, 3]
     assert [prompt[0]["role"] for prompt in table["prompt"].to_pylist()] == ["user"] * 4
     assert "Click on" in capsys.readouterr().out
 
