@@ -144,9 +144,10 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             self._file.write([END])
             sha256 = self._file.finish()
             commit(self._file.raw, self._temp, self.path)
-            index = ShardIndex.from_entries(self._entries, self.num_bytes)
-            write_indexes(self.path, index, end)
-            self._info = ShardInfo(self.path.name, len(index), self.num_bytes, sha256)
+            index = ShardIndex.from_entries(self._entries, self.num_bytes, sha256)
+            check_value = write_indexes(self.path, index, end)
+            name = self.path.name
+            self._info = ShardInfo(name, len(index), self.num_bytes, sha256, check_value)
         return self._info
 
     def close_into(self, store: Store) -> ShardInfo:
