@@ -8,7 +8,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -287,14 +287,13 @@ def _num_frames(image: Image.Image) -> int:
     if image.format != "TIFF":
         return int(getattr(image, "n_frames", 1))
     # Pillow's own count takes time by the square of the number.
-    for number in range(1, _MAX_FRAMES):
-        try:
-            image.seek(number)
-        except EOFError:
-            image.seek(0)
-            return number
+    num_frames = 1
+    with suppress(EOFError):
+        while num_frames < _MAX_FRAMES:
+            image.seek(num_frames)
+            num_frames += 1
     image.seek(0)
-    return _MAX_FRAMES
+    return num_frames
 
 
 def _orientation(image: Image.Image) -> int:

@@ -44,6 +44,10 @@ def replace_files(target, source, *names):
         (target / "new").replace(target / name)
 
 
+def read_epoch(loader, epoch):
+    return [loader.get(epoch, batch) for batch in range(loader.stream.num_batches)]
+
+
 def read_all(folder, **changes):
     with PromptLoader(make_stream(folder, **changes), lambda samples: samples) as loader:
         return [sample for batch in loader for sample in batch]
@@ -97,8 +101,7 @@ def test_a_shard_and_its_index_replaced_in_mid_run(sets, is_older):
             replace_files(ours, theirs, path.name)
         stream.sources[0]._store._open_files.clear()  # a second has gone by
         with pytest.raises(ShardFormatError, match=r"foreign_index: .*shard-\d+\.tar"):
-            for batch in range(stream.num_batches):
-                loader.get(1, batch)
+            read_epoch(loader, 1)
 
 
 def test_a_tar_alone_replaced_in_mid_run(sets):
@@ -109,8 +112,7 @@ def test_a_tar_alone_replaced_in_mid_run(sets):
         replace_files(ours, theirs, SHARD)
         stream.sources[0]._store._open_files.clear()
         with pytest.raises(BadSamplesError) as caught:
-            for batch in range(stream.num_batches):
-                loader.get(1, batch)
+            read_epoch(loader, 1)
     assert f"{ours}: {SHARD} sample " in str(caught.value)
     assert "one of 3 bad samples of that shard" in str(caught.value)
     assert "shard-builder verify" in str(caught.value)
