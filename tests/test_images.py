@@ -170,7 +170,7 @@ def test_an_animation_cut_anywhere_is_one_image_error(kind):
     data = animation(kind)
     outcomes = {outcome(data[:end]) for end in range(1, len(data), max(1, len(data) // 400))}
     assert outcomes <= {"read", "image_unreadable", "image_truncated"}
-    assert len(outcomes) > 1
+    assert outcomes & {"image_unreadable", "image_truncated"}
 
 
 def outcome(data):

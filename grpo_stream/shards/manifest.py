@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,9 @@ __all__ = ["MANIFEST_NAME", "MANIFEST_VERSION", "Manifest", "ShardInfo"]
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
+_GZIP = b"\x1f\x8b"
+_MAX_WORDS = 300
+_AS_WEIGHT = re.compile(r"(\w+://.+)=([0-9./]+)")  # a URL that ends as if a weight were meant
 _READ_VERSIONS = (1, 2)
 _DIGEST_VERSION = 1  # of the lines that the digest is over, so equal content keeps its name
 
@@ -111,7 +115,11 @@ class Manifest:
             raw, table = _parse(data)
             version = raw["version"]
         except (ValueError, RecursionError, TypeError, KeyError) as error:
-            raise ManifestError(f"{MANIFEST_NAME} is no manifest: {error!r}") from error
+            if data[:2] == _GZIP:
+                detail = "it is compressed: it must be stored, and sent, as plain JSON"
+            else:
+                detail = f"{type(error).__name__}: {str(error)[:_MAX_WORDS]}"
+            raise ManifestError(f"{MANIFEST_NAME} is no manifest: {detail}") from error
         if version not in _READ_VERSIONS:
             raise ManifestError(
                 f"{MANIFEST_NAME} has version {version!r}, this program reads versions 1 to "
@@ -127,7 +135,9 @@ class Manifest:
                 rejects=dict(raw["rejects"]),
             )
         except (TypeError, KeyError, ValueError) as error:
-            raise ManifestError(f"{MANIFEST_NAME}: missing or wrong field: {error!r}") from error
+            raise ManifestError(
+                f"{MANIFEST_NAME}: missing or wrong field: {str(error)[:_MAX_WORDS]}"
+            ) from error
         if _has_twice(manifest.shards):
             raise ManifestError(f"{MANIFEST_NAME} names a shard twice")
         if raw.get("digest", manifest.digest) != manifest.digest:
@@ -160,11 +170,17 @@ class Manifest:
             raise ManifestError(
                 f"{store.url}: no manifest, no data set: run shard-builder build (or, on tars that "
                 f"others made, index) and give the folder that holds {MANIFEST_NAME}"
+                f"{_weight_hint(store.url)}"
             ) from error
 
     def save(self, store: Store) -> None:
         """Writes the manifest; the last act of a build, after every shard and index."""
         store.write(MANIFEST_NAME, self.to_json())
+
+
+def _weight_hint(url: str) -> str:
+    found = _AS_WEIGHT.fullmatch(url)
+    return "" if found is None else f"; if {found[2]} is its weight, write {found[2]}:{found[1]}"
 
 
 def _parse(data: bytes) -> tuple[Any, ShardTable | None]:

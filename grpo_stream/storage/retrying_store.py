@@ -1,8 +1,8 @@
 """Stores whose reads survive what another try may get over."""
 
 import os
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, TypeVar
 
 from grpo_stream.errors import StoreError
 from grpo_stream.storage.blobs import Data, Range, neighbours
@@ -19,6 +19,9 @@ __all__ = [
     "RetryRules",
     "open_patient",
 ]
+
+
+_Result = TypeVar("_Result")
 
 
 class PatientStore:
@@ -51,7 +54,9 @@ class PatientStore:
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
-        data = self._patience.run(lambda: self._inner.read_range(name, offset, num_bytes))
+        data = self._patience.run(
+            lambda: _twice(lambda: self._inner.read_range(name, offset, num_bytes))
+        )
         self.counters.add(num_bytes=num_bytes)
         return data
 
@@ -66,7 +71,7 @@ class PatientStore:
             try:
                 found = self._inner.read_ranges(name, ranges)
             except StoreError as error:
-                if error.cause not in TRANSIENT_CAUSES:
+                if error.cause not in TRANSIENT_CAUSES | {"range_ignored"}:
                     self.counters.add(num_requests=len(runs), num_failures=1)
                     raise
                 self.counters.add(num_requests=len(runs))
@@ -118,9 +123,22 @@ class PatientStore:
         return self._inner.walk(prefix)
 
     def _read_run(self, name: str, run: Sequence[Range]) -> Sequence[Data]:
-        found = self._patience.run(lambda: self._inner.read_ranges(name, run))
+        found = self._patience.run(lambda: _twice(lambda: self._inner.read_ranges(name, run)))
         self.counters.add(num_bytes=sum(size for _, size in run))
         return found
+
+
+def _twice(read: Callable[[], _Result]) -> _Result:
+    """What ``read`` gives, asked once more where the server sent all for a range.
+
+    One server of many behind a name, or a cache on the way, may do so now and then.
+    """
+    try:
+        return read()
+    except StoreError as error:
+        if error.cause != "range_ignored":
+            raise
+        return read()
 
 
 def open_patient(
