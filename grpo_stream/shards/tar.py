@@ -150,19 +150,23 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             self._info = ShardInfo(name, len(index), self.num_bytes, sha256, check_value)
         return self._info
 
-    def close_into(self, store: Store) -> ShardInfo:
+    def close_into(self, store: Store) -> tuple[ShardInfo, dict[str, str]]:
         """Closes, and moves the files to ``store`` unless that is a folder: then they are in it.
+
+        Returns:
+            The shard, and the tag of each file that was put into a bucket, by name.
 
         Raises:
             StoreError: a file cannot be put there.
         """
         info = self.close()
+        tags = {}
         if not isinstance(store, LocalStore):
             for name in shard_files(info.name):
                 path = self.path.with_name(name)
-                store.put_file(name, path)
+                tags[name] = store.put_file(name, path)
                 path.unlink()
-        return info
+        return info, tags
 
     def discard(self) -> None:
         """Drops what was written; nothing happens after :meth:`close`."""

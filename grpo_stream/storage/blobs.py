@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from grpo_stream.errors import StoreError
 
@@ -24,6 +24,14 @@ Range = tuple[int, int]
 
 Data = bytes | memoryview
 """What was read: a view where it is in memory that is not Python's."""
+
+
+class Listed(NamedTuple):
+    """A blob as a listing tells of it."""
+
+    num_bytes: int
+    tag: str
+    """The provider's ETag, which changes with the content; empty where there is none."""
 
 
 def check_name(name: str, url: str) -> str:

@@ -65,6 +65,8 @@ def cause_of(error: Exception, otherwise: str) -> str:
         return "forbidden"
     if 400 <= status < 500 and _BAD_CREDENTIALS.search(text):
         return "forbidden"
+    if kind == "AlreadyExistsError":
+        return "exists"
     if kind == "PreconditionError":
         return "changed"
     if status == 416:

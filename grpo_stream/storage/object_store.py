@@ -16,6 +16,7 @@ from grpo_stream.printable import has_user, mask_secrets
 from grpo_stream.storage.ask_server import address_of, other_host, retry_after_seconds
 from grpo_stream.storage.blobs import (
     Data,
+    Listed,
     Range,
     check_length,
     check_name,
@@ -150,7 +151,19 @@ class ObjectStore:
         """See :meth:`Store.write`; a put is atomic on every object store."""
         self._call("unwritable", name, lambda c, n: self._obstore.put(c, n, data))
 
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+    def write_new(self, name: str, data: bytes) -> bool:
+        """See :meth:`Store.write_new`; ``If-None-Match: *``."""
+        try:
+            self._call(
+                "unwritable", name, lambda c, n: self._obstore.put(c, n, data, mode="create")
+            )
+        except StoreError as error:
+            if error.cause != "exists":
+                raise
+            return False
+        return True
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> str:
         """See :meth:`Store.put_file`.
 
         Files above 8 MiB go in parts of that size, or larger for more than 80 GB, four at a time.
@@ -161,7 +174,7 @@ class ObjectStore:
             num_bytes = Path(path).stat().st_size
         except OSError as error:
             raise store_error("unreadable", str(path), name, error) from error
-        self._call(
+        put = self._call(
             "unwritable",
             name,
             lambda c, n: self._obstore.put(
@@ -173,6 +186,7 @@ class ObjectStore:
                 max_concurrency=_PARTS_IN_FLIGHT,
             ),
         )
+        return _tag(put)
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
@@ -202,10 +216,14 @@ class ObjectStore:
 
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`; plain web servers cannot list (cause ``unreadable``)."""
+        return {name: found.num_bytes for name, found in self.listing().items()}
+
+    def listing(self) -> dict[str, Listed]:
+        """See :meth:`Store.listing`; plain web servers cannot list (cause ``unreadable``)."""
         found = self._call(
             "unreadable", None, lambda c, _: self._obstore.list_with_delimiter(c)["objects"]
         )
-        return {entry["path"]: entry["size"] for entry in found}
+        return {entry["path"]: Listed(entry["size"], _tag(entry)) for entry in found}
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`; plain web servers cannot list (cause ``unreadable``)."""
@@ -382,6 +400,10 @@ def _sends_secrets(url: str, client: Any) -> bool:
         return False
     # Keys alone sign a request for one host; a temporary key, or a role's, has a token beside it.
     return "AWS_SESSION_TOKEN" in os.environ or "AWS_ACCESS_KEY_ID" not in os.environ
+
+
+def _tag(meta: Any) -> str:
+    return str(meta.get("e_tag") or "").strip('"')
 
 
 def _literal(url: str) -> str:

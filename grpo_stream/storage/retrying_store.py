@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO, TypeVar
 
 from grpo_stream.errors import StoreError
-from grpo_stream.storage.blobs import Data, Range, neighbours
+from grpo_stream.storage.blobs import Data, Listed, Range, neighbours
 from grpo_stream.storage.error_causes import TRANSIENT_CAUSES
 from grpo_stream.storage.object_store import ObjectStore
 from grpo_stream.storage.retry_policy import Patience, ReadCounters, ReadCounts, RetryRules
@@ -102,9 +102,13 @@ class PatientStore:
         """See :meth:`Store.write`."""
         self._inner.write(name, data)
 
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+    def write_new(self, name: str, data: bytes) -> bool:
+        """See :meth:`Store.write_new`."""
+        return self._inner.write_new(name, data)
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> str:
         """See :meth:`Store.put_file`."""
-        self._inner.put_file(name, path)
+        return self._inner.put_file(name, path)
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
@@ -117,6 +121,10 @@ class PatientStore:
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`."""
         return self._inner.sizes()
+
+    def listing(self) -> dict[str, Listed]:
+        """See :meth:`Store.listing`."""
+        return self._inner.listing()
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`."""

@@ -6,7 +6,7 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.storage.blobs import Data, Range
+from grpo_stream.storage.blobs import Data, Listed, Range
 from grpo_stream.storage.local_store import LocalStore
 from grpo_stream.storage.object_store import ObjectStore
 
@@ -20,9 +20,10 @@ class Store(Protocol):
 
     All methods raise StoreError. Its causes: ``not_found``; ``short_read`` (a blob that ends
     before the range does); ``bad_name`` (a name that leaves the store); ``forked``; of object
-    stores ``forbidden``, ``range_ignored``, ``changed`` (replaced while it was read),
-    ``unavailable``, ``timed_out`` and ``broken_off``, the last three of which another try may get
-    over; else ``unreadable`` and ``unwritable``.
+    stores ``no_bucket``, ``forbidden``, ``redirected`` (to a host that must not see secrets),
+    ``range_ignored``, ``changed`` (replaced while it was read), ``unavailable``, ``timed_out`` and
+    ``broken_off``, the last three of which another try may get over; else ``unreadable`` and
+    ``unwritable``.
     """
 
     @property
@@ -52,8 +53,18 @@ class Store(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Writes or replaces a blob; readers see the old content or the new one, never a part."""
 
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
-        """As :meth:`write`, with the content of the local file ``path``, in bounded memory."""
+    def write_new(self, name: str, data: bytes) -> bool:
+        """As :meth:`write`, but only where there is no blob of that name; whether it was written.
+
+        Of several that try at once one writes, wherever the provider knows conditional puts.
+        """
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> str:
+        """As :meth:`write`, with the content of the local file ``path``, in bounded memory.
+
+        Returns:
+            What :meth:`listing` will call its ``tag``, mostly; empty where there is none.
+        """
 
     def delete(self, name: str) -> None:
         """Removes a blob; one that is not there is no error."""
@@ -69,6 +80,9 @@ class Store(Protocol):
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of each blob at the top of the store, by name; one listing."""
+
+    def listing(self) -> dict[str, Listed]:
+        """Size and tag of each blob at the top of the store, by name; one listing."""
 
     def walk(self, prefix: str = "") -> list[str]:
         """Names of all blobs below the folder ``prefix`` (all of the store), sorted.

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from grpo_stream.errors import ConfigError, RecordError, StoreError
+from grpo_stream.storage.atomic_files import open_reading
 from grpo_stream.storage.object_store import ObjectStore
 from grpo_stream.storage.store import open_store
 
@@ -117,7 +118,7 @@ class ChunkReader:
 
 def _open(name: str, query: str) -> BinaryIO:
     if not is_remote(name):
-        return open(local_path(name), "rb")  # noqa: PTH123 - the caller closes it
+        return open_reading(local_path(name), _READ_BYTES)
     folder, _, file_name = name.rpartition("/")
     if name.startswith(("http://", "https://")):
         file_name = unquote(file_name)  # obstore quotes it again
