@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.storage.atomic_files import (
     atomic_writer,
     open_reading,
@@ -16,10 +18,28 @@ from grpo_stream.storage.atomic_files import (
     write_atomic,
 )
 from grpo_stream.storage.blobs import Listed, Range, check_length, check_name, store_error
+from grpo_stream.storage.store_protocol import CLOUD_SCHEMES
 
 _STREAM_BUFFER_BYTES = 2**20
 _MAX_OPEN_FILES = 64
 _CHECK_SECONDS = 1.0
+
+
+def open_folder(text: str) -> "LocalStore":
+    """The folder that a path or a ``file://`` URL names.
+
+    Raises:
+        ConfigError: it has another scheme, or is empty.
+    """
+    scheme = text.partition(":")[0] if ":" in text.partition("/")[0] else ""
+    if scheme == "":
+        if not text:
+            raise ConfigError("url", text, "must name a folder or bucket, for example out/shards")
+        return LocalStore(text)
+    if scheme == "file":
+        return LocalStore(unquote(urlsplit(text).path))
+    known = ", ".join(f"{known}://" for known in ("file", *CLOUD_SCHEMES))
+    raise ConfigError("url", text, f"must be a folder or start with {known}; for example ./shards")
 
 
 class _OpenFile:

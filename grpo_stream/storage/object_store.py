@@ -57,9 +57,9 @@ class ObjectStore:
             ``https://host/folder``. Credentials and endpoints come from the provider's
             environment variables, which ``docs/storage.md`` lists; an endpoint may be plain http.
         client: An obstore store to use in place of the one that ``url`` names.
-        patience: Time-outs of each request, and how a stream that broke off is resumed. Every call
-            is then one request that is not repeated: that is PatientStore's part. By default
-            obstore repeats requests by its own rules.
+        patience: Time-outs of each request, and how a stream that broke off is resumed. Each read
+            is then one request that is not repeated: that is PatientStore's part. What is written,
+            and all without it, obstore repeats by its own rules.
 
     Raises:
         ConfigError: obstore is not installed or refuses the URL.
@@ -82,17 +82,21 @@ class ObjectStore:
         self._url = mask_secrets(url)
         self._obstore = obstore
         self._check_process()
+        make = None
         try:
             if client is None:
-                client = from_url(_literal(url), **_options(url, patience))
+                make = partial(from_url, _literal(url))
+                client = make(**_options(url, patience))
         except (obstore.exceptions.BaseError, ValueError) as error:
             expected = f"obstore refuses it ({first_line(error)}); {_hint(url)}"
             raise ConfigError("url", url, expected) from error
-        self._client = client
+        self._client = self._writer = client
         self._address = url  # with its query: for requests, never for messages
         self._may_be_sent_on = _sends_secrets(url, client)
         self._ask_from = 0.0
         self._patience = patience
+        if patience is not None and make is not None:
+            self._writer = make(**_options(url, None))
         self._is_web = isinstance(client, HTTPStore)
 
     @property
@@ -103,7 +107,7 @@ class ObjectStore:
     def read(self, name: str) -> bytes:
         """See :meth:`Store.read`; a large object is read as a stream is."""
         response = self._get(name, None)
-        if response.meta["size"] > _PART_BYTES:
+        if response.meta["size"] > _STREAM_CHUNK_BYTES:
             return b"".join(self._chunks(name, response))
         return bytes(self._call("unreadable", name, lambda _c, _n: response.bytes()))
 
@@ -292,7 +296,8 @@ class ObjectStore:
         if self._may_be_sent_on and name is not None:
             self._check_host(name)
         try:
-            return action(self._client, None if name is None else check_name(name, self.url))
+            client = self._writer if cause == "unwritable" else self._client
+            return action(client, None if name is None else check_name(name, self.url))
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             found = cause_of(error, cause)
             if cause == "unwritable" and found not in ("not_found", "no_bucket", "exists"):

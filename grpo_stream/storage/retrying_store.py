@@ -7,9 +7,10 @@ from typing import BinaryIO, TypeVar
 from grpo_stream.errors import StoreError
 from grpo_stream.storage.blobs import Data, Listed, Range, neighbours
 from grpo_stream.storage.error_causes import TRANSIENT_CAUSES
+from grpo_stream.storage.local_store import open_folder
 from grpo_stream.storage.object_store import ObjectStore
 from grpo_stream.storage.retry_policy import Patience, ReadCounters, ReadCounts, RetryRules
-from grpo_stream.storage.store import Store, is_object_store, open_store
+from grpo_stream.storage.store_protocol import Store, is_object_store
 
 __all__ = [
     "Patience",
@@ -28,8 +29,8 @@ class PatientStore:
     """A store that reads through :meth:`Patience.run`. See :class:`~.store.Store`.
 
     Reads, sizes and the opening of a stream are tried again for the causes in
-    :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline; all other
-    causes are raised at once. Listings and writes are passed on as they are.
+    :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline, listings too;
+    all other causes are raised at once. Writes are passed on as they are.
 
     Args:
         inner: Where to read.
@@ -116,19 +117,19 @@ class PatientStore:
 
     def list_names(self) -> list[str]:
         """See :meth:`Store.list_names`."""
-        return self._inner.list_names()
+        return self._patience.run(self._inner.list_names)
 
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`."""
-        return self._inner.sizes()
+        return self._patience.run(self._inner.sizes)
 
     def listing(self) -> dict[str, Listed]:
         """See :meth:`Store.listing`."""
-        return self._inner.listing()
+        return self._patience.run(self._inner.listing)
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`."""
-        return self._inner.walk(prefix)
+        return self._patience.run(lambda: self._inner.walk(prefix))
 
     def _read_run(self, name: str, run: Sequence[Range]) -> Sequence[Data]:
         found = self._patience.run(lambda: _twice(lambda: self._inner.read_ranges(name, run)))
@@ -156,9 +157,8 @@ def open_patient(
 ) -> PatientStore:
     """The store that a path or URL names, for reading over a network that fails.
 
-    In contrast to :func:`~grpo_stream.storage.store.open_store`, where obstore tries again by its
-    own rules (10 times in at most 3 minutes) and tells nobody, each try is one request here, with
-    the time-outs of ``rules``. A folder is read as it is; its reads are counted.
+    As :func:`~grpo_stream.storage.store.open_store`, by rules of the caller's own: each try is one
+    request, with the time-outs of ``rules``. A folder is read as it is; its reads are counted.
 
     Args:
         url: As for ``open_store``.
@@ -170,5 +170,5 @@ def open_patient(
     """
     patience = Patience(rules, counters)
     text = os.fspath(url)
-    inner = ObjectStore(text, patience=patience) if is_object_store(text) else open_store(text)
+    inner = ObjectStore(text, patience=patience) if is_object_store(text) else open_folder(text)
     return PatientStore(inner, patience)
