@@ -11,7 +11,7 @@ from grpo_stream.storage.store_protocol import Store, is_object_store
 __all__ = ["LocalStore", "ObjectStore", "Store", "is_object_store", "open_store"]
 
 BUILDER_RULES = RetryRules(
-    deadline_seconds=180.0, stall_timeout_seconds=30.0, request_timeout_seconds=60.0
+    retry_deadline_seconds=180.0, stall_timeout_seconds=30.0, request_timeout_seconds=60.0
 )
 """How long a build waits for a server: longer than a run does, which has a cluster waiting."""
 

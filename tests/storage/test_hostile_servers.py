@@ -11,13 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from benchmarks.servers.object_server import client_environment
 from grpo_stream.errors import ConfigError, ManifestError, StoreError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.storage.retrying_store import open_patient
 from grpo_stream.storage.store import open_store
-from tests.shards.faulty_server import RULES, faulty_server
-from tests.shards.s3_server import s3_environment
+from tests.storage.fault_rules import RULES
 
 pytest.importorskip("obstore")
 
@@ -82,7 +82,7 @@ def s3(monkeypatch):
     """Opens ``s3://bucket/set`` at a scripted server."""
 
     def opened(server, rules=HASTY, **more):
-        for name, value in (s3_environment(server.url) | more).items():
+        for name, value in (client_environment(server.url) | more).items():
             monkeypatch.setenv(name, value)
         return open_patient("s3://bucket/set", rules)
 
@@ -122,7 +122,7 @@ def test_a_missing_bucket_is_not_a_missing_manifest(monkeypatch):
     moto.start()
     try:
         endpoint = f"http://127.0.0.1:{moto.get_host_and_port()[1]}"
-        for name, value in s3_environment(endpoint).items():
+        for name, value in client_environment(endpoint).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(StoreError, match=r"no_bucket: s3://never-made/set.*see its name"):
             Manifest.load(open_store("s3://never-made/set"))
@@ -235,15 +235,13 @@ def test_a_redirect_without_secrets_is_followed():
 
 
 @pytest.mark.parametrize("num_objects", [1, 3])
-def test_one_whole_object_for_a_range_is_asked_again(num_objects):
-    with faulty_server() as server:
-        server.objects["bucket/set/x"] = bytes(range(256)) * 40
-        store = open_patient(f"{server.url}/bucket/set", RULES)
-        server.faults = ["no_range"]
-        ranges = [(1000 * n, 100) for n in range(num_objects)]
-        found = store.read_ranges("x", ranges)
-        data = server.objects["bucket/set/x"]
-        assert [bytes(one) for one in found] == [data[a : a + n] for a, n in ranges]
+def test_one_whole_object_for_a_range_is_asked_again(server, num_objects):
+    server.objects["bucket/set/x"] = data = bytes(range(256)) * 40
+    store = open_patient(f"{server.url}/bucket/set", RULES)
+    server.faults = ["no_range"]
+    ranges = [(1000 * n, 100) for n in range(num_objects)]
+    found = store.read_ranges("x", ranges)
+    assert [bytes(one) for one in found] == [data[a : a + n] for a, n in ranges]
 
 
 def test_users_in_urls_are_refused_and_not_shown():
@@ -270,7 +268,7 @@ def test_a_signature_is_sent_and_never_shown():
 )
 def test_a_bucket_s_names_are_what_they_are_in_every_part(monkeypatch, folder, path):
     with scripted(lambda *_: (200, {}, b"data")) as server:
-        for name, value in s3_environment(server.url).items():
+        for name, value in client_environment(server.url).items():
             monkeypatch.setenv(name, value)
         open_store(f"s3://bucket/{folder}").read(f"{folder}.x")
         assert server.seen[-1][1] == f"/bucket/{path}/{path}.x"
@@ -278,7 +276,7 @@ def test_a_bucket_s_names_are_what_they_are_in_every_part(monkeypatch, folder, p
 
 def test_requester_pays(monkeypatch):
     with scripted(lambda *_: (200, {}, b"data")) as server:
-        for name, value in s3_environment(server.url).items():
+        for name, value in client_environment(server.url).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("AWS_REQUEST_PAYER", "true")
         open_store("s3://bucket/set").read("x")

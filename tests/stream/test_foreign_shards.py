@@ -78,13 +78,13 @@ def test_an_index_of_the_same_tar_but_not_the_manifest_s(sets):
         read_all(ours)
 
 
-@pytest.mark.parametrize("num_threads", [0, 2])
-def test_a_damaged_index_stops_the_run_and_names_its_shard(sets, num_threads):
+@pytest.mark.parametrize("num_reader_threads", [0, 2])
+def test_a_damaged_index_stops_the_run_and_names_its_shard(sets, num_reader_threads):
     ours, _ = sets
     path = ours / index_name(SHARD)
     path.write_bytes(path.read_bytes()[:-9] + bytes(9))
     with pytest.raises(ShardFormatError, match=rf"bad_index: {SHARD}\.index"):
-        read_all(ours, num_threads=num_threads)
+        read_all(ours, num_reader_threads=num_reader_threads)
 
 
 @pytest.mark.parametrize("is_older", [False, True])

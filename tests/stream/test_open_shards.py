@@ -7,7 +7,6 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.stream.config import CacheSettings
 from grpo_stream.stream.open_shards import open_shards, parse_shards
 from grpo_stream.stream.sources import ShardSource
-from tests.shards.faulty_server import faulty_server
 from tests.stream.support import write_numbered_set
 
 
@@ -101,6 +100,6 @@ class TestOpen:
         assert len(closed) == 3
 
 
-def test_a_url_that_ends_as_if_a_weight_were_meant():
-    with faulty_server() as server, pytest.raises(ManifestError, match=r"write 2024:http"):
+def test_a_url_that_ends_as_if_a_weight_were_meant(server):
+    with pytest.raises(ManifestError, match=r"write 2024:http"):
         open_shards([f"{server.url}/set/year=2024"])
