@@ -237,6 +237,31 @@ class PromptStream:
         if not isinstance(outcome, Exception):
             return self._counted(outcome)
         self._count_bad(one.place, outcome)
+        return self._stand_in(one)
+
+    def stand_in(self, one: SlotPlace, key: str, error: Exception) -> StreamSample:
+        """Another sample for one that was read, and that a batch cannot be made of.
+
+        Args:
+            one: The slot.
+            key: Of what it delivered: its own sample, or a stand-in.
+            error: What was thrown at that.
+
+        Raises:
+            BadSamplesError: as :meth:`settle`.
+        """
+        cause = error.cause if isinstance(error, _DAMAGED) else "not_collated"
+        detail = error.detail if isinstance(error, _DAMAGED) else f"{type(error).__name__}: {error}"
+        # What a slot delivers is the first of its candidates that is not known to be bad.
+        stand_ins = self.plan.stand_ins(one.epoch, one.batch_index, one.slot, _MAX_STAND_INS)
+        candidates = (place for place in (one.place, *_as_places(stand_ins)))
+        place = next(place for place in candidates if place not in self._bad)
+        with self._lock:
+            self.counters.num_samples -= 1
+        self._count_bad(place, RecordError(cause, f"key={key!r}: {detail}"))
+        return self._stand_in(one)
+
+    def _stand_in(self, one: SlotPlace) -> StreamSample:
         stand_ins = self.plan.stand_ins(one.epoch, one.batch_index, one.slot, _MAX_STAND_INS)
         for place in _as_places(stand_ins):
             other = one._replace(place=place)
