@@ -342,8 +342,8 @@ class PromptLoader(Generic[T]):
             raise  # the settings' fault, or the machine's
         except Exception:
             errors = list(map(self._thrown_at, samples))
-            if not any(errors):
-                raise
+            if not any(errors) or (all(errors) and len(samples) > 1):
+                raise  # the fault is not in single samples
         others = [
             sample if error is None else self.stream.stand_in(slot, sample.key, error)
             for slot, sample, error in zip(slots, samples, errors, strict=True)

@@ -258,8 +258,12 @@ class PromptStream:
         place = next(place for place in candidates if place not in self._bad)
         with self._lock:
             self.counters.num_samples -= 1
-        self._count_bad(place, RecordError(cause, f"key={key!r}: {detail}"))
-        return self._stand_in(one)
+        told = RecordError(cause, f"key={key!r}: {detail}")
+        self._count_bad(place, told)
+        try:
+            return self._stand_in(one)
+        except BadSamplesError as none_left:
+            raise BadSamplesError(f"{none_left}; at last {told}") from error
 
     def _stand_in(self, one: SlotPlace) -> StreamSample:
         stand_ins = self.plan.stand_ins(one.epoch, one.batch_index, one.slot, _MAX_STAND_INS)

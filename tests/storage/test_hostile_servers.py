@@ -14,6 +14,7 @@ import pytest
 from benchmarks.servers.object_server import client_environment
 from grpo_stream.errors import ConfigError, ManifestError, StoreError
 from grpo_stream.shards.manifest import Manifest
+from grpo_stream.storage import store as store_module
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.storage.retrying_store import open_patient
 from grpo_stream.storage.store import open_store
@@ -281,3 +282,37 @@ def test_requester_pays(monkeypatch):
         monkeypatch.setenv("AWS_REQUEST_PAYER", "true")
         open_store("s3://bucket/set").read("x")
         assert server.seen[-1][2].get("x-amz-request-payer") == "requester"
+
+
+class Dripping(_Handler):
+    """Sends its objects, a byte now and then."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.send_header("Last-Modified", formatdate(0, usegmt=True))
+        self.end_headers()
+        while not self.server.closing.wait(0.1):
+            try:
+                self.wfile.write(b"x")
+            except OSError:
+                return
+
+    do_HEAD = _Handler.do_HEAD  # noqa: N815 - the base class's spelling
+
+
+def test_a_server_that_sends_next_to_nothing_ends_a_build_s_reads(monkeypatch):
+    rules = RetryRules(0.01, 0.05, 2.0, stall_timeout_seconds=0.5, request_timeout_seconds=0.7)
+    monkeypatch.setattr(store_module, "BUILDER_RULES", rules)
+    with scripted(lambda *_: (200, {}, b"")) as server:
+        server.closing = threading.Event()
+        server.RequestHandlerClass = Dripping
+        store = open_store(f"{server.url}/set")
+        try:
+            for read in (store.read, lambda name: store.open_stream(name).read()):
+                started = time.monotonic()
+                with pytest.raises(StoreError, match="timed_out: .*given up after"):
+                    read("x")
+                assert time.monotonic() - started < 10
+        finally:
+            server.closing.set()

@@ -2,6 +2,7 @@ import threading
 
 import pytest
 
+from benchmarks.servers.object_server import ObjectServer
 from grpo_stream.errors import ConfigError, ManifestError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.stream.config import CacheSettings
@@ -100,6 +101,6 @@ class TestOpen:
         assert len(closed) == 3
 
 
-def test_a_url_that_ends_as_if_a_weight_were_meant(server):
-    with pytest.raises(ManifestError, match=r"write 2024:http"):
-        open_shards([f"{server.url}/set/year=2024"])
+def test_a_url_that_ends_as_if_a_weight_were_meant():
+    with ObjectServer() as empty, pytest.raises(ManifestError, match=r"write 2024:http"):
+        open_shards([f"{empty.url}/set/year=2024"])
