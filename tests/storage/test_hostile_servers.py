@@ -5,7 +5,7 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -34,6 +34,7 @@ class Scripted(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer
         self.seen = []
+        self.closing = threading.Event()
 
     @property
     def url(self):
@@ -292,11 +293,9 @@ class Dripping(_Handler):
         self.send_header("Content-Length", "100000")
         self.send_header("Last-Modified", formatdate(0, usegmt=True))
         self.end_headers()
-        while not self.server.closing.wait(0.1):
-            try:
+        with suppress(OSError):  # the client has had enough
+            while not self.server.closing.wait(0.1):
                 self.wfile.write(b"x")
-            except OSError:
-                return
 
     do_HEAD = _Handler.do_HEAD  # noqa: N815 - the base class's spelling
 
@@ -305,13 +304,12 @@ def test_a_server_that_sends_next_to_nothing_ends_a_build_s_reads(monkeypatch):
     rules = RetryRules(0.01, 0.05, 2.0, stall_timeout_seconds=0.5, request_timeout_seconds=0.7)
     monkeypatch.setattr(store_module, "BUILDER_RULES", rules)
     with scripted(lambda *_: (200, {}, b"")) as server:
-        server.closing = threading.Event()
         server.RequestHandlerClass = Dripping
         store = open_store(f"{server.url}/set")
         try:
             for read in (store.read, lambda name: store.open_stream(name).read()):
                 started = time.monotonic()
-                with pytest.raises(StoreError, match="timed_out: .*given up after"):
+                with pytest.raises(StoreError, match="timed_out: "):
                     read("x")
                 assert time.monotonic() - started < 10
         finally:
