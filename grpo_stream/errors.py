@@ -1,12 +1,18 @@
 """Every error that this project raises on purpose.
 
 A message names what was found, what was expected and what to do. Model output is data, never an
-error: see ``grpo_stream.grounding.answers``.
+error: see ``grpo_stream.grounding.answers``. No message shows a secret of a URL, or sends a control
+character to a terminal.
 """
+
+from grpo_stream.printable import printable
 
 
 class GrpoStreamError(Exception):
     """Base of all errors raised on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(GrpoStreamError, ValueError):
@@ -19,9 +25,10 @@ class ConfigError(GrpoStreamError, ValueError):
     """
 
     def __init__(self, field: str, value: object, expected: str) -> None:
+        expected = printable(expected)
         super().__init__(f"{field}={value!r}: {expected}")
         self.field = field
-        self.value = value
+        self.value = printable(value) if isinstance(value, str) else value
         self.expected = expected
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str]]:
@@ -32,6 +39,7 @@ class _CausedError(GrpoStreamError):
     """An error with a short fixed word (``cause``) for counting and a sentence for people."""
 
     def __init__(self, cause: str, detail: str) -> None:
+        detail = printable(detail)
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
         self.detail = detail
@@ -50,6 +58,9 @@ class RecordError(_CausedError):
 
 class StoreError(_CausedError):
     """A folder, file or object that cannot be read or written."""
+
+    retry_after_seconds = 0.0
+    """How long the server asked to be left alone."""
 
 
 class ManifestError(GrpoStreamError):

@@ -23,6 +23,8 @@ _PNG_NEUTRAL = frozenset(
 _PNG_TEXT = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 _PNG_TEXT_KEYS_OF_PILLOW = (b"exif\0", b"transparency\0")  # Pillow takes these for chunks
 _MAX_SEGMENTS = 200  # before the pixels; more is Pillow's
+MAX_SCANS = 100
+"""Scans of a JPEG; each goes over all pixels. Encoders write 10 to 60."""
 _EXIF_UNIT_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _EXIF_ORIENTATION = 0x0112
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -86,11 +88,22 @@ def has_end(data: bytes, image_format: str) -> bool:
     return True
 
 
+def has_many_scans(data: bytes, start: int | None = None) -> bool:
+    """Whether a JPEG has more than :data:`MAX_SCANS` scans, so that decoding it takes minutes.
+
+    Args:
+        data: The whole file. In pixel data 0xFF is followed by a zero or a restart marker, so the
+            marker that begins a scan (SOS) is none of them.
+        start: Where its first scan begins, where that is known.
+    """
+    return data.count(b"\xff\xda", _first_scan(data) if start is None else start) > MAX_SCANS
+
+
 def _jpeg(data: bytes) -> ImageInfo | None:
     size: Size | None = None
     num_components = 0
     orientation: int | None = 1
-    has_exif = has_xmp_orientation = False
+    has_exif = has_xmp_orientation = is_progressive = False
     position = 2
     for _ in range(_MAX_SEGMENTS):
         ff, marker, num_bytes = _SEGMENT(data, position)
@@ -117,6 +130,7 @@ def _jpeg(data: bytes) -> ImageInfo | None:
             if size is not None or data[start] != 8 or end != start + 6 + 3 * num_components:
                 return None
             size = Size(_U16(data, start + 3)[0], _U16(data, start + 1)[0])
+            is_progressive = marker == 0xC2
         elif marker == 0xDB:
             while start < end:  # tables of 8 or 16 bits
                 start += 65 if data[start] < 16 else 129
@@ -127,6 +141,9 @@ def _jpeg(data: bytes) -> ImageInfo | None:
                 return None
             if has_xmp_orientation:
                 return None  # Pillow reads it where EXIF gives none
+            is_single = data[start] == num_components and not is_progressive
+            if not is_single and has_many_scans(data, position):
+                return None
             return _info("JPEG", size, num_components != 4, orientation or 1)
         elif not 0xE0 <= marker <= 0xEF or (marker in (0xE0, 0xEE) and num_bytes < 14):
             return None

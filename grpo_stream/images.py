@@ -7,6 +7,8 @@ once between its file and the model.
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError
 from grpo_stream.flags import setting
-from grpo_stream.image_headers import ImageInfo, read_header
+from grpo_stream.image_headers import MAX_SCANS, ImageInfo, has_many_scans, read_header
 
 try:  # the fast JPEG decoder is an extra; its pixels equal Pillow's (tested)
     import simplejpeg
@@ -42,6 +44,8 @@ _UPRIGHT = {
 }  # EXIF orientation -> what makes the stored pixels upright
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _MAX_MULTIPLE = 1_000
+_MAX_FRAMES = 500  # that are counted in a TIFF
+_MAX_WORDS = 300  # of a decoder's own message
 _MAX_ASPECT_RATIO = 200  # transformers 5.23, qwen2_vl.smart_resize
 
 
@@ -77,14 +81,14 @@ def probe(data: bytes | memoryview, limits: ImageLimits = DEFAULT_LIMITS) -> Ima
 
     Raises:
         ImageError: causes ``image_empty``, ``image_unreadable``, ``image_too_large``,
-            ``image_too_small``, ``image_aspect_ratio``.
+            ``image_too_small``, ``image_aspect_ratio``, ``image_too_many_scans``.
     """
     data = bytes(data)
     info = read_header(data)
     if info is not None:
         _check_limits(info.size, limits)
         return info
-    with _open(data, limits) as image:
+    with _open(data, limits) as image, _one_error("image_unreadable", f"{image.format} header"):
         return _info(image)
 
 
@@ -111,7 +115,7 @@ def decode(
     pixels = _decode_plain_jpeg(data, info or probe(data, limits))
     if pixels is not None:
         return pixels
-    with _load(data, limits) as image:
+    with _load(data, limits) as image, _one_error("image_truncated", f"{image.format} pixel data"):
         upright = _UPRIGHT.get(_orientation(image))
         return np.asarray(_to_rgb(image if upright is None else image.transpose(upright)))
 
@@ -204,16 +208,16 @@ def _decode_plain_jpeg(data: bytes, info: ImageInfo) -> Pixels | None:
         return None
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
-    except ValueError:
-        return None  # damaged or unusual: Pillow decides, with its own message
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - damaged or unusual: Pillow decides, with its own message
+        return None
 
 
 def _load(data: bytes, limits: ImageLimits) -> Image.Image:
     image = _open(data, limits)
-    try:
+    with _one_error("image_truncated", f"{image.format} pixel data"):
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError("image_truncated", f"{image.format} pixel data: {error}") from error
     return image
 
 
@@ -221,16 +225,35 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise ImageError("image_empty", "0 bytes")
     try:
-        with warnings.catch_warnings():
+        with _one_error("image_unreadable", "header"), warnings.catch_warnings():
             # Pillow's own bomb limit is replaced by ours, which is checked just below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("image_too_large", str(error)) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
         raise ImageError("image_unreadable", "not an image that Pillow knows") from error
     _check_limits(Size(*image.size), limits)
+    if image.format == "JPEG" and has_many_scans(data):
+        detail = f"a JPEG of more than {MAX_SCANS} scans takes minutes to decode"
+        raise ImageError("image_too_many_scans", detail)
     return image
+
+
+@contextmanager
+def _one_error(cause: str, what: str) -> Iterator[None]:
+    """Whatever a decoder throws at damaged bytes becomes an ImageError of this cause.
+
+    Pillow's plug-ins raise IndexError, struct.error, AssertionError, TypeError and others; what
+    names its cause already, and a machine without memory, pass.
+    """
+    try:
+        yield
+    except (ImageError, MemoryError, UnidentifiedImageError, Image.DecompressionBombError):
+        raise
+    except Exception as error:
+        words = str(error) or type(error).__name__
+        raise ImageError(cause, f"{what}: {words[:_MAX_WORDS]}") from error
 
 
 def _check_limits(size: Size, limits: ImageLimits) -> None:
@@ -248,8 +271,8 @@ def _check_limits(size: Size, limits: ImageLimits) -> None:
 def _info(image: Image.Image) -> ImageInfo:
     orientation = _orientation(image)
     width, height = image.size
-    num_frames = int(getattr(image, "n_frames", 1))
-    if orientation in _SWAPPED:
+    num_frames = _num_frames(image)
+    if orientation in _SWAPPED and image.format != "TIFF":  # Pillow has turned a TIFF's already
         width, height = height, width
     is_plain = (
         image.mode in ("RGB", "L")
@@ -258,6 +281,19 @@ def _info(image: Image.Image) -> ImageInfo:
         and "transparency" not in image.info
     )
     return ImageInfo(str(image.format), Size(width, height), is_plain, num_frames)
+
+
+def _num_frames(image: Image.Image) -> int:
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1))
+    # Pillow's own count takes time by the square of the number.
+    num_frames = 1
+    with suppress(EOFError):
+        while num_frames < _MAX_FRAMES:
+            image.seek(num_frames)
+            num_frames += 1
+    image.seek(0)
+    return num_frames
 
 
 def _orientation(image: Image.Image) -> int:
@@ -269,8 +305,10 @@ def _orientation(image: Image.Image) -> int:
         exif = Image.Exif()
         exif.load(image.info.get("exif", b""))
         return int(exif.get(_EXIF_ORIENTATION, 1))
-    except (SyntaxError, ValueError, OSError, KeyError, TypeError):
-        return 1  # damaged EXIF says nothing; the pixels stand as they are
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - damaged EXIF says nothing; the pixels stand as they are
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 import io
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from grpo_stream import images
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ImageError
+from grpo_stream.image_headers import ImageInfo
 from grpo_stream.images import ImageLimits, ResizeRule, check_pixels, decode, probe, resize
 
 RED = (254, 0, 0)  # what JPEG makes of it
@@ -155,3 +157,98 @@ def test_resize_returns_the_same_array_where_nothing_is_to_be_done():
     pixels = np.asarray(NOISE)
     assert resize(pixels, Size(64, 64)) is pixels
     assert resize(pixels, Size(32, 16)).shape == (16, 32, 3)
+
+
+def animation(kind, **options):
+    frames = [flat("P", number) for number in (1, 90, 180)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, of damaged tags
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_an_animation_cut_anywhere_is_one_image_error(kind):
+    data = animation(kind)
+    outcomes = {outcome(data[:end]) for end in range(1, len(data), max(1, len(data) // 400))}
+    assert outcomes <= {"read", "image_unreadable", "image_truncated"}
+    assert outcomes & {"image_unreadable", "image_truncated"}
+
+
+def outcome(data):
+    try:
+        decode(data)
+    except ImageError as error:
+        return error.cause
+    return "read"
+
+
+class Broken:
+    """An image of Pillow's whose plug-in throws what Pillow does not promise."""
+
+    def __init__(self, image, error):
+        self.image, self.error = image, error
+
+    def __getattr__(self, name):
+        return getattr(self.image, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def load(self):
+        raise self.error
+
+    @property
+    def n_frames(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [IndexError("i"), struct.error("s"), AssertionError(), TypeError(), RuntimeError()]
+)
+@pytest.mark.parametrize(("action", "cause"), [(probe, "unreadable"), (decode, "truncated")])
+def test_whatever_a_decoder_throws_is_an_image_error(monkeypatch, error, action, cause):
+    data, info = encoded(flat("RGB", "red"), "BMP"), ImageInfo("BMP", Size(40, 30), False, 1)
+    image = Image.open(io.BytesIO(data))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: Broken(image, error))
+    with pytest.raises(ImageError, match=str(error) or type(error).__name__) as found:
+        action(data, info=info) if action is decode else action(data)
+    assert found.value.cause == f"image_{cause}"
+
+
+def test_want_of_memory_is_no_image_error(monkeypatch):
+    data = encoded(flat("RGB", "red"), "BMP")
+    image = Image.open(io.BytesIO(data))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: Broken(image, MemoryError()))
+    with pytest.raises(MemoryError):
+        decode(data, info=ImageInfo("BMP", Size(40, 30), False, 1))
+
+
+def with_scans(num_more):
+    data = encoded(flat("RGB", "red", (400, 300)), "JPEG", progressive=True)
+    last = data.rfind(b"\xff\xda")
+    return data[:last] + data[last:-2] * num_more + data[last:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+    assert decode(with_scans(20)).shape == (300, 400, 3)
+    for data in (with_scans(2000), with_scans(2000).replace(b"JFIF", b"JFIX")):
+        with pytest.raises(ImageError, match="more than 100 scans"):
+            probe(data)
+
+
+def test_frames_of_a_tiff_are_counted_to_a_bound():
+    frames = [flat("L", 1, (4, 4))] * 700
+    data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    assert probe(data).num_frames == 500
+    assert probe(animation("TIFF")).num_frames == 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_upright_as_its_header_says(orientation):
+    block = Image.Exif()
+    block[0x0112] = orientation
+    data = encoded(flat("RGB", "red"), "TIFF", exif=block.tobytes())
+    height, width, _ = decode(data).shape
+    assert probe(data).size == (width, height) == ((40, 30) if orientation < 5 else (30, 40))

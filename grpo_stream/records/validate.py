@@ -10,7 +10,13 @@ from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.image_files import image_name
 from grpo_stream.records.solutions import place_solution, read_solutions, scale_solution, short
 from grpo_stream.records.stored_image import Picture
-from grpo_stream.shards.sample import RESERVED_OF_SEVERAL, Sample, encode_meta, make_meta
+from grpo_stream.shards.sample import (
+    MAX_PROMPT_CHARS,
+    RESERVED_OF_SEVERAL,
+    Sample,
+    encode_meta,
+    make_meta,
+)
 
 __all__ = ["BoxFormat", "Coords", "Rules", "Several", "Verdict", "judge"]
 
@@ -61,6 +67,9 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     prompt = _text(record, rules.prompt_key, "prompt")
     if not prompt.strip():
         raise RecordError("prompt_blank", f"{rules.prompt_key}={short(prompt)}")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        detail = f"{len(prompt)} characters, at most {MAX_PROMPT_CHARS} are taken"
+        raise RecordError("prompt_too_long", detail)
     boxes = read_solutions(record, rules)
     lies_in = _solution_images(record, len(boxes), len(images))
     pictures = [load_picture(image) for image in images]

@@ -15,6 +15,8 @@ from grpo_stream.report.page_style import STYLE
 from grpo_stream.storage.atomic_files import write_atomic
 
 PAGE_NAME = "index.html"
+_MARK = "<meta name='generator' content='grpo_stream'>"
+_HEAD_BYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ def write_report(report: Report, folder: str | Path) -> Path:
     return write_page(render(report), folder)
 
 
+def is_foreign_page(folder: Path) -> bool:
+    """Whether ``folder`` has an ``index.html`` that none of our commands has written."""
+    try:
+        with (folder / PAGE_NAME).open("rb") as file:
+            return _MARK.encode() not in file.read(_HEAD_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def write_page(page: str, folder: str | Path) -> Path:
     """Writes ``page`` as ``index.html`` into ``folder`` (made if missing) and returns its path.
 
@@ -88,7 +99,7 @@ def page_html(title: str, body: str, style: str = "") -> str:
         style: Rules behind those of every page.
     """
     return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>{_MARK}"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta name='color-scheme' content='light dark'>"
         # An empty icon keeps the browser from asking a server for one.

@@ -14,7 +14,7 @@ from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.cache_fetcher import MAX_ANNOUNCED, CacheCounts, ShardFetcher
 from grpo_stream.shards.cache_folder import CacheFolder, OpenShard
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.storage.blobs import Data, Range, cut, neighbours, span
+from grpo_stream.storage.blobs import Data, Listed, Range, cut, neighbours, span
 from grpo_stream.storage.store import Store
 
 __all__ = ["MAX_ANNOUNCED", "CacheCounts", "ShardCache"]
@@ -144,9 +144,13 @@ class ShardCache:
         """See :meth:`Store.write`."""
         self._store.write(name, data)
 
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+    def write_new(self, name: str, data: bytes) -> bool:
+        """See :meth:`Store.write_new`."""
+        return self._store.write_new(name, data)
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> str:
         """See :meth:`Store.put_file`."""
-        self._store.put_file(name, path)
+        return self._store.put_file(name, path)
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
@@ -167,6 +171,10 @@ class ShardCache:
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`."""
         return self._store.sizes()
+
+    def listing(self) -> dict[str, Listed]:
+        """See :meth:`Store.listing`."""
+        return self._store.listing()
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from grpo_stream.storage.atomic_files import read_at
+from grpo_stream.storage.atomic_files import naming, read_at
 
 _LOCK_NAME = "cache.lock"
 _OURS = "grpo-stream-"  # nothing else in the folder is looked at, let alone evicted
@@ -97,7 +97,7 @@ class CacheFolder:
         """Files that this object removed to make room."""
         with self._alone():
             self._list()
-            probe = self._part("probe")
+            probe = self.part_path("probe")
             probe.write_bytes(b"")
             probe.unlink()
 
@@ -142,7 +142,7 @@ class CacheFolder:
         """
         with self._alone():
             path = self._path(name)
-            part = self._part(name)
+            part = self.part_path(name)
             files = self._list()
             if any(file.path == path and file.num_bytes == num_bytes for file in files):
                 return Refusal.HERE
@@ -168,7 +168,7 @@ class CacheFolder:
             FileNotFoundError: the file was taken away meanwhile.
             OSError: the folder cannot be written.
         """
-        part = self._part(name)
+        part = self.part_path(name)
         with self._alone():
             if not _is_at(shard.descriptor, part):
                 raise FileNotFoundError(f"{part} was removed while it was written")
@@ -177,7 +177,7 @@ class CacheFolder:
 
     def discard(self, name: str, shard: OpenShard) -> None:
         """Removes the unfinished file of ``shard``."""
-        part = self._part(name)
+        part = self.part_path(name)
         with contextlib.suppress(OSError):
             if _is_at(shard.descriptor, part):
                 part.unlink()
@@ -186,7 +186,8 @@ class CacheFolder:
         quoted = quote(name, safe="")
         return self._own / (f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted)
 
-    def _part(self, name: str) -> Path:
+    def part_path(self, name: str) -> Path:
+        """Where a shard is while it arrives."""
         return self._own / f".{quote(name, safe='')}{_PART}"
 
     @contextlib.contextmanager
@@ -254,8 +255,9 @@ class Download:
             OSError: the disk is full or fails.
         """
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._shard.descriptor, rest) :]
+        with naming(self._folder.part_path(self._name)):
+            while rest:
+                rest = rest[os.write(self._shard.descriptor, rest) :]
 
     def commit(self) -> OpenShard:
         """Makes the file visible as a whole shard, which stays open; see CacheFolder.commit."""

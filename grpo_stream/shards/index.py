@@ -1,6 +1,6 @@
 """Where each sample of a shard lies, and what its bytes must be: ``<shard>.index``.
 
-Little-endian tables of fixed width: a header of 48 bytes, 24 bytes for each sample, 32 for each
+Little-endian tables of fixed width: a header of 80 bytes, 24 bytes for each sample, 32 for each
 part of a sample (a member of the tar), then the CRC-32 of all that. The index of a shard is read
 in one go, and one request then fetches one sample. ``docs/shards.md`` has the tables.
 """
@@ -22,7 +22,7 @@ from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.storage.atomic_files import write_atomic
 from grpo_stream.storage.store import Store
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 
 PART_KINDS = ("other", "json", "jpg", "png", "webp")
 """What a part is; the index stores the position in this list."""
@@ -45,6 +45,7 @@ PART_DTYPE = np.dtype(
 
 _MAGIC = b"GRPOIDX\x00"
 _HEADER = struct.Struct("<8sIIIIQQQ")
+_HASH_BYTES = 32  # behind the header, from version 3 on
 _SAMPLE_ROW, _PART_ROW = struct.Struct("<QQII"), struct.Struct("<QQIIIHH")  # the dtypes above
 _CRC = struct.Struct("<I")
 
@@ -102,6 +103,10 @@ class ShardIndex:
     """Shape (num_parts,), dtype :data:`PART_DTYPE`; the parts of one sample after another's."""
     num_bytes: int
     """Size of the tar in bytes."""
+    tar_sha256: str = ""
+    """Hex digest of the tar; empty in an index of version 2, which does not tell."""
+    crc32: int | None = None
+    """Check value of the index file that this was read from."""
     _rows: tuple[memoryview, memoryview] = field(init=False, repr=False)  # of the two, as bytes
 
     def __post_init__(self) -> None:
@@ -125,14 +130,17 @@ class ShardIndex:
         return _as_entry((offset, num_bytes, tuple(map(_as_part, rows))))
 
     @classmethod
-    def from_entries(cls, entries: Sequence[IndexEntry], num_bytes: int) -> "ShardIndex":
-        """An index of ``entries`` for a tar of ``num_bytes``."""
+    def from_entries(
+        cls, entries: Sequence[IndexEntry], num_bytes: int, tar_sha256: str = ""
+    ) -> "ShardIndex":
+        """An index of ``entries`` for a tar of ``num_bytes`` and, in hex, this SHA-256."""
         rows = []
         parts: list[IndexPart] = []
         for entry in entries:
             rows.append((entry.offset, entry.num_bytes, len(parts), len(entry.parts)))
             parts.extend(entry.parts)
-        return cls(np.array(rows, SAMPLE_DTYPE), np.array(parts, PART_DTYPE), num_bytes)
+        samples, members = np.array(rows, SAMPLE_DTYPE), np.array(parts, PART_DTYPE)
+        return cls(samples, members, num_bytes, tar_sha256)
 
     def sizes(self) -> NDArray[np.int64]:
         """Sizes of the first images in pixels: int64, shape (num_samples, 2), width then height."""
@@ -151,7 +159,8 @@ class ShardIndex:
             len(self.parts),
             self.num_bytes,
         )
-        body = header + self.samples.tobytes() + self.parts.tobytes()
+        tar_hash = bytes.fromhex(self.tar_sha256).ljust(_HASH_BYTES, b"\0")
+        body = header + tar_hash + self.samples.tobytes() + self.parts.tobytes()
         return body + _CRC.pack(crc32(body))
 
     @classmethod
@@ -170,30 +179,34 @@ class ShardIndex:
         if len(data) < _HEADER.size + _CRC.size or data[: len(_MAGIC)] != _MAGIC:
             raise _bad_index(f"{name} is no shard index ({len(data)} bytes)")
         _, version, *widths, _, num_samples, num_parts, num_bytes = _HEADER.unpack_from(data)
-        if version != INDEX_VERSION:
-            detail = f"{name} has version {version}, this program reads version {INDEX_VERSION}"
+        if version not in (2, INDEX_VERSION):
+            detail = f"{name} has version {version}, this program reads versions 2 and 3"
             raise _bad_index(f"{detail}: run shard-builder index on the data set")
-        end = _HEADER.size + num_samples * SAMPLE_DTYPE.itemsize + num_parts * PART_DTYPE.itemsize
+        start = _HEADER.size + (_HASH_BYTES if version == INDEX_VERSION else 0)
+        end = start + num_samples * SAMPLE_DTYPE.itemsize + num_parts * PART_DTYPE.itemsize
         if (
             widths != [SAMPLE_DTYPE.itemsize, PART_DTYPE.itemsize]
             or len(data) != end + _CRC.size
             or _CRC.unpack_from(data, end)[0] != crc32(memoryview(data)[:end])
         ):
             raise _bad_index(f"{name}: its checksum does not fit its content")
-        samples = np.frombuffer(data, SAMPLE_DTYPE, num_samples, _HEADER.size)
+        samples = np.frombuffer(data, SAMPLE_DTYPE, num_samples, start)
         parts = np.frombuffer(
-            data, PART_DTYPE, num_parts, _HEADER.size + num_samples * SAMPLE_DTYPE.itemsize
+            data, PART_DTYPE, num_parts, start + num_samples * SAMPLE_DTYPE.itemsize
         )
         if not _is_in_order(samples, parts, num_bytes):
             raise _bad_index(f"{name}: samples or parts overlap or are outside the tar")
-        return cls(samples, parts, num_bytes)
+        tar_hash = data[_HEADER.size : start]
+        tar_sha256 = tar_hash.hex() if any(tar_hash) else ""
+        return cls(samples, parts, num_bytes, tar_sha256, index_crc32(data))
 
     @classmethod
     def load(cls, store: Store, info: ShardInfo) -> "ShardIndex":
         """Reads the index of the shard that the manifest calls ``info``.
 
         Raises:
-            ShardFormatError: cause ``bad_index``, also when index and manifest disagree.
+            ShardFormatError: cause ``bad_index``; ``foreign_index``: it is not the one that the
+                manifest was written with, or not of the tar that the manifest names.
             StoreError: it is not there or cannot be read.
         """
         name = index_name(info.name)
@@ -206,10 +219,15 @@ class ShardIndex:
             raise
         index = cls.from_bytes(data, info.name)
         if (len(index), index.num_bytes) != (info.num_samples, info.num_bytes):
-            raise _bad_index(
-                f"{name} lists {len(index)} samples in {index.num_bytes} "
-                f"bytes, the manifest of {info.num_samples} in {info.num_bytes}"
+            raise _foreign_index(
+                store,
+                f"{name} tells of {len(index)} samples in {index.num_bytes} "
+                f"bytes, the manifest of {info.num_samples} in {info.num_bytes}",
             )
+        if index.tar_sha256 not in ("", info.sha256):
+            raise _foreign_index(store, f"{name} is of another tar than the manifest's {info.name}")
+        if info.index_crc32 not in (None, index.crc32):
+            raise _foreign_index(store, f"{name} is not the one that the manifest names")
         return index
 
 
@@ -223,21 +241,31 @@ def shard_files(shard: str) -> tuple[str, str, str]:
     return shard, index_name(shard), energon_index_name(shard)
 
 
+def index_crc32(data: bytes) -> int:
+    """Check value of an index file's content: its last four bytes."""
+    return int(_CRC.unpack_from(data, len(data) - _CRC.size)[0])
+
+
 def energon_index_name(shard: str) -> str:
     """Name of Megatron-Energon's own index that is beside the shard."""
     return f"{shard}.idx"
 
 
-def write_indexes(path: Path, index: ShardIndex, end: int) -> None:
+def write_indexes(path: Path, index: ShardIndex, end: int) -> int:
     """Writes both indexes beside the tar at ``path``, each whole or not at all.
 
     Args:
         path: The tar's.
         index: Of that tar.
         end: Where its last member ends and its end mark starts.
+
+    Returns:
+        Check value of the index, for the manifest.
     """
-    write_atomic(path.with_name(index_name(path.name)), index.to_bytes())
+    data = index.to_bytes()
+    write_atomic(path.with_name(index_name(path.name)), data)
     write_atomic(path.with_name(energon_index_name(path.name)), energon_index(index, end))
+    return index_crc32(data)
 
 
 def energon_index(index: ShardIndex, end: int) -> bytes:
@@ -285,3 +313,11 @@ def _ends(rows: NDArray[np.void]) -> NDArray[np.uint64]:
 
 def _bad_index(detail: str) -> ShardFormatError:
     return ShardFormatError("bad_index", detail)
+
+
+def _foreign_index(store: Store, detail: str) -> ShardFormatError:
+    remedy = (
+        "shard, index and manifest are not of one build: put back what belongs together; "
+        f"shard-builder index {store.url} writes an index anew where the tar is the manifest's"
+    )
+    return ShardFormatError("foreign_index", f"{store.url}: {detail}; {remedy}")

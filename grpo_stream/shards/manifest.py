@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +18,12 @@ from grpo_stream.storage.store import Store
 __all__ = ["MANIFEST_NAME", "MANIFEST_VERSION", "Manifest", "ShardInfo"]
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+_GZIP = b"\x1f\x8b"
+_MAX_WORDS = 300
+_AS_WEIGHT = re.compile(r"(\w+://.+)=([0-9./]+)")  # a URL that ends as if a weight were meant
+_READ_VERSIONS = (1, 2)
+_DIGEST_VERSION = 1  # of the lines that the digest is over, so equal content keeps its name
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,11 @@ class Manifest:
     """Counts over the set, for people: ``num_samples``, ``num_bytes``, ``num_warnings``, ..."""
     rejects: dict[str, int] = field(default_factory=dict)
     """Rejected records by cause."""
+
+    @property
+    def is_older(self) -> bool:
+        """Whether nothing in it ties the indexes to it: that came with version 2."""
+        return self.version < MANIFEST_VERSION
 
     @property
     def num_samples(self) -> int:
@@ -63,12 +74,12 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 over version and, in order, each shard's name, num_samples and sha256.
+        """Hex SHA-256 over, in order, each shard's name, num_samples and sha256.
 
         Two copies of a data set have the same digest wherever they lie and however they were
         built; any change of content or order changes it.
         """
-        digest = hashlib.sha256(f"manifest {self.version}\n".encode())
+        digest = hashlib.sha256(f"manifest {_DIGEST_VERSION}\n".encode())
         if isinstance(self.shards, ShardTable):
             for lines in self.shards.digest_lines():
                 digest.update(lines)
@@ -89,7 +100,7 @@ class Manifest:
             "settings": self.settings,
         }
         lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)},\n" for k, v in rest.items()]
-        shards = ",\n".join(f"  {json.dumps(asdict(shard))}" for shard in self.shards)
+        shards = ",\n".join(f"  {json.dumps(shard.to_dict())}" for shard in self.shards)
         return ("{\n" + "".join(lines) + f' "shards": [\n{shards}\n ]\n}}\n').encode()
 
     @classmethod
@@ -104,10 +115,14 @@ class Manifest:
             raw, table = _parse(data)
             version = raw["version"]
         except (ValueError, RecursionError, TypeError, KeyError) as error:
-            raise ManifestError(f"{MANIFEST_NAME} is no manifest: {error!r}") from error
-        if version != MANIFEST_VERSION:
+            if data[:2] == _GZIP:
+                detail = "it is compressed: it must be stored, and sent, as plain JSON"
+            else:
+                detail = f"{type(error).__name__}: {str(error)[:_MAX_WORDS]}"
+            raise ManifestError(f"{MANIFEST_NAME} is no manifest: {detail}") from error
+        if version not in _READ_VERSIONS:
             raise ManifestError(
-                f"{MANIFEST_NAME} has version {version!r}, this program reads version "
+                f"{MANIFEST_NAME} has version {version!r}, this program reads versions 1 to "
                 f"{MANIFEST_VERSION}: rebuild the data set or use the program that built it"
             )
         try:
@@ -120,7 +135,9 @@ class Manifest:
                 rejects=dict(raw["rejects"]),
             )
         except (TypeError, KeyError, ValueError) as error:
-            raise ManifestError(f"{MANIFEST_NAME}: missing or wrong field: {error!r}") from error
+            raise ManifestError(
+                f"{MANIFEST_NAME}: missing or wrong field: {str(error)[:_MAX_WORDS]}"
+            ) from error
         if _has_twice(manifest.shards):
             raise ManifestError(f"{MANIFEST_NAME} names a shard twice")
         if raw.get("digest", manifest.digest) != manifest.digest:
@@ -153,11 +170,17 @@ class Manifest:
             raise ManifestError(
                 f"{store.url}: no manifest, no data set: run shard-builder build (or, on tars that "
                 f"others made, index) and give the folder that holds {MANIFEST_NAME}"
+                f"{_weight_hint(store.url)}"
             ) from error
 
     def save(self, store: Store) -> None:
         """Writes the manifest; the last act of a build, after every shard and index."""
         store.write(MANIFEST_NAME, self.to_json())
+
+
+def _weight_hint(url: str) -> str:
+    found = _AS_WEIGHT.fullmatch(url)
+    return "" if found is None else f"; if {found[2]} is its weight, write {found[2]}:{found[1]}"
 
 
 def _parse(data: bytes) -> tuple[Any, ShardTable | None]:
@@ -175,9 +198,11 @@ def _has_twice(shards: Sequence[ShardInfo]) -> bool:
 
 
 def _shard_info(raw: dict[str, Any]) -> ShardInfo:
-    info = ShardInfo(raw["name"], raw["num_samples"], raw["num_bytes"], raw["sha256"])
-    for name in ("num_samples", "num_bytes"):
-        value = getattr(info, name)
+    numbers = {"num_samples": raw["num_samples"], "num_bytes": raw["num_bytes"]}
+    if raw.get("index_crc32") is not None:
+        numbers["index_crc32"] = raw["index_crc32"]
+    info = ShardInfo(name=raw["name"], sha256=raw["sha256"], **numbers)
+    for name, value in numbers.items():
         if type(value) is not int or value < 0:
             raise ValueError(f"{name}={value!r}")
     for name in ("name", "sha256"):

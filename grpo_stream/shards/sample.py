@@ -41,6 +41,13 @@ Solution = tuple[float, ...]
 # At most 90 bytes: key and suffix fit the 100 bytes of a plain tar header.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
 
+MAX_PROMPT_CHARS = 100_000
+"""Longer prompts are no instructions but faults, and cost gigabytes where they are used."""
+
+_MAX_SIDE = 2**31 - 1  # of an image in pixels
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_SHOWN = 80
+
 _WHOLE, _NUMBERS = frozenset([int]), frozenset([int, float])  # bool is neither
 
 _ENCODER = json.JSONEncoder(
@@ -209,7 +216,20 @@ def parse_meta(data: bytes, where: str, image: bytes | None = None) -> dict[str,
     if image is not None and not all(name in meta for name in _SIDES):
         _fill_sides(meta, image, where)
     check_meta(meta, where)
+    if b"\\u" in data:
+        _check_unicode(meta, where)
     return meta
+
+
+def _check_unicode(meta: Mapping[str, Any], where: str) -> None:
+    """Refuses half surrogate pairs, which JSON can write and no file, log or tokenizer can take."""
+    try:
+        _ENCODER.encode(meta).encode()
+    except UnicodeEncodeError as error:
+        detail = f"{where}: a text holds half of a surrogate pair"
+        raise ShardFormatError("bad_meta", detail) from error
+    except (TypeError, ValueError, RecursionError):
+        pass  # NaN among the record's own fields, and the like
 
 
 def check_meta(meta: Mapping[str, Any], where: str) -> None:
@@ -220,7 +240,12 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
     """
     prompt = meta.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ShardFormatError("bad_meta", f"{where}: prompt={prompt!r} is no text")
+        raise ShardFormatError("bad_meta", f"{where}: prompt={_short(prompt)} is no text")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        detail = f"{where}: a prompt of {len(prompt)} characters, at most {MAX_PROMPT_CHARS}"
+        raise ShardFormatError("bad_meta", detail)
+    if not prompt.isascii() and _SURROGATE.search(prompt):
+        raise ShardFormatError("bad_meta", f"{where}: the prompt holds half of a surrogate pair")
     num_solutions = _check_solution(meta.get("solution"), where)
     _check_sides(meta, where)
     if not is_of_several_images(meta):
@@ -250,6 +275,7 @@ def is_plainly_sound(meta: Any) -> bool:
         return (
             type(prompt) is str
             and prompt.strip() != ""
+            and len(prompt) <= MAX_PROMPT_CHARS
             and "images" not in meta
             and type(solution) is list
             and len(solution) in (2, 4)
@@ -257,6 +283,7 @@ def is_plainly_sound(meta: Any) -> bool:
             and math.isfinite(sum(solution))
             and _WHOLE.issuperset(map(type, sides))
             and min(sides) > 0
+            and max(sides) <= _MAX_SIDE
         )
     except (KeyError, TypeError, OverflowError):
         return False
@@ -292,10 +319,10 @@ def _check_solution(solution: object, where: str) -> int:
         several = solution
     for numbers in several:
         if not isinstance(numbers, list) or len(numbers) not in (2, 4):
-            detail = f"solution={solution!r} is not [x1, y1, x2, y2] or [x, y]"
+            detail = f"solution={_short(solution)} is not [x1, y1, x2, y2] or [x, y]"
             raise ShardFormatError("bad_meta", f"{where}: {detail}")
         if not all(map(_is_finite_number, numbers)):
-            detail = f"solution={solution!r} has no finite numbers"
+            detail = f"solution={_short(solution)} has no finite numbers"
             raise ShardFormatError("bad_meta", f"{where}: {detail}")
     return len(several)
 
@@ -303,9 +330,17 @@ def _check_solution(solution: object, where: str) -> int:
 def _check_sides(image: Mapping[str, Any], where: str) -> None:
     for name in _SIDES:
         value = image.get(name)
-        if type(value) is not int or value < 1:
-            detail = f"{where}: {name}={value!r} is no positive whole number of pixels"
+        if type(value) is not int or not 1 <= value <= _MAX_SIDE:
+            detail = f"{where}: {name}={_short(value)} is no number of pixels"
             raise ShardFormatError("bad_meta", detail)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more digits than Python prints
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _fill_sides(meta: dict[str, Any], image: bytes, where: str) -> None:

@@ -4,7 +4,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, overload
 
@@ -15,7 +15,8 @@ _NAME = re.compile(r"[ !#-\[\]-~]+")  # ASCII that JSON writes as it is
 _HASH = re.compile("[0-9a-f]{64}")
 _PIECE = 4096
 _NUM_KNOWN = 1024
-_FIELDS = {"name", "num_samples", "num_bytes", "sha256"}
+_FIELDS_OF_1 = {"name", "num_samples", "num_bytes", "sha256"}
+_FIELDS = _FIELDS_OF_1 | {"index_crc32"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,15 @@ class ShardInfo:
     """Size of the tar in bytes."""
     sha256: str
     """Hex digest of the whole tar."""
+    index_crc32: int | None = None
+    """Check value of its index, the last four bytes of it; None in manifests of version 1."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shard's line in the manifest."""
+        row = asdict(self)
+        if self.index_crc32 is None:
+            del row["index_crc32"]
+        return row
 
 
 class ShardTable(Sequence[ShardInfo]):  # noqa: PLW1641 - compared by content, as a list is
@@ -39,6 +49,7 @@ class ShardTable(Sequence[ShardInfo]):  # noqa: PLW1641 - compared by content, a
         num_samples: int64, shape (num_shards,).
         num_bytes: int64, shape (num_shards,).
         sha256: Dtype ``V32``, shape (num_shards,): digests, not their digits.
+        index_crc32: uint32, shape (num_shards,); None where the manifest has none.
     """
 
     def __init__(
@@ -47,11 +58,13 @@ class ShardTable(Sequence[ShardInfo]):  # noqa: PLW1641 - compared by content, a
         num_samples: NDArray[np.int64],
         num_bytes: NDArray[np.int64],
         sha256: NDArray[np.void],
+        index_crc32: NDArray[np.uint32] | None = None,
     ) -> None:
         self._names = names
         self.num_samples = num_samples
         self.num_bytes = num_bytes
         self._sha256 = sha256
+        self._index_crc32 = index_crc32
 
     def __len__(self) -> int:
         return len(self._names)
@@ -69,12 +82,14 @@ class ShardTable(Sequence[ShardInfo]):  # noqa: PLW1641 - compared by content, a
                 self.num_samples[number],
                 self.num_bytes[number],
                 self._sha256[number],
+                None if self._index_crc32 is None else self._index_crc32[number],
             )
         return ShardInfo(
             self._names[number].decode(),
             int(self.num_samples[number]),
             int(self.num_bytes[number]),
             self._sha256[number].tobytes().hex(),
+            None if self._index_crc32 is None else int(self._index_crc32[number]),
         )
 
     def __iter__(self) -> Iterator[ShardInfo]:
@@ -143,11 +158,13 @@ class TableReader:
     _num_samples: "array[int]" = field(default_factory=lambda: array("q"))
     _num_bytes: "array[int]" = field(default_factory=lambda: array("q"))
     _sha256: bytearray = field(default_factory=bytearray)
+    _index_crc32: "array[int]" = field(default_factory=lambda: array("I"))
 
     def __call__(self, parsed: dict[str, Any]) -> Any:
         """A shard's row in the table; what is no shard of the usual kind, as it is."""
-        if parsed.keys() != _FIELDS:
+        if parsed.keys() not in (_FIELDS, _FIELDS_OF_1):
             return parsed
+        index_crc32 = parsed.get("index_crc32", 0)
         name, num_samples, num_bytes, sha256 = (
             parsed["name"],
             parsed["num_samples"],
@@ -157,7 +174,8 @@ class TableReader:
         if not (
             isinstance(name, str)
             and _NAME.fullmatch(name)
-            and type(num_samples) is type(num_bytes) is int
+            and type(num_samples) is type(num_bytes) is type(index_crc32) is int
+            and 0 <= index_crc32 < 2**32
             and 0 <= num_samples < 2**63 > num_bytes >= 0
             and isinstance(sha256, str)
             and _HASH.fullmatch(sha256)
@@ -167,6 +185,8 @@ class TableReader:
         self._num_samples.append(num_samples)
         self._num_bytes.append(num_bytes)
         self._sha256 += bytes.fromhex(sha256)
+        if "index_crc32" in parsed:
+            self._index_crc32.append(index_crc32)
         self.num_rows += 1
         return self.num_rows - 1
 
@@ -174,9 +194,12 @@ class TableReader:
         """The table, where ``rows`` are all that was read, in order; None where they are not."""
         if not isinstance(rows, list) or rows != list(range(self.num_rows)):
             return None
+        if len(self._index_crc32) not in (0, self.num_rows):
+            return None  # some have it and some have not
         return ShardTable(
             np.array([name.encode() for name in self._names], dtype=np.bytes_),
             np.array(self._num_samples, dtype=np.int64),
             np.array(self._num_bytes, dtype=np.int64),
             np.frombuffer(bytes(self._sha256), dtype="V32"),
+            np.array(self._index_crc32, dtype=np.uint32) if self._index_crc32 else None,
         )

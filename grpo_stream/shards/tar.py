@@ -144,24 +144,29 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             self._file.write([END])
             sha256 = self._file.finish()
             commit(self._file.raw, self._temp, self.path)
-            index = ShardIndex.from_entries(self._entries, self.num_bytes)
-            write_indexes(self.path, index, end)
-            self._info = ShardInfo(self.path.name, len(index), self.num_bytes, sha256)
+            index = ShardIndex.from_entries(self._entries, self.num_bytes, sha256)
+            check_value = write_indexes(self.path, index, end)
+            name = self.path.name
+            self._info = ShardInfo(name, len(index), self.num_bytes, sha256, check_value)
         return self._info
 
-    def close_into(self, store: Store) -> ShardInfo:
+    def close_into(self, store: Store) -> tuple[ShardInfo, dict[str, str]]:
         """Closes, and moves the files to ``store`` unless that is a folder: then they are in it.
+
+        Returns:
+            The shard, and the tag of each file that was put into a bucket, by name.
 
         Raises:
             StoreError: a file cannot be put there.
         """
         info = self.close()
+        tags = {}
         if not isinstance(store, LocalStore):
             for name in shard_files(info.name):
                 path = self.path.with_name(name)
-                store.put_file(name, path)
+                tags[name] = store.put_file(name, path)
                 path.unlink()
-        return info
+        return info, tags
 
     def discard(self) -> None:
         """Drops what was written; nothing happens after :meth:`close`."""
@@ -245,6 +250,8 @@ def _parse_as_we_write(data: Data, entry: IndexEntry) -> Sample | None:
         return None
     content = memoryview(data)[BLOCK : BLOCK + image.num_bytes]
     encoded = bytes(data[end : end + meta.num_bytes])
+    if b"\\u" in encoded:
+        return None  # we write no escapes; half a surrogate pair may be among them
     if crc32(content) != image.crc32 or crc32(encoded) != meta.crc32:
         return None
     try:

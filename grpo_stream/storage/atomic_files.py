@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and errors of disks that name the file."""
 
+import errno
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
+
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 
 def read_at(descriptor: int, offset: int, num_bytes: int) -> bytes:
@@ -27,17 +31,51 @@ def temp_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Gives an OSError of a descriptor (EIO, ESTALE, ENOSPC) the path that it happened at."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+class _NamedFile(io.FileIO):
+    """A file whose reads fail with its name."""
+
+    def readinto(self, buffer: Any) -> int:
+        with naming(str(self.name)):
+            return super().readinto(buffer) or 0
+
+
+def open_reading(path: str | os.PathLike[str], buffer_bytes: int) -> BinaryIO:
+    """Opens a file for reading; unlike those of ``open``, errors of its reads name it."""
+    return cast("BinaryIO", io.BufferedReader(_NamedFile(os.fspath(path)), buffer_bytes))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable; file systems that cannot (some of FUSE) do without."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with naming(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def commit(file: BinaryIO, temp: Path, path: Path) -> None:
     """Closes ``file``, written at ``temp``, and gives it its final name, durably."""
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
+    with naming(path):
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
     temp.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -45,7 +83,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A binary file that gets its name ``path`` when the block ends, and vanishes on an error."""
     temp = temp_beside(path)
     try:
-        with temp.open("wb") as file:
+        with naming(path), temp.open("wb") as file:
             yield file
             commit(file, temp, path)
     except BaseException:

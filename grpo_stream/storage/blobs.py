@@ -3,12 +3,19 @@
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from grpo_stream.errors import StoreError
 
-# obstore: "... in 3.57ms - Server returned non-2xx status code: 404 Not Found: <?xml ...".
-_NOISE = re.compile(r" in [\d.]+(?:ns|µs|ms|s)\b|: <.*| - Server returned non-2xx status code")
+# obstore: "... in 3.57ms - Server returned non-2xx status code: 404 Not Found: <?xml ...", where
+# what follows is the answer's body, compressed or not.
+_NOISE = re.compile(
+    r" in [\d.]+(?:ns|µs|ms|s)\b| - Server returned non-2xx status code"
+    r"|(?<=status code)(: \d{3}[A-Za-z' -]*): .*"
+)
+_CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]{1,300})</Message>")
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 
 _Bytes = TypeVar("_Bytes", bytes, memoryview)
 
@@ -17,6 +24,14 @@ Range = tuple[int, int]
 
 Data = bytes | memoryview
 """What was read: a view where it is in memory that is not Python's."""
+
+
+class Listed(NamedTuple):
+    """A blob as a listing tells of it."""
+
+    num_bytes: int
+    tag: str
+    """The provider's ETag, which changes with the content; empty where there is none."""
 
 
 def check_name(name: str, url: str) -> str:
@@ -77,6 +92,21 @@ def store_error(cause: str, url: str, name: str, error: Exception) -> StoreError
 def first_line(error: Exception) -> str:
     """What obstore says in its first line; the others are Rust's own view of it.
 
-    Without the time that a request took, so that equal faults give equal words.
+    Without the time that a request took, so that equal faults give equal words, and without the
+    body of the answer, of which code and message are kept where it is a provider's own XML. What
+    is wrong with a certificate is told too.
     """
-    return _NOISE.sub("", (str(error).splitlines() or [type(error).__name__])[0])
+    text = str(error)
+    line = _NOISE.sub(r"\1", (text.splitlines() or [type(error).__name__])[0])
+    return line + server_words(text)
+
+
+def server_words(text: str) -> str:
+    """`` (Code: message)`` of a provider's XML, or what is wrong with the server's certificate."""
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    if code is not None:
+        return f" ({code[1]}{f': {message[1]}' if message else ''})"
+    certificate = _CERTIFICATE.search(text)
+    return (
+        "" if certificate is None else f" (the server's certificate is refused: {certificate[1]})"
+    )

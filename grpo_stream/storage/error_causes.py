@@ -40,6 +40,9 @@ _BAD_CREDENTIALS = re.compile(
 _NO_RANGE = re.compile(r"RangeNotSupported|NotPartial")
 _BROKEN = re.compile(r"kind: (?:Interrupted|Decode)|UnexpectedRange|body error|UnexpectedEof")
 _UNREACHABLE = re.compile(r"kind: (?:Connect|Request)\b|error sending request")
+_CERTIFICATE = "InvalidCertificate("
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist")
+_REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>|expecting '([a-z0-9-]{1,40})'")
 _OWN_MACHINE = re.compile(r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google\.internal")
 
 
@@ -55,11 +58,15 @@ def cause_of(error: Exception, otherwise: str) -> str:
     found = _STATUS.search(text)
     status = int(found[1]) if found else 0
     if isinstance(error, FileNotFoundError):
-        return "not_found"
+        return "no_bucket" if _NO_BUCKET.search(text) else "not_found"
+    if _CERTIFICATE in text:
+        return otherwise  # it will be the same at the next try
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return "forbidden"
     if 400 <= status < 500 and _BAD_CREDENTIALS.search(text):
         return "forbidden"
+    if kind == "AlreadyExistsError":
+        return "exists"
     if kind == "PreconditionError":
         return "changed"
     if status == 416:
@@ -77,15 +84,30 @@ def cause_of(error: Exception, otherwise: str) -> str:
     return otherwise
 
 
+def asks_to_wait(error: Exception) -> bool:
+    """Whether the server refused for now in a way that may name the time to wait."""
+    found = _STATUS.search(str(error))
+    return found is not None and found[1] in ("429", "503")
+
+
 def explain(cause: str, url: str, name: str, error: Exception) -> StoreError:
     """The StoreError that tells a user what ``error`` was, and what to do."""
+    text = str(error)
     detail = f"{url}: {name}: {first_line(error)}"
+    if (region := _REGION.search(text)) is not None:
+        detail += f"; the bucket is in another region: set AWS_REGION={region[1] or region[2]}"
+        return StoreError(cause, detail)
+    if "RequestTimeTooSkewed" in text:
+        detail += "; this machine's clock is wrong, set it by NTP"
+        return StoreError(cause, detail)
     credentials = VARIABLES.get(_provider(url))
     if cause == "forbidden" and credentials is None:
         detail += "; the web server wants a login, which cannot be given: use a bucket's own URL"
     elif cause == "forbidden":
         detail += f"; see that credentials are set, not expired and may read it: {credentials}"
-    elif cause == "unavailable" and _OWN_MACHINE.search(str(error)):
+    elif cause == "no_bucket":
+        detail += "; no such bucket: see its name, and that the endpoint is the right one"
+    elif cause == "unavailable" and _OWN_MACHINE.search(text):
         detail += f"; no credentials are set, and this machine has none of its own: {credentials}"
     elif cause == "range_ignored":
         detail += (

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from grpo_stream.storage.atomic_files import naming
 from grpo_stream.storage.blobs import Data
 
 _BATCH_BYTES = 2**20  # so large that the thread seldom asks for the interpreter's lock
@@ -23,6 +24,7 @@ class HashedFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.raw = path.open("wb", buffering=0)
         """The open file; complete after :meth:`finish`."""
         self.num_bytes = 0
@@ -96,8 +98,9 @@ class HashedFile:
 
     def _put(self, data: memoryview) -> None:
         self._sha256.update(data)
-        while data:  # a full disk, a signal or the kernel's 2 GiB limit may cut a write short
-            data = data[os.write(self.raw.fileno(), data) :]
+        with naming(self._path):
+            while data:  # a full disk, a signal or the kernel's 2 GiB limit may cut a write short
+                data = data[os.write(self.raw.fileno(), data) :]
 
     def _end_thread(self) -> None:
         if self._thread is not None:

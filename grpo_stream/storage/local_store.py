@@ -1,5 +1,6 @@
 """A folder as a store."""
 
+import errno
 import os
 import shutil
 import threading
@@ -7,13 +8,38 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
-from grpo_stream.storage.atomic_files import atomic_writer, read_at, write_atomic
-from grpo_stream.storage.blobs import Range, check_length, check_name, store_error
+from grpo_stream.errors import ConfigError
+from grpo_stream.storage.atomic_files import (
+    atomic_writer,
+    open_reading,
+    read_at,
+    write_atomic,
+)
+from grpo_stream.storage.blobs import Listed, Range, check_length, check_name, store_error
+from grpo_stream.storage.store_protocol import CLOUD_SCHEMES
 
 _STREAM_BUFFER_BYTES = 2**20
 _MAX_OPEN_FILES = 64
 _CHECK_SECONDS = 1.0
+
+
+def open_folder(text: str) -> "LocalStore":
+    """The folder that a path or a ``file://`` URL names.
+
+    Raises:
+        ConfigError: it has another scheme, or is empty.
+    """
+    scheme = text.partition(":")[0] if ":" in text.partition("/")[0] else ""
+    if scheme == "":
+        if not text:
+            raise ConfigError("url", text, "must name a folder or bucket, for example out/shards")
+        return LocalStore(text)
+    if scheme == "file":
+        return LocalStore(unquote(urlsplit(text).path))
+    known = ", ".join(f"{known}://" for known in ("file", *CLOUD_SCHEMES))
+    raise ConfigError("url", text, f"must be a folder or start with {known}; for example ./shards")
 
 
 class _OpenFile:
@@ -74,8 +100,15 @@ class LocalStore:
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
         try:
-            file = self._open(name)  # held by its name: it must stay open while it is read
-            data = read_at(file.fd, offset, num_bytes)
+            try:
+                file = self._open(name)  # held by its name: it must stay open while it is read
+                data = read_at(file.fd, offset, num_bytes)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                self._let_go(name)  # NFS: the file was replaced, or the server began anew
+                file = self._open(name)
+                data = read_at(file.fd, offset, num_bytes)
         except OSError as error:
             raise store_error("unreadable", self.url, name, error) from error
         if len(data) != num_bytes:
@@ -89,7 +122,7 @@ class LocalStore:
     def open_stream(self, name: str) -> BinaryIO:
         """See :meth:`Store.open_stream`."""
         try:
-            return self._path(name).open("rb", buffering=_STREAM_BUFFER_BYTES)
+            return open_reading(self._path(name), _STREAM_BUFFER_BYTES)
         except OSError as error:
             raise store_error("unreadable", self.url, name, error) from error
 
@@ -103,7 +136,20 @@ class LocalStore:
         except OSError as error:
             raise store_error("unwritable", self.url, name, error) from error
 
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+    def write_new(self, name: str, data: bytes) -> bool:
+        """See :meth:`Store.write_new`; a reader may see the file before it has its content."""
+        path = self._path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise store_error("unwritable", self.url, name, error) from error
+        return True
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> str:
         """See :meth:`Store.put_file`; the folder is made when it is missing."""
         target = self._path(name)
         self._let_go(name)
@@ -113,6 +159,7 @@ class LocalStore:
                 shutil.copyfileobj(source, file, _STREAM_BUFFER_BYTES)
         except OSError as error:
             raise store_error("unwritable", self.url, name, error) from error
+        return ""
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
@@ -147,6 +194,10 @@ class LocalStore:
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`; hidden files are left out."""
         return {name: self.size(name) for name in self.list_names()}
+
+    def listing(self) -> dict[str, Listed]:
+        """See :meth:`Store.listing`; files have no tags."""
+        return {name: Listed(num_bytes, "") for name, num_bytes in self.sizes().items()}
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`; hidden files and folders are left out, links are followed."""

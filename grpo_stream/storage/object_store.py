@@ -2,17 +2,21 @@
 
 import io
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.printable import has_user, mask_secrets
+from grpo_stream.storage.ask_server import address_of, other_host, retry_after_seconds
 from grpo_stream.storage.blobs import (
     Data,
+    Listed,
     Range,
     check_length,
     check_name,
@@ -22,8 +26,10 @@ from grpo_stream.storage.blobs import (
     span,
     store_error,
 )
-from grpo_stream.storage.error_causes import cause_of, explain
+from grpo_stream.storage.error_causes import asks_to_wait, cause_of, explain
 from grpo_stream.storage.retry_policy import Patience
+
+_SILENT_SECONDS = 60.0  # in which a server that named no time to wait is not asked again
 
 _STREAM_CHUNK_BYTES = 2**20
 _PART_BYTES = 8 * 2**20
@@ -51,9 +57,9 @@ class ObjectStore:
             ``https://host/folder``. Credentials and endpoints come from the provider's
             environment variables, which ``docs/storage.md`` lists; an endpoint may be plain http.
         client: An obstore store to use in place of the one that ``url`` names.
-        patience: Time-outs of each request, and how a stream that broke off is resumed. Every call
-            is then one request that is not repeated: that is PatientStore's part. By default
-            obstore repeats requests by its own rules.
+        patience: Time-outs of each request, and how a stream that broke off is resumed. Each read
+            is then one request that is not repeated: that is PatientStore's part. What is written,
+            and all without it, obstore repeats by its own rules.
 
     Raises:
         ConfigError: obstore is not installed or refuses the URL.
@@ -68,28 +74,40 @@ class ObjectStore:
         except ImportError as error:
             expected = "object storage needs obstore: pip install 'grpo_stream[cloud]'"
             raise ConfigError("url", url, expected) from error
-        self._url = url
+        if has_user(url):
+            expected = (
+                "holds a user or password, which is not sent: see docs/storage.md, Credentials"
+            )
+            raise ConfigError("url", url, expected)
+        self._url = mask_secrets(url)
         self._obstore = obstore
         self._check_process()
+        make = None
         try:
             if client is None:
-                client = from_url(url, **_options(url, patience))
+                make = partial(from_url, _literal(url))
+                client = make(**_options(url, patience))
         except (obstore.exceptions.BaseError, ValueError) as error:
             expected = f"obstore refuses it ({first_line(error)}); {_hint(url)}"
             raise ConfigError("url", url, expected) from error
-        self._client = client
+        self._client = self._writer = client
+        self._address = url  # with its query: for requests, never for messages
+        self._may_be_sent_on = _sends_secrets(url, client)
+        self._ask_from = 0.0
         self._patience = patience
+        if patience is not None and make is not None:
+            self._writer = make(**_options(url, None))
         self._is_web = isinstance(client, HTTPStore)
 
     @property
     def url(self) -> str:
-        """The URL it was opened with."""
+        """The URL it was opened with, without what a query would give away."""
         return self._url
 
     def read(self, name: str) -> bytes:
         """See :meth:`Store.read`; a large object is read as a stream is."""
         response = self._get(name, None)
-        if response.meta["size"] > _PART_BYTES:
+        if response.meta["size"] > _STREAM_CHUNK_BYTES:
             return b"".join(self._chunks(name, response))
         return bytes(self._call("unreadable", name, lambda _c, _n: response.bytes()))
 
@@ -137,7 +155,19 @@ class ObjectStore:
         """See :meth:`Store.write`; a put is atomic on every object store."""
         self._call("unwritable", name, lambda c, n: self._obstore.put(c, n, data))
 
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+    def write_new(self, name: str, data: bytes) -> bool:
+        """See :meth:`Store.write_new`; ``If-None-Match: *``."""
+        try:
+            self._call(
+                "unwritable", name, lambda c, n: self._obstore.put(c, n, data, mode="create")
+            )
+        except StoreError as error:
+            if error.cause != "exists":
+                raise
+            return False
+        return True
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> str:
         """See :meth:`Store.put_file`.
 
         Files above 8 MiB go in parts of that size, or larger for more than 80 GB, four at a time.
@@ -148,7 +178,7 @@ class ObjectStore:
             num_bytes = Path(path).stat().st_size
         except OSError as error:
             raise store_error("unreadable", str(path), name, error) from error
-        self._call(
+        put = self._call(
             "unwritable",
             name,
             lambda c, n: self._obstore.put(
@@ -160,6 +190,7 @@ class ObjectStore:
                 max_concurrency=_PARTS_IN_FLIGHT,
             ),
         )
+        return _tag(put)
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
@@ -189,10 +220,14 @@ class ObjectStore:
 
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`; plain web servers cannot list (cause ``unreadable``)."""
+        return {name: found.num_bytes for name, found in self.listing().items()}
+
+    def listing(self) -> dict[str, Listed]:
+        """See :meth:`Store.listing`; plain web servers cannot list (cause ``unreadable``)."""
         found = self._call(
             "unreadable", None, lambda c, _: self._obstore.list_with_delimiter(c)["objects"]
         )
-        return {entry["path"]: entry["size"] for entry in found}
+        return {entry["path"]: Listed(entry["size"], _tag(entry)) for entry in found}
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`; plain web servers cannot list (cause ``unreadable``)."""
@@ -244,7 +279,8 @@ class ObjectStore:
             for piece in response.stream(min_chunk_size=_STREAM_CHUNK_BYTES):
                 yield bytes(piece)
         except (self._obstore.exceptions.BaseError, OSError) as error:
-            raise explain(cause_of(error, "unreadable"), self.url, name, error) from error
+            # Not chained: obstore's own words hold the query of a signed URL.
+            raise explain(cause_of(error, "unreadable"), self.url, name, error) from None
 
     def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -257,13 +293,47 @@ class ObjectStore:
 
     def _call(self, cause: str, name: str | None, action: Any) -> Any:
         self._check_process()
+        if self._may_be_sent_on and name is not None:
+            self._check_host(name)
         try:
-            return action(self._client, None if name is None else check_name(name, self.url))
+            client = self._writer if cause == "unwritable" else self._client
+            return action(client, None if name is None else check_name(name, self.url))
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             found = cause_of(error, cause)
-            if cause == "unwritable" and found != "not_found":
+            if cause == "unwritable" and found not in ("not_found", "no_bucket", "exists"):
                 found = cause
-            raise explain(found, self.url, name or "listing", error) from error
+            told = explain(found, self.url, name or "listing", error)
+            if name is not None and self._patience is not None and asks_to_wait(error):
+                told.retry_after_seconds = self._ask_how_long(name)
+            raise told from None
+
+    def _check_host(self, name: str) -> None:
+        """Refuses a server that sends readers on to another: they would take their secrets along.
+
+        obstore follows redirects with ``x-amz-security-token``, and the query of a signed URL
+        as ``Referer``. Asked once, before the first request.
+
+        Raises:
+            StoreError: cause ``redirected``.
+        """
+        self._may_be_sent_on = False
+        address = address_of(self._address, self._client, name)
+        host = None if address is None else other_host(address)
+        if host is not None:
+            self._may_be_sent_on = True
+            detail = f"{self.url}: {name}: the server sends readers on to {host}"
+            raise StoreError(
+                "redirected", f"{detail}: give that one's URL or endpoint, if you trust it"
+            )
+
+    def _ask_how_long(self, name: str) -> float:
+        if time.monotonic() < self._ask_from:
+            return 0.0
+        address = address_of(self._address, self._client, name)
+        seconds = 0.0 if address is None else retry_after_seconds(address)
+        if seconds == 0.0:
+            self._ask_from = time.monotonic() + _SILENT_SECONDS
+        return seconds
 
     def _check_process(self) -> None:
         pid = os.getpid()
@@ -325,6 +395,32 @@ def _options(url: str, patience: Patience | None) -> dict[str, Any]:
         deadline = timedelta(seconds=rules.retry_deadline_seconds)
         options["retry_config"] = {"max_retries": 0, "retry_timeout": deadline}
     return options
+
+
+def _sends_secrets(url: str, client: Any) -> bool:
+    """Whether requests carry what must not reach another host than the one they are for."""
+    if url.startswith(("http://", "https://")):
+        return "?" in url
+    if type(client).__name__ != "S3Store" or os.environ.get("AWS_SKIP_SIGNATURE") == "true":
+        return False
+    # Keys alone sign a request for one host; a temporary key, or a role's, has a token beside it.
+    return "AWS_SESSION_TOKEN" in os.environ or "AWS_ACCESS_KEY_ID" not in os.environ
+
+
+def _tag(meta: Any) -> str:
+    return str(meta.get("e_tag") or "").strip('"')
+
+
+def _literal(url: str) -> str:
+    """The URL for obstore, which would decode ``%20`` in a bucket's folder but not in a name.
+
+    In a bucket a name is what it is, in every part; a web server's URL is quoted as all URLs are.
+    """
+    if url.startswith(("http://", "https://")):
+        return url
+    scheme, _, rest = url.partition("://")
+    bucket, slash, folder = rest.partition("/")
+    return f"{scheme}://{bucket}{slash}{quote(folder)}"
 
 
 def _scheme(url: str) -> str:

@@ -25,7 +25,8 @@ class RetryRules:
 
     The wait before try n + 1 is drawn evenly from 0 to ``first_delay_seconds * 2**(n - 1)``, or
     ``max_delay_seconds`` where that is less, so that thousands of readers that were refused
-    together do not come back together.
+    together do not come back together. A time that the server names (``Retry-After``) comes on
+    top; one that ends after the deadline ends the read at once.
 
     Raises:
         ConfigError: a time is not above 0, or a limit lies below what it limits.
@@ -184,12 +185,16 @@ class Patience:
         # 2**30 times any first delay is above any longest one, and no float overflows.
         limit = rules.first_delay_seconds * 2.0 ** min(num_tries - 1, 30)
         delay = self._draw(0.0, min(limit, rules.max_delay_seconds))
+        # On top: all that were told the same time would come back together.
+        delay += error.retry_after_seconds
         now = self._clock()
         spent = now - start
         if spent + delay > rules.retry_deadline_seconds:
             counters.add(num_requests=1, num_failures=1)
             tries = "1 try" if num_tries == 1 else f"{num_tries} tries"
-            detail = f"{error.detail} (given up after {tries} in {spent:.1f} s)"
+            asked = error.retry_after_seconds
+            wish = f"; the server asks to wait {asked:.0f} s" if asked else ""
+            detail = f"{error.detail} (given up after {tries} in {spent:.1f} s{wish})"
             raise _GivenUpError(error.cause, detail) from error
         if self._is_closed.is_set():
             counters.add(num_requests=1, num_failures=1)

@@ -1,15 +1,16 @@
 """Stores whose reads survive what another try may get over."""
 
 import os
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, TypeVar
 
 from grpo_stream.errors import StoreError
-from grpo_stream.storage.blobs import Data, Range, neighbours
+from grpo_stream.storage.blobs import Data, Listed, Range, neighbours
 from grpo_stream.storage.error_causes import TRANSIENT_CAUSES
+from grpo_stream.storage.local_store import open_folder
 from grpo_stream.storage.object_store import ObjectStore
 from grpo_stream.storage.retry_policy import Patience, ReadCounters, ReadCounts, RetryRules
-from grpo_stream.storage.store import Store, is_object_store, open_store
+from grpo_stream.storage.store_protocol import Store, is_object_store
 
 __all__ = [
     "Patience",
@@ -21,12 +22,15 @@ __all__ = [
 ]
 
 
+_Result = TypeVar("_Result")
+
+
 class PatientStore:
     """A store that reads through :meth:`Patience.run`. See :class:`~.store.Store`.
 
     Reads, sizes and the opening of a stream are tried again for the causes in
-    :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline; all other
-    causes are raised at once. Listings and writes are passed on as they are.
+    :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline, listings too;
+    all other causes are raised at once. Writes are passed on as they are.
 
     Args:
         inner: Where to read.
@@ -51,7 +55,9 @@ class PatientStore:
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
-        data = self._patience.run(lambda: self._inner.read_range(name, offset, num_bytes))
+        data = self._patience.run(
+            lambda: _twice(lambda: self._inner.read_range(name, offset, num_bytes))
+        )
         self.counters.add(num_bytes=num_bytes)
         return data
 
@@ -66,7 +72,7 @@ class PatientStore:
             try:
                 found = self._inner.read_ranges(name, ranges)
             except StoreError as error:
-                if error.cause not in TRANSIENT_CAUSES:
+                if error.cause not in TRANSIENT_CAUSES | {"range_ignored"}:
                     self.counters.add(num_requests=len(runs), num_failures=1)
                     raise
                 self.counters.add(num_requests=len(runs))
@@ -97,9 +103,13 @@ class PatientStore:
         """See :meth:`Store.write`."""
         self._inner.write(name, data)
 
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
+    def write_new(self, name: str, data: bytes) -> bool:
+        """See :meth:`Store.write_new`."""
+        return self._inner.write_new(name, data)
+
+    def put_file(self, name: str, path: str | os.PathLike[str]) -> str:
         """See :meth:`Store.put_file`."""
-        self._inner.put_file(name, path)
+        return self._inner.put_file(name, path)
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
@@ -107,20 +117,37 @@ class PatientStore:
 
     def list_names(self) -> list[str]:
         """See :meth:`Store.list_names`."""
-        return self._inner.list_names()
+        return self._patience.run(self._inner.list_names)
 
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`."""
-        return self._inner.sizes()
+        return self._patience.run(self._inner.sizes)
+
+    def listing(self) -> dict[str, Listed]:
+        """See :meth:`Store.listing`."""
+        return self._patience.run(self._inner.listing)
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`."""
-        return self._inner.walk(prefix)
+        return self._patience.run(lambda: self._inner.walk(prefix))
 
     def _read_run(self, name: str, run: Sequence[Range]) -> Sequence[Data]:
-        found = self._patience.run(lambda: self._inner.read_ranges(name, run))
+        found = self._patience.run(lambda: _twice(lambda: self._inner.read_ranges(name, run)))
         self.counters.add(num_bytes=sum(size for _, size in run))
         return found
+
+
+def _twice(read: Callable[[], _Result]) -> _Result:
+    """What ``read`` gives, asked once more where the server sent all for a range.
+
+    One server of many behind a name, or a cache on the way, may do so now and then.
+    """
+    try:
+        return read()
+    except StoreError as error:
+        if error.cause != "range_ignored":
+            raise
+        return read()
 
 
 def open_patient(
@@ -130,9 +157,8 @@ def open_patient(
 ) -> PatientStore:
     """The store that a path or URL names, for reading over a network that fails.
 
-    In contrast to :func:`~grpo_stream.storage.store.open_store`, where obstore tries again by its
-    own rules (10 times in at most 3 minutes) and tells nobody, each try is one request here, with
-    the time-outs of ``rules``. A folder is read as it is; its reads are counted.
+    As :func:`~grpo_stream.storage.store.open_store`, by rules of the caller's own: each try is one
+    request, with the time-outs of ``rules``. A folder is read as it is; its reads are counted.
 
     Args:
         url: As for ``open_store``.
@@ -144,5 +170,5 @@ def open_patient(
     """
     patience = Patience(rules, counters)
     text = os.fspath(url)
-    inner = ObjectStore(text, patience=patience) if is_object_store(text) else open_store(text)
+    inner = ObjectStore(text, patience=patience) if is_object_store(text) else open_folder(text)
     return PatientStore(inner, patience)

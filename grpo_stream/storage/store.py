@@ -1,107 +1,37 @@
 """Folders and buckets behind one small interface: read, read a range, write, list."""
 
 import os
-from collections.abc import Sequence
-from typing import BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
 
-from grpo_stream.errors import ConfigError
-from grpo_stream.storage.blobs import Data, Range
-from grpo_stream.storage.local_store import LocalStore
+from grpo_stream.storage.local_store import LocalStore, open_folder
 from grpo_stream.storage.object_store import ObjectStore
+from grpo_stream.storage.retry_policy import Patience, RetryRules
+from grpo_stream.storage.retrying_store import PatientStore
+from grpo_stream.storage.store_protocol import Store, is_object_store
 
-__all__ = ["LocalStore", "ObjectStore", "Store", "open_store"]
+__all__ = ["LocalStore", "ObjectStore", "Store", "is_object_store", "open_store"]
 
-_CLOUD_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
-
-
-class Store(Protocol):
-    """One place that holds named blobs; every method may be called from many threads at once.
-
-    All methods raise StoreError. Its causes: ``not_found``; ``short_read`` (a blob that ends
-    before the range does); ``bad_name`` (a name that leaves the store); ``forked``; of object
-    stores ``forbidden``, ``range_ignored``, ``changed`` (replaced while it was read),
-    ``unavailable``, ``timed_out`` and ``broken_off``, the last three of which another try may get
-    over; else ``unreadable`` and ``unwritable``.
-    """
-
-    @property
-    def url(self) -> str:
-        """Where it is, as a user would write it."""
-
-    def read(self, name: str) -> bytes:
-        """The whole content."""
-
-    def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
-        """Exactly ``num_bytes`` bytes from ``offset``; fewer is an error (``short_read``)."""
-
-    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[Data]:
-        """Several ranges of one blob, each (offset, length); raises what :meth:`read_range` does.
-
-        Neighbours come by one request, the others at the same time. What an answer holds is not
-        copied once more, so a range may be a memoryview, which cannot be pickled.
-        """
-
-    def open_stream(self, name: str) -> BinaryIO:
-        """The content from its start, read forwards in bounded memory whatever its size.
-
-        The caller closes it. One thread reads one stream; its reads raise StoreError too, or
-        OSError for a folder on a failing disk.
-        """
-
-    def write(self, name: str, data: bytes) -> None:
-        """Writes or replaces a blob; readers see the old content or the new one, never a part."""
-
-    def put_file(self, name: str, path: str | os.PathLike[str]) -> None:
-        """As :meth:`write`, with the content of the local file ``path``, in bounded memory."""
-
-    def delete(self, name: str) -> None:
-        """Removes a blob; one that is not there is no error."""
-
-    def exists(self, name: str) -> bool:
-        """Whether there is a blob of that name."""
-
-    def size(self, name: str) -> int:
-        """Size in bytes."""
-
-    def list_names(self) -> list[str]:
-        """Names of the blobs at the top of the store, sorted."""
-
-    def sizes(self) -> dict[str, int]:
-        """Size in bytes of each blob at the top of the store, by name; one listing."""
-
-    def walk(self, prefix: str = "") -> list[str]:
-        """Names of all blobs below the folder ``prefix`` (all of the store), sorted.
-
-        The names start at the store's top, with ``/`` between folders; nothing there is no error.
-        """
-
-
-def is_object_store(url: str) -> bool:
-    """Whether the URL names a bucket or web folder, by its scheme."""
-    return url.startswith(tuple(f"{scheme}://" for scheme in _CLOUD_SCHEMES))
+BUILDER_RULES = RetryRules(
+    retry_deadline_seconds=180.0, stall_timeout_seconds=30.0, request_timeout_seconds=60.0
+)
+"""How long a build waits for a server: longer than a run does, which has a cluster waiting."""
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
     """The store that a path or URL names; nothing is read yet.
+
+    A bucket's reads are tried again by :data:`BUILDER_RULES`, so that a server that sends next to
+    nothing ends them too; what is written, obstore repeats by its own rules.
 
     Args:
         url: A folder, ``file:///folder``, ``s3://``, ``gs://``, ``az://`` (or ``abfs://``),
             ``http(s)://``.
 
     Raises:
-        ConfigError: another scheme (``pipe:`` among them: no shell is ever run), or an object
-            store without the ``cloud`` extra.
+        ConfigError: another scheme (``pipe:`` among them: no shell is ever run), a URL with a user
+            or password, or an object store without the ``cloud`` extra.
     """
     text = os.fspath(url)
-    scheme = text.partition(":")[0] if ":" in text.partition("/")[0] else ""
-    if scheme == "":
-        if not text:
-            raise ConfigError("url", text, "must name a folder or bucket, for example out/shards")
-        return LocalStore(text)
-    if scheme == "file":
-        return LocalStore(unquote(urlsplit(text).path))
-    if is_object_store(text):
-        return ObjectStore(text)
-    known = ", ".join(f"{known}://" for known in ("file", *_CLOUD_SCHEMES))
-    raise ConfigError("url", text, f"must be a folder or start with {known}; for example ./shards")
+    if not is_object_store(text):
+        return open_folder(text)
+    patience = Patience(BUILDER_RULES)
+    return PatientStore(ObjectStore(text, patience=patience), patience)

@@ -60,6 +60,9 @@ class StreamConfig:
         "Samples that may be bad before the run stops: of all ranks and starts in training, of "
         "one rank where a stream is read by itself.",
     )
+    max_prompt_tokens: int = setting(
+        16_384, "Longer prompts, image and template included, are bad samples."
+    )
     max_sample_bytes: int = setting(
         256 * 2**20, "Larger samples, image and JSON together, are bad."
     )
@@ -79,6 +82,7 @@ class StreamConfig:
             ("num_fetch_threads", 1),
             ("fetch_ahead_bytes", 1),
             ("max_bad_samples", 0),
+            ("max_prompt_tokens", 1),
             ("max_sample_bytes", 1),
         ):
             value = getattr(self, name)

@@ -25,6 +25,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.order.cursor import Cursor
 from grpo_stream.stream.decode_processes import DecodeProcesses, worker_died
 from grpo_stream.stream.fetcher import Fetcher, Wanted
@@ -149,7 +150,8 @@ class PromptLoader(Generic[T]):
         """
         started = time.perf_counter()
         if self._assembler is None:
-            batch = self.transform(self.stream.read_batch(epoch, batch_index))
+            slots = self.stream.slot_places(epoch, batch_index)
+            batch = self._finish(slots, list(map(self.stream.attempt, slots)))
         else:
             is_start = not self._works or self._works[0].place != (epoch, batch_index)
             if is_start:
@@ -327,10 +329,35 @@ class PromptLoader(Generic[T]):
     def _finish(self, slots: Sequence[SlotPlace], outcomes: _Outcomes) -> T:
         samples = self.stream.settle_all(slots, outcomes)
         started = time.perf_counter()
-        batch = self.transform(samples)
+        batch = self._transformed(slots, samples)
         seconds = time.perf_counter() - started
         self._transforms_cheaply = seconds <= _CHEAP_SECONDS * len(slots)
         return batch
+
+    def _transformed(self, slots: Sequence[SlotPlace], samples: list[StreamSample]) -> T:
+        """The batch; a sample that ``transform`` throws at is bad, and another stands in."""
+        try:
+            return self.transform(samples)
+        except (ConfigError, MemoryError):
+            raise  # the settings' fault, or the machine's
+        except Exception:
+            errors = list(map(self._thrown_at, samples))
+            if not any(errors) or (all(errors) and len(samples) > 1):
+                raise  # the fault is not in single samples
+        others = [
+            sample if error is None else self.stream.stand_in(slot, sample.key, error)
+            for slot, sample, error in zip(slots, samples, errors, strict=True)
+        ]
+        return self._transformed(slots, others)
+
+    def _thrown_at(self, sample: StreamSample) -> Exception | None:
+        try:
+            self.transform([sample])
+        except (ConfigError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is: that is the question
+            return error
+        return None
 
     def _take(self, work: _Work[T]) -> T:
         try:

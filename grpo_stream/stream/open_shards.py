@@ -1,4 +1,4 @@
-"""From what a user names, ``a=0.7 b=0.3``, to open sources and their weights."""
+"""From what a user names, ``0.7:s3://bucket/a 0.3:s3://bucket/b``, to sources and weights."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,12 @@ from grpo_stream.stream.sources import ShardSource
 
 
 def parse_shards(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits words such as ``s3://bucket/train=0.7`` into URLs and weights.
+    """Splits words such as ``0.7:s3://bucket/train`` into URLs and weights.
 
-    What is after the last ``=`` is the weight, where it is a number or a fraction; a folder
-    whose own name ends so is taken as a whole, if it exists. Where none has a weight, all weigh 1.
+    What is before the first ``:`` is the weight, where it is a number or a fraction: no URL begins
+    with a digit. Of a folder it may also be behind the last ``=``, as in ``shards/train=0.7``,
+    where there is no folder of that whole name; ``s3://bucket/year=2024`` is a URL as it is. Where
+    none has a weight, all weigh 1.
 
     Returns:
         URLs and weights, of equal length.
@@ -29,7 +31,7 @@ def parse_shards(words: Sequence[str]) -> tuple[list[str], list[str]]:
     pairs = [_split(word) for word in words]
     missing = [url for url, weight in pairs if weight is None]
     if missing and len(missing) < len(pairs):
-        expected = f"has no weight, and others have: write {missing[0]}=0.3"
+        expected = f"has no weight, and others have: write 0.3:{missing[0]}"
         raise ConfigError("shards", missing[0], expected)
     return [url for url, _ in pairs], ["1" if weight is None else weight for _, weight in pairs]
 
@@ -73,13 +75,22 @@ def open_shards(
 
 
 def _split(word: str) -> tuple[str, str | None]:
-    url, sign, text = word.rpartition("=")
-    if not sign or os.path.isdir(word):  # noqa: PTH112 - a URL, perhaps
+    if os.path.isdir(word):  # noqa: PTH112 - a URL, perhaps
         return word, None
-    try:
-        weight = Fraction(text)
-    except (ValueError, ZeroDivisionError):
+    text, sign, url = word.partition(":")
+    weight = _weight(text) if sign and url else None
+    if weight is None and "://" not in word:
+        url, sign, text = word.rpartition("=")
+        weight = _weight(text) if sign else None
+    if weight is None:
         return word, None
     if weight <= 0:
-        raise ConfigError("shards", word, f"its weight must be above 0, for example {url}=0.5")
+        raise ConfigError("shards", word, f"its weight must be above 0, for example 0.5:{url}")
     return url, text
+
+
+def _weight(text: str) -> Fraction | None:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None

@@ -37,7 +37,16 @@ _WINDOW_SLOTS = 4096  # looked up together: alone, a sample costs a hundred time
 _MIN_WINDOW_BATCHES = 16
 _DAMAGED = (ImageError, RecordError, ShardFormatError)
 _DAMAGED_STORE_CAUSES = ("short_read",)  # a shard that was cut off
-_REREAD_CAUSES = ("checksum", "bad_header", "bad_index", "truncated")
+_OF_WHOLE_SHARDS = ("bad_index", "foreign_index")  # all samples of the shard would be bad
+_REREAD_CAUSES = ("checksum", "bad_header", "truncated")
+
+
+_REMEDY = "see what is wrong with shard-builder verify, and leave such records out of the build"
+_REMEDIES = dict.fromkeys(
+    ("checksum", "bad_header", "truncated", "short_read"),
+    "the shard's bytes are not those that were built: shard-builder verify names the first fault; "
+    "copy the shard anew, or build it again",
+)
 
 
 class Place(NamedTuple):
@@ -69,7 +78,7 @@ class StreamCounters:
     num_samples: int = 0
     """Samples delivered: each was fetched, decoded and resized once."""
     quarantine: dict[str, str] = field(default_factory=dict)
-    """Where the bad samples lie, and the cause; as they were met. They are not read again."""
+    """The bad samples (``Source.identity``) and the cause; as met. They are not read again."""
     num_read_again: int = 0
     """Samples whose bytes were wrong at first and right at the second reading."""
 
@@ -228,6 +237,35 @@ class PromptStream:
         if not isinstance(outcome, Exception):
             return self._counted(outcome)
         self._count_bad(one.place, outcome)
+        return self._stand_in(one)
+
+    def stand_in(self, one: SlotPlace, key: str, error: Exception) -> StreamSample:
+        """Another sample for one that was read, and that a batch cannot be made of.
+
+        Args:
+            one: The slot.
+            key: Of what it delivered: its own sample, or a stand-in.
+            error: What was thrown at that.
+
+        Raises:
+            BadSamplesError: as :meth:`settle`.
+        """
+        cause = error.cause if isinstance(error, _DAMAGED) else "not_collated"
+        detail = error.detail if isinstance(error, _DAMAGED) else f"{type(error).__name__}: {error}"
+        # What a slot delivers is the first of its candidates that is not known to be bad.
+        stand_ins = self.plan.stand_ins(one.epoch, one.batch_index, one.slot, _MAX_STAND_INS)
+        candidates = (place for place in (one.place, *_as_places(stand_ins)))
+        place = next(place for place in candidates if place not in self._bad)
+        with self._lock:
+            self.counters.num_samples -= 1
+        told = RecordError(cause, f"key={key!r}: {detail}")
+        self._count_bad(place, told)
+        try:
+            return self._stand_in(one)
+        except BadSamplesError as none_left:
+            raise BadSamplesError(f"{none_left}; at last {told}") from error
+
+    def _stand_in(self, one: SlotPlace) -> StreamSample:
         stand_ins = self.plan.stand_ins(one.epoch, one.batch_index, one.slot, _MAX_STAND_INS)
         for place in _as_places(stand_ins):
             other = one._replace(place=place)
@@ -237,8 +275,9 @@ class PromptStream:
             self._count_bad(place, outcome)
         raise BadSamplesError(
             f"epoch {one.epoch}, generation batch {one.batch_index}, slot {one.slot}: the sample "
-            f"and {_MAX_STAND_INS} stand-ins cannot be read; causes so far: "
-            f"{dict(self.counters.num_bad_by_cause)}"
+            f"and {_MAX_STAND_INS} stand-ins cannot be read, the last of them "
+            f"{self.sources[place.source].describe(place.shard, place.sample)}; causes so far: "
+            f"{dict(self.counters.num_bad_by_cause)}; {_REMEDY}"
         )
 
     def read_batch(self, epoch: int, batch_index: int) -> list[StreamSample]:
@@ -287,17 +326,20 @@ class PromptStream:
     def _count_bad(self, place: Place, error: Exception) -> None:
         if isinstance(error, _KnownBadError):
             return
-        where = self.sources[place.source].describe(place.shard, place.sample)
-        counters = self.counters
+        source, counters = self.sources[place.source], self.counters
+        where = source.describe(place.shard, place.sample)
         with self._lock:
             self._bad.add(place)
-            counters.quarantine[where] = getattr(error, "cause", "unknown")
+            cause = getattr(error, "cause", "unknown")
+            counters.quarantine[source.identity(place.shard, place.sample)] = cause
             total = len(counters.quarantine)
+            num_here = sum(bad[:2] == place[:2] for bad in self._bad)
         if total > self.config.max_bad_samples:
             raise BadSamplesError(
                 f"{total} samples could not be read on rank {self.world.rank}, the tolerance is "
                 f"max_bad_samples={self.config.max_bad_samples}; by cause: "
-                f"{dict(counters.num_bad_by_cause)}; last ({where}): {error}"
+                f"{dict(counters.num_bad_by_cause)}; last ({where}, one of {num_here} bad samples "
+                f"of that shard): {error}; {_REMEDIES.get(cause, _REMEDY)}"
             ) from error
 
 
@@ -309,6 +351,8 @@ def is_damage(error: BaseException) -> bool:
     """Whether a sample is to blame, so that another may stand in, and not its store."""
     if isinstance(error, StoreError):
         return error.cause in _DAMAGED_STORE_CAUSES
+    if isinstance(error, ShardFormatError) and error.cause in _OF_WHOLE_SHARDS:
+        return False
     return isinstance(error, _DAMAGED)
 
 

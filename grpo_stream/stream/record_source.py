@@ -141,6 +141,10 @@ class RecordSource:
         """See ``sources.Source.describe``."""
         return f"record {sample}"
 
+    def identity(self, shard: int, sample: int) -> str:
+        """See ``sources.Source.identity``."""
+        return self.describe(shard, sample)
+
     def metrics(self) -> dict[str, float]:
         """See ``sources.Source.metrics``: nothing is counted."""
         return {}

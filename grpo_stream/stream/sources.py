@@ -16,7 +16,7 @@ from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, 
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.index import IndexEntry, ShardIndex
-from grpo_stream.shards.manifest import Manifest
+from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.shards.sample import Sample
 from grpo_stream.shards.tar import parse_sample
 from grpo_stream.storage.blobs import Data
@@ -165,6 +165,9 @@ class Source(Protocol):
     def describe(self, shard: int, sample: int) -> str:
         """Names a sample for people, without reading it."""
 
+    def identity(self, shard: int, sample: int) -> str:
+        """Names a sample whatever place its data set is moved to."""
+
     def metrics(self) -> dict[str, float]:
         """What reading took so far, for the log."""
 
@@ -216,6 +219,7 @@ class ShardSource:
         self._sample_bytes = sizes // np.maximum(counts, 1)
         self._max_sample_bytes = max_sample_bytes
         self._indexes: dict[int, tuple[str, ShardIndex]] = {}
+        self._first_seen: dict[int, int | None] = {}  # check values; of older sets alone
         self._num_open_indexes = _NUM_OPEN_INDEXES
         self._lock = threading.Lock()
 
@@ -308,6 +312,10 @@ class ShardSource:
         """See :meth:`Source.describe`."""
         return f"{self._store.url}: {self.manifest.shards[shard].name} sample {sample}"
 
+    def identity(self, shard: int, sample: int) -> str:
+        """See :meth:`Source.identity`: the data set by its digest."""
+        return f"{self.digest[:12]}: {self.manifest.shards[shard].name} sample {sample}"
+
     def close(self) -> None:
         """Ends the cache's downloads; what failed and waits for its next try fails for good."""
         if isinstance(self._store, PatientStore):
@@ -327,13 +335,28 @@ class ShardSource:
         # Loaded outside the lock: two threads may fetch the same index once each at the start,
         # which is cheaper than making every reader wait for one slow request.
         info = self.manifest.shards[shard]
-        found = info.name, ShardIndex.load(self._store, info)
+        found = info.name, self._load_index(shard, info)
         with self._lock:
             self._indexes[shard] = found
             # The oldest: lanes walk from shard to shard, so it is the first to be done with.
             while len(self._indexes) > self._num_open_indexes:
                 del self._indexes[next(iter(self._indexes))]
         return found
+
+    def _load_index(self, shard: int, info: ShardInfo) -> ShardIndex:
+        try:
+            index = ShardIndex.load(self._store, info)
+        except ShardFormatError as error:
+            if error.cause != "bad_index":
+                raise
+            index = ShardIndex.load(self._store, info)  # a byte may have been changed on the way
+        if info.index_crc32 is None:
+            with self._lock:
+                is_same = self._first_seen.setdefault(shard, index.crc32) == index.crc32
+            if not is_same:
+                detail = f"{self._store.url}: {info.name} was replaced while it was in use"
+                raise ShardFormatError("foreign_index", f"{detail}: stop, and start anew with it")
+        return index
 
 
 def _check_totals(url: str, totals: dict[str, int]) -> None:

@@ -168,6 +168,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             image_processor=image_processor,
             images_root=images_root,
             chat_template_kwargs=args.chat_template_kwargs,
+            max_prompt_tokens=streams[0].config.max_prompt_tokens,
         )
         if freeze_vision_tower:
             freeze_tower(self.model)

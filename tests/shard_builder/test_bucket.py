@@ -1,7 +1,5 @@
 """Everything in a bucket: inputs, images, output; against a real S3 server on loopback."""
 
-import http.client
-import logging
 import os
 import subprocess
 import sys
@@ -18,37 +16,6 @@ from tests.shard_builder.support import files_of, make_settings, write_raw
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint, monkeypatch, request):
-    """URL of an empty bucket; the environment is as a user of a private server sets it."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    name = request.node.name.replace("_", "-")
-    connection = http.client.HTTPConnection(endpoint.removeprefix("http://"))
-    connection.request("PUT", f"/{name}")
-    assert connection.getresponse().status == 200
-    connection.close()
-    return f"s3://{name}"
 
 
 def objects_of(url):

@@ -2,12 +2,15 @@
 
 import io
 import tarfile
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from grpo_stream.boxes import Size
-from grpo_stream.shards.manifest import Manifest, ShardInfo
+from grpo_stream.shards.index import ShardIndex, index_name
+from grpo_stream.shards.manifest import MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.shards.tar import ShardWriter
 from grpo_stream.storage.store import LocalStore
@@ -51,12 +54,28 @@ def write_shard(path: Path, samples) -> ShardInfo:
     return writer.close()
 
 
+def make_older(folder: Path) -> Manifest:
+    """Rewrites a set as the first version wrote it: no check value ties its files together."""
+    store = LocalStore(folder)
+    manifest = Manifest.load(store)
+    for info in manifest.shards:
+        data = bytearray(store.read(index_name(info.name)))
+        del data[48:80], data[-4:]
+        data[8:12] = (2).to_bytes(4, "little")
+        store.write(index_name(info.name), bytes(data + zlib.crc32(data).to_bytes(4, "little")))
+        ShardIndex.load(store, replace(info, index_crc32=None))
+    shards = tuple(replace(info, index_crc32=None) for info in manifest.shards)
+    older = replace(manifest, version=1, shards=shards)
+    older.save(store)
+    return older
+
+
 def write_set(folder: Path, samples, per_shard=2) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     shards = tuple(
         write_shard(folder / f"shard-{start:06d}.tar", samples[start : start + per_shard])
         for start in range(0, len(samples), per_shard)
     )
-    manifest = Manifest(1, shards)
+    manifest = Manifest(MANIFEST_VERSION, shards)
     manifest.save(LocalStore(folder))
     return manifest

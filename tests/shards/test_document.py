@@ -12,7 +12,7 @@ from grpo_stream.storage.store import LocalStore
 from tests.shards.support import make_multi_sample, make_sample, write_set
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "shards.md").read_text(encoding="utf-8")
-CODES = {"u16": "H", "u32": "I", "u64": "Q", "bytes[8]": "8s"}
+CODES = {"u16": "H", "u32": "I", "u64": "Q", "bytes[8]": "8s", "bytes[32]": "32s"}
 SAMPLES = [
     make_sample("000000_a"),
     make_multi_sample("000001_b"),
@@ -43,7 +43,7 @@ def read_rows(title, data, position, count):
 def read_index(data):
     (header,), position = read_rows("Header", data, 0, 1)
     assert header["magic"] == b"GRPOIDX\0"
-    assert (header["version"], header["reserved"]) == (2, 0)
+    assert (header["version"], header["reserved"]) == (3, 0)
     samples, position = read_rows("Sample", data, position, header["num_samples"])
     parts, position = read_rows("Part", data, position, header["num_parts"])
     assert (header["sample_bytes"], header["part_bytes"]) == (24, 32)
@@ -61,6 +61,9 @@ def test_a_reader_from_the_document_alone(tmp_path):
         assert (len(tar), hashlib.sha256(tar).hexdigest()) == (shard["num_bytes"], shard["sha256"])
         header, samples, parts = read_index((tmp_path / f"{shard['name']}.index").read_bytes())
         assert (header["num_samples"], header["tar_bytes"]) == (shard["num_samples"], len(tar))
+        assert header["tar_sha256"].hex() == shard["sha256"]
+        index = (tmp_path / f"{shard['name']}.index").read_bytes()
+        assert struct.unpack("<I", index[-4:]) == (shard["index_crc32"],)
         for row in samples:
             run = tar[row["offset"] : row["offset"] + row["num_bytes"]]
             images, meta = {}, None
@@ -94,7 +97,8 @@ def test_a_reader_from_the_document_alone(tmp_path):
 def test_the_digest_is_as_the_document_says(tmp_path):
     write_set(tmp_path, SAMPLES)
     raw = json.loads((tmp_path / "manifest.json").read_bytes())
-    lines = [f"manifest {raw['version']}"]
+    assert raw["version"] == 2
+    lines = ["manifest 1"]
     lines += [json.dumps([s["name"], s["num_samples"], s["sha256"]]) for s in raw["shards"]]
     text = "".join(f"{line}\n" for line in lines)
     assert hashlib.sha256(text.encode()).hexdigest() == raw["digest"]
@@ -102,4 +106,4 @@ def test_the_digest_is_as_the_document_says(tmp_path):
 
 
 def test_the_size_that_the_document_tells():
-    assert f"{48 + 1000 * 24 + 2000 * 32 + 4:,} bytes" in DOCUMENT
+    assert f"{80 + 1000 * 24 + 2000 * 32 + 4:,} bytes" in DOCUMENT

@@ -49,7 +49,7 @@ def test_round_trip():
 
 def test_widths_are_fixed():
     assert (SAMPLE_DTYPE.itemsize, PART_DTYPE.itemsize) == (24, 32)
-    assert len(INDEX.to_bytes()) == 48 + 2 * 24 + 6 * 32 + 4
+    assert len(INDEX.to_bytes()) == 80 + 2 * 24 + 6 * 32 + 4
 
 
 def test_empty_index():

@@ -53,7 +53,7 @@ def test_digest_stays_what_it_was():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2, this program reads version 1"),
+        ({"version": 3}, "version 3, this program reads versions 1 to 2"),
         ({"shards": None}, "missing or wrong field"),
         ({"shards": [{"name": "a.tar"}]}, "missing or wrong field"),
         ({"settings": 3}, "missing or wrong field"),

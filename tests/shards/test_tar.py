@@ -265,7 +265,9 @@ def test_a_shard_for_a_bucket_is_moved_there_with_its_indexes(server, tmp_path):
     writer = ShardWriter(tmp_path / "spool/s.tar")
     for sample in SAMPLES:
         writer.add(sample)
-    assert writer.close_into(open_store("s3://bucket/set")) == writer.close()
+    info, tags = writer.close_into(open_store("s3://bucket/set"))
+    assert info == writer.close()
+    assert set(tags) == set(files)
     assert server.objects == {f"bucket/set/{name}": data for name, data in files.items()}
     puts = [one.name for one in server.requests if one.method == "PUT"]
     assert puts == [f"bucket/set/{name}" for name in ("s.tar", "s.tar.index", "s.tar.idx")]

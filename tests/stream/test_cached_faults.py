@@ -62,12 +62,12 @@ class TestAServerWithoutRanges:
             assert loader.stream.metrics()["cache/num_downloads"] == 6
             assert not loader.stream.counters.quarantine
 
-    def test_it_is_asked_for_a_range_once_and_for_each_shard_once(self, server, cache, epoch):
+    def test_it_is_asked_for_a_range_twice_and_for_each_shard_once(self, server, cache, epoch):
         server.always = NO_RANGES
         with open_loader(URL, cache=cache, num_fetch_threads=1) as loader:
             loader.stream.sources[0].cache.announce = lambda _: None  # else all may be here at once
             assert list(loader) == epoch
-        assert len(whole_gets(server)) == len(set(whole_gets(server))) + 1 == 7
+        assert len(whole_gets(server)) == len(set(whole_gets(server))) + 2 == 8  # a range twice
 
     def test_not_announced_shards_too(self, server, cache, epoch):
         server.always = NO_RANGES

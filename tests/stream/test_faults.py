@@ -97,7 +97,7 @@ class TestWhatPasses:
         with open_loader(URL) as loader:
             server.faults = ["short"]
             assert two_epochs(loader) == epochs
-            assert 1 <= loader.stream.counters.num_read_again <= 4  # the samples that waited for it
+            assert loader.stream.counters.num_read_again == 0
             assert not loader.stream.counters.quarantine
 
     def test_in_processes(self, server, epochs):
@@ -264,6 +264,7 @@ class TestDamage:
     @pytest.mark.parametrize("processes", [0, 1])
     def test_a_byte_that_stays_wrong(self, server, folder, epochs, processes):
         place, key = self.place(folder)
+        digest = Manifest.load(LocalStore(folder)).digest[:12]
         server.flips[SHARD] = [place, 10**6]
         with open_loader(URL, num_decode_processes=processes, num_lanes=5) as loader:
             first = list(loader)
@@ -273,7 +274,7 @@ class TestDamage:
             bounds = [map(int, wanted[6:].split("-")) for wanted in asked]
             assert not any(start <= place <= end for start, end in bounds), "it was fetched again"
             assert loader.stream.counters.num_bad_by_cause == {"checksum": 1}
-            assert list(loader.stream.counters.quarantine) == [f"{URL}: {SHARD} sample 1"]
+            assert list(loader.stream.counters.quarantine) == [f"{digest}: {SHARD} sample 1"]
         for epoch, read in enumerate((first, second)):
             whole = reference(folder, epoch, num_lanes=5)
             kept = [(a, b) for a, b in zip(flat(whole), flat(read), strict=True) if a != key]

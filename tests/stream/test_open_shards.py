@@ -2,6 +2,7 @@ import threading
 
 import pytest
 
+from benchmarks.servers.object_server import ObjectServer
 from grpo_stream.errors import ConfigError, ManifestError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.stream.config import CacheSettings
@@ -18,9 +19,15 @@ class TestParse:
             (["a", "b"], ["a", "b"], ["1", "1"]),
             (["a=0.7", "b=0.3"], ["a", "b"], ["0.7", "0.3"]),
             (["a=2/3", "b=1/3"], ["a", "b"], ["2/3", "1/3"]),
-            (["s3://bucket/x=1/train=3"], ["s3://bucket/x=1/train"], ["3"]),
+            (["3:s3://bucket/x=1/train"], ["s3://bucket/x=1/train"], ["3"]),
+            (
+                ["s3://bucket/year=2024", "s3://b/x=0.5"],
+                ["s3://bucket/year=2024", "s3://b/x=0.5"],
+                ["1", "1"],
+            ),
+            (["1/3:data/a", "2/3:az://c/b=1"], ["data/a", "az://c/b=1"], ["1/3", "2/3"]),
             (["s3://bucket/date=today"], ["s3://bucket/date=today"], ["1"]),
-            (["https://host/x?y=z=1e-1"], ["https://host/x?y=z"], ["1e-1"]),
+            (["https://host/x?y=z=1e-1"], ["https://host/x?y=z=1e-1"], ["1"]),
             (["a=1/0"], ["a=1/0"], ["1"]),
         ],
     )
@@ -31,8 +38,8 @@ class TestParse:
         ("words", "expected"),
         [
             ([], "name at least one data set"),
-            (["a=0.7", "b"], r"shards='b': has no weight.*b=0\.3"),
-            (["a=0"], r"above 0, for example a=0\.5"),
+            (["a=0.7", "b"], r"shards='b': has no weight.*0\.3:b"),
+            (["a=0"], r"above 0, for example 0\.5:a"),
             (["a=-1", "b=2"], "above 0"),
         ],
     )
@@ -92,3 +99,8 @@ class TestOpen:
         with pytest.raises(ManifestError):
             open_shards([str(tmp_path / "nowhere"), *folders], cache=cache)
         assert len(closed) == 3
+
+
+def test_a_url_that_ends_as_if_a_weight_were_meant():
+    with ObjectServer() as empty, pytest.raises(ManifestError, match=r"write 2024:http"):
+        open_shards([f"{empty.url}/set/year=2024"])

@@ -115,7 +115,7 @@ class TestBadSamples:
         for batch in range(stream.num_batches):
             assert len(stream.read_batch(0, batch)) == 4
         assert stream.counters.num_bad_by_cause == {"checksum": 1}
-        where = f"{folder}: shard-{4 * shard:06d}.tar sample {sample}"
+        where = f"{stream.sources[0].digest[:12]}: shard-{4 * shard:06d}.tar sample {sample}"
         assert list(stream.counters.quarantine) == [where]
         assert stream.counters.num_samples == 20
         assert key not in {s.key for s in stream.read_batch(0, 0)}

@@ -127,7 +127,7 @@ class TestShardSource:
         name = source.manifest.shards[0].name
         write_shard(tmp_path / "other.tar", make_samples(2))
         (tmp_path / index_name("other.tar")).replace(tmp_path / index_name(name))
-        with pytest.raises(ShardFormatError, match="bad_index"):
+        with pytest.raises(ShardFormatError, match="foreign_index"):
             source.read(0, 0)
 
     def test_a_shard_that_is_gone(self, tmp_path):

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _end(f"{error.strerror}: {room}; the same build command resumes from there", 1)
         return _end(error, 1)
     except KeyboardInterrupt as error:
-        more = "; the same command resumes from there" if args.command == "build" else ""
+        resumes = args.command in ("build", "head", "merge", "split")
+        more = "; the same command resumes from there" if resumes else ""
         return _end(f"stopped{more}", 143 if isinstance(error, _TerminatedError) else 130)
 
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from grpo_stream.errors import ConfigError, RecordError, StoreError
-from grpo_stream.storage.object_store import ObjectStore
+from grpo_stream.storage.atomic_files import open_reading
 from grpo_stream.storage.store import open_store
 
 _READ_BYTES = 1 << 18
@@ -117,25 +117,12 @@ class ChunkReader:
 
 def _open(name: str, query: str) -> BinaryIO:
     if not is_remote(name):
-        return open(local_path(name), "rb")  # noqa: PTH123 - the caller closes it
+        return open_reading(local_path(name), _READ_BYTES)
     folder, _, file_name = name.rpartition("/")
     if name.startswith(("http://", "https://")):
         file_name = unquote(file_name)  # obstore quotes it again
-    if not query:
-        return open_store(folder).open_stream(file_name)
-    return _signed_store(folder, query).open_stream(file_name)
-
-
-def _signed_store(folder: str, query: str) -> ObjectStore:
-    try:
-        from obstore.store import HTTPStore  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        expected = "web inputs need obstore: pip install 'grpo_stream[cloud]'"
-        raise ConfigError("INPUT", folder, expected) from error
-    options = {"allow_http": True} if folder.startswith("http://") else None
     # Given as the folder's, the query goes with the requests for every file in it.
-    client = HTTPStore.from_url(f"{folder}?{query}", client_options=options)
-    return ObjectStore(folder, client=client)
+    return open_store(f"{folder}?{query}" if query else folder).open_stream(file_name)
 
 
 def _gzip_decoder() -> Any:

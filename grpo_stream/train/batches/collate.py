@@ -11,6 +11,7 @@ from grpo_stream.boxes import Box, Frame, Point
 from grpo_stream.errors import RecordError
 from grpo_stream.grounding.frames import frame_size, from_original
 from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages
+from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.record_source import sample_from_record
 from grpo_stream.stream.sources import StreamSample
 from grpo_stream.train.models.patches import device_rule, image_inputs, image_tensor
@@ -34,6 +35,7 @@ class PromptCollator:
             its settings say (``patches.device_rule``), it is run here, and its patches handed on.
         images_root: Folder that the ``image`` of a raw record is relative to.
         chat_template_kwargs: Further variables of the model's chat template.
+        max_prompt_tokens: Longest prompt, its image's tokens included.
 
     Called with stream samples, or with raw records (mappings with ``image``, ``prompt`` and
     ``solution``) whose images are then loaded with Pillow from ``images_root``. Returns a dict:
@@ -66,7 +68,9 @@ class PromptCollator:
         image_processor: Any = None,
         images_root: str | Path | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        max_prompt_tokens: int = StreamConfig.max_prompt_tokens,
     ) -> None:
+        self.max_prompt_tokens = max_prompt_tokens
         self.processor = processor
         self.image_processor = image_processor or processor.image_processor
         self.template = template
@@ -88,6 +92,10 @@ class PromptCollator:
             encoded = encode_by_processor(self.processor, pixels, list(texts))
         else:
             encoded = self._encoded(samples, prompts)
+        for sample, ids in zip(samples, encoded["prompt_ids"], strict=True):
+            if len(ids) > self.max_prompt_tokens:
+                detail = f"key={sample.key!r}: {len(ids)} tokens are more than max_prompt_tokens="
+                raise RecordError("prompt_too_long", f"{detail}{self.max_prompt_tokens}")
         return {
             **encoded,
             "prompt": prompts,

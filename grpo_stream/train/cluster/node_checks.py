@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_stream.errors import GrpoStreamError, ManifestError, StoreError
+from grpo_stream.printable import mask_secrets
 from grpo_stream.shards.manifest import MANIFEST_NAME
 from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
 
@@ -94,12 +95,13 @@ def probe_store(url: str, *, start: int = 0, takes_whole: bool = False) -> Store
             do not all ask for the same objects.
         takes_whole: A server that ignores ranges is no error, as with a cache folder.
     """
+    shown = mask_secrets(url)
     try:
         store = open_patient(url, RULES)
         digest, shards = read_head(store)
         latency = min(_seconds(store, MANIFEST_NAME, 1) for _ in range(_NUM_LATENCIES))
         if not shards:  # written by other hands; whether it is a manifest, its reader says
-            return StoreProbe(url, digest, latency)
+            return StoreProbe(shown, digest, latency)
         chosen = [shards[(start + n) % len(shards)] for n in range(_NUM_READS)]
         sizes = [min(_READ_BYTES, num_bytes) for _, num_bytes in chosen]
         begin = time.perf_counter()
@@ -112,11 +114,11 @@ def probe_store(url: str, *, start: int = 0, takes_whole: bool = False) -> Store
         rate = sum(sizes) / (time.perf_counter() - begin)
     except StoreError as error:
         if error.cause == "range_ignored" and takes_whole:
-            return StoreProbe(url)
-        return StoreProbe(url, error=str(error))
+            return StoreProbe(shown)
+        return StoreProbe(shown, error=mask_secrets(str(error)))
     except GrpoStreamError as error:
-        return StoreProbe(url, error=str(error))
-    return StoreProbe(url, digest, latency, rate)
+        return StoreProbe(shown, error=mask_secrets(str(error)))
+    return StoreProbe(shown, digest, latency, rate)
 
 
 def read_head(store: PatientStore) -> tuple[str | None, list[tuple[str, int]]]:

@@ -18,6 +18,7 @@ from grpo_stream.grounding.evaluation_files import (
 from grpo_stream.grounding.evaluation_metrics import DEFAULT_FIELDS, pick_fields
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
+from grpo_stream.printable import mask_secrets
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.ordered_reader import spread_samples
@@ -51,7 +52,8 @@ class EvaluationPlan:
     @property
     def data_names(self) -> list[str]:
         """The data set as the user named it."""
-        return [str(self.args.shards)] if self.args.json is None else list(self.args.json)
+        names = [str(self.args.shards)] if self.args.json is None else self.args.json
+        return list(map(mask_secrets, names))
 
 
 def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:

@@ -49,6 +49,7 @@ class DataArguments:
     prefetch_batches: int = same_setting(StreamConfig, "prefetch_batches")
     fetch_ahead_bytes: str = _size_setting(StreamConfig, "fetch_ahead_bytes")
     max_sample_bytes: str = _size_setting(StreamConfig, "max_sample_bytes")
+    max_prompt_tokens: int = same_setting(StreamConfig, "max_prompt_tokens")
     max_image_pixels: int = same_setting(ImageLimits, "max_image_pixels")
     max_bad_samples: int = same_setting(StreamConfig, "max_bad_samples")
     retry_deadline_seconds: float = same_setting(RetryRules, "retry_deadline_seconds")

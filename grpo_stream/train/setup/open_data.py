@@ -131,6 +131,7 @@ def stream_config(
             fetch_ahead_bytes=data.num_bytes("fetch_ahead_bytes"),
             max_bad_samples=data.max_bad_samples,
             max_sample_bytes=data.num_bytes("max_sample_bytes"),
+            max_prompt_tokens=data.max_prompt_tokens,
             resize=rule,
             limits=image_limits(data),
         )

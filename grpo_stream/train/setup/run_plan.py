@@ -15,6 +15,7 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.images import ResizeRule
+from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
 from grpo_stream.train.models.model_path import EXAMPLE, check_model_path
 from grpo_stream.train.models.policy import policy_config
@@ -85,7 +86,8 @@ class RunPlan:
         width = max(len(label) for label, _ in self.lines)
         below = "\n" + " " * (width + 4)
         lines = [f"  {label:<{width}}  {value}".replace("\n", below) for label, value in self.lines]
-        return "\n".join(["The run:", *lines, *(f"  note: {note}" for note in self.notes)])
+        text = "\n".join(["The run:", *lines, *(f"  note: {note}" for note in self.notes)])
+        return printable(text)  # URLs may be signed, and prompts are anybody's
 
 
 def parse_settings(argv: Sequence[str], *, use_cpu: bool) -> Settings:

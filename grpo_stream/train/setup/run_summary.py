@@ -7,6 +7,7 @@ from grpo_stream.grounding.prompts import PromptTemplate, render
 from grpo_stream.images import ResizeRule
 from grpo_stream.order.stream_plan import StreamPlan
 from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.sources import ShardSource
 from grpo_stream.train.setup.arguments import DataArguments
 from grpo_stream.train.setup.open_data import OpenSources
 
@@ -23,6 +24,8 @@ def describe_data(data_sets: OpenSources, plan: StreamPlan) -> list[tuple[str, s
     ):
         counts = source.shard_counts
         value = f"{name}, digest {source.digest[:12]}, {counts.sum():,} in {len(counts):,} shards"
+        if isinstance(source, ShardSource) and source.manifest.is_older:
+            value += "; of an older version: shard-builder index ties its files to each other"
         if is_blend:
             prompts = weight * plan.num_lanes
             mean = "" if prompts.denominator == 1 else " on average"

@@ -16,6 +16,7 @@ from tests.shard_builder.support import files_of
 from tests.shards.support import (
     image_bytes,
     make_multi_sample,
+    make_older,
     make_sample,
     tar_of,
     write_set,
@@ -201,3 +202,14 @@ def test_a_bucket(folder, server):
     server.always[index_name("b.tar")] = "denied"
     with pytest.raises(StoreError, match=r"unwritable: .*b\.tar\.index"):
         index_tars("s3://bucket/set")
+
+
+def test_an_older_set_gets_its_check_values_and_keeps_its_digest(tmp_path):
+    built = write_set(tmp_path, [make_sample(f"{i}", f"Click {i}") for i in range(3)])
+    before = files(tmp_path)
+    older = make_older(tmp_path)
+    assert files(tmp_path) != before
+    assert verify(LocalStore(tmp_path), older).num_samples == 3
+    assert index_tars(tmp_path) == built
+    assert older.digest == built.digest
+    assert files(tmp_path) == before

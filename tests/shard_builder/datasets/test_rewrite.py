@@ -6,9 +6,9 @@ from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, ShardFormatError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, make_meta
-from grpo_stream.storage.store import LocalStore, ObjectStore
+from grpo_stream.storage.store import LocalStore, open_store
 from shard_builder.build.chunk_plan import ShardLimits, Splits
-from shard_builder.datasets import rewrite
+from shard_builder.datasets.copy_samples import SetWriter
 from shard_builder.datasets.index_tars import index_tars
 from shard_builder.datasets.rewrite import head, merge, split
 from shard_builder.datasets.verify import verify
@@ -114,7 +114,7 @@ def test_equal_images_are_never_parted(tmp_path):
         assert len(some) % 6 == 0
         assert is_sound(tmp_path / "out" / name) == len(some)
         assert all(info.num_samples <= 7 for info in made[name].shards)
-        assert made[name].settings["split"] == name
+        assert made[name].settings["split_name"] == name
 
 
 def test_images_that_hang_together_stay_together(tmp_path):
@@ -155,7 +155,7 @@ def test_what_lies_in_the_way_is_kept_unless_told(data_set, tmp_path):
     head(str(data_set), str(out), 9)
     (out / "notes.txt").write_text("mine")
     (out / ".shard-000001.tar.1.tmp").write_bytes(b"unfinished")
-    with pytest.raises(ConfigError, match=r"holds manifest\.json"):
+    with pytest.raises(ConfigError, match="holds another data set"):
         head(str(data_set), str(out), 2)
     assert is_sound(out) == 9
     head(str(data_set), str(out), 2, overwrite=True)
@@ -201,7 +201,7 @@ def test_damage_is_found_on_the_way(data_set, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ShardFormatError, match=r"shard-000004\.tar.*CRC-32"):
         head(str(data_set), str(tmp_path / "out"), 10)
-    assert files_of(tmp_path / "out") == {}
+    assert not (tmp_path / "out").exists()
 
 
 def test_tars_that_others_made(tmp_path):
@@ -221,11 +221,54 @@ def test_tars_that_others_made(tmp_path):
         assert [text.read() for text in texts if text] == [b"words"] * 2
 
 
-def test_into_a_bucket(data_set, monkeypatch):
-    memory = pytest.importorskip("obstore.store").MemoryStore()
-    bucket = ObjectStore("s3://bucket/out", memory)
-    stores = {"s3://bucket/out": bucket, str(data_set): LocalStore(data_set)}
-    monkeypatch.setattr(rewrite, "open_store", stores.__getitem__)
-    manifest = head(str(data_set), "s3://bucket/out", 6)
-    assert verify(bucket, Manifest.load(bucket)).num_samples == 6
-    assert len(bucket.list_names()) == 1 + 3 * len(manifest.shards)
+def test_into_a_bucket(data_set, bucket):
+    manifest = head(str(data_set), f"{bucket}/out", 6)
+    store = open_store(f"{bucket}/out")
+    assert verify(store, Manifest.load(store)).num_samples == 6
+    assert len(store.walk()) == 1 + 3 * len(manifest.shards)
+    assert head(str(data_set), f"{bucket}/out", 6) == manifest  # it is there already
+
+
+def killed_after(num_shards, monkeypatch):
+    """Ends the writing as a kill does: nothing is tidied up."""
+    end_shard = SetWriter.end_shard
+
+    def end_and_die(self):
+        end_shard(self)
+        if len(self.shards) >= num_shards:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SetWriter, "end_shard", end_and_die)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.parametrize("name", ["head", "merge", "split"])
+def test_a_killed_command_goes_on(data_set, tmp_path, monkeypatch, name, num_shards):
+    splits, limits = Splits((("val", 0.5),)), ShardLimits(max_samples=2)
+    more = [paint(number, COLOURS[number % 10], f"x{number}") for number in range(10)]
+    write_set(tmp_path / "more", more, per_shard=4)
+    other = str(tmp_path / "more")
+    acts = {
+        "head": lambda out: head(str(data_set), out, 9),
+        "merge": lambda out: merge([str(data_set), other], out),
+        "split": lambda out: split(other, out, splits, limits=limits),
+    }
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    acts[name](str(whole))
+    with monkeypatch.context() as patch:
+        killed_after(num_shards, patch)
+        with pytest.raises(KeyboardInterrupt):
+            acts[name](str(out))
+    paths = [path for path in out.rglob("shard-*.tar") if "_build" not in path.parts]
+    assert len(paths) >= num_shards
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    with pytest.raises(ConfigError, match="holds an unfinished build that differs in"):
+        head(other, str(out), 3)
+    acts[name](str(out))
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "written again"
+    assert deep_files(out) == deep_files(whole)
+
+
+def deep_files(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in paths}

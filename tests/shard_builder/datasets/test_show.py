@@ -212,3 +212,16 @@ def test_several_images_and_boxes(tmp_path):
     assert "1, 2, 8, 6 in image 0" in words
     assert "3, 4 in image 1" in words
     assert "and 5 more" in words
+
+
+def test_a_page_of_somebody_else_is_left_alone(tmp_path):
+    store, manifest = LocalStore(tmp_path / "set"), write_set(tmp_path / "set", [make_sample()])
+    (tmp_path / "site").mkdir()
+    page = tmp_path / "site" / "index.html"
+    page.write_text("<!doctype html><title>Mine</title>")
+    with pytest.raises(ConfigError, match=r"has an index\.html of something else"):
+        show(store, manifest, tmp_path / "site")
+    assert page.read_text().endswith("<title>Mine</title>")
+    page.unlink()
+    show(store, manifest, tmp_path / "site")
+    show(store, manifest, tmp_path / "site")  # its own is replaced

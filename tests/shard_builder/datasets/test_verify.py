@@ -6,7 +6,7 @@ import pytest
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, StoreError
-from grpo_stream.shards.index import ShardIndex, energon_index_name, index_name
+from grpo_stream.shards.index import ShardIndex, energon_index_name, index_crc32, index_name
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.storage.store import LocalStore
@@ -89,7 +89,7 @@ def test_a_missing_or_foreign_index(tmp_path):
     manifest = write_set(tmp_path, SAMPLES)
     first, second = (tmp_path / index_name(shard.name) for shard in manifest.shards)
     second.write_bytes(first.read_bytes())
-    with pytest.raises(VerifyError, match=r"shard-000002\.tar: key='000002'.*CRC-32 differs"):
+    with pytest.raises(VerifyError, match=r"shard-000002\.tar\.index is of another tar"):
         run(tmp_path)
     first.unlink()
     with pytest.raises(StoreError, match=r"not_found: .*run shard-builder index"):
@@ -111,9 +111,10 @@ def change_index(folder, info, change):
     store = LocalStore(folder)
     index = ShardIndex.load(store, info)
     entries = change([index[i] for i in range(len(index))])
-    changed = ShardIndex.from_entries(entries, info.num_bytes)
-    store.write(index_name(info.name), changed.to_bytes())
-    Manifest(1, (replace(info, num_samples=len(entries)),)).save(store)
+    data = ShardIndex.from_entries(entries, info.num_bytes, info.sha256).to_bytes()
+    store.write(index_name(info.name), data)
+    changed = replace(info, num_samples=len(entries), index_crc32=index_crc32(data))
+    Manifest(2, (changed,)).save(store)
 
 
 def of_first_part(change):

@@ -27,6 +27,8 @@ class Assembled:
     totals: dict[str, int]
     rejects: ListWriter
     warnings: ListWriter
+    tags: dict[str, str]
+    """ETag of each file of ``shards`` that was put into a bucket."""
 
     def manifest(self, settings: dict[str, Any]) -> Manifest:
         """The manifest, to be saved last."""
@@ -70,6 +72,7 @@ def assemble(
     rejects = ListWriter(REJECTS_NAME, input_names, folder)
     warnings = ListWriter(WARNINGS_NAME, input_names, folder)
     shards: list[ShardInfo] = []
+    tags: dict[str, str] = {}
     totals = dict.fromkeys(("num_records", "num_samples", "num_multi_image", "num_multi_box"), 0)
 
     def results() -> Iterator[ChunkResult]:
@@ -77,6 +80,7 @@ def assemble(
 
     for result, repeats in zip(results(), find_repeats(results, folder), strict=True):
         shards += result.shards
+        tags |= result.tags
         totals["num_records"] += result.num_records
         totals["num_samples"] += len(result.notes)
         totals["num_multi_image"] += result.num_multi_image
@@ -93,7 +97,7 @@ def assemble(
     totals["num_bytes"] = sum(shard.num_bytes for shard in shards)
     totals["num_rejects"] = rejects.counts.total()
     totals["num_warnings"] = warnings.counts.total()
-    return Assembled(tuple(shards), totals, rejects, warnings)
+    return Assembled(tuple(shards), totals, rejects, warnings, tags)
 
 
 def _results(state: Store, split: str, num_chunks: int) -> Iterator[ChunkResult]:

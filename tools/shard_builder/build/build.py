@@ -172,11 +172,12 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             raise RecordError("no_samples", _why_none(survey, rejects) + run.hint())
         manifests = {}
         if output is not None:
+            output.check()
             for split, part in parts.items():
                 part.rejects.save(split_store(job.out, split))
                 part.warnings.save(split_store(job.out, split))
                 manifests[split] = part.manifest({**content, "split_name": split})
-            output.commit(manifests)
+            output.commit(manifests, {split: part.tags for split, part in parts.items()})
         return BuildResult(
             num_records=survey.num_wanted,
             num_samples=num_samples,
@@ -204,7 +205,8 @@ class _Run:
         missing = self._missing(chunks, output)
         self._tell(self._progress)
         for _ in run_chunks(missing, self._crew, self._hear):
-            pass
+            if output is not None:
+                output.check(asks_store=False)
 
     def first_rejects(self) -> list[str]:
         """A line for each of the first few, for people."""

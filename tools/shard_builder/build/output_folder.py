@@ -6,23 +6,21 @@ a chunk are where they belong and what came of its records. A build that was kil
 there. The folder vanishes when the manifests are written.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from fnmatch import fnmatch
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpo_stream
 from grpo_stream.errors import ConfigError, ManifestError, StoreError
-from grpo_stream.shards.index import shard_files
-from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.assemble import read_result
+from shard_builder.build.output_lock import lock_output
+from shard_builder.build.placed_files import Listing, first_missing, listed
 from shard_builder.build.reject_lists import REJECTS_NAME, WARNINGS_NAME
 from shard_builder.build.worker import STATE_FOLDER, ChunkResult, result_name, split_store
 
@@ -32,52 +30,9 @@ OUR_NAMES = ("shard-*.tar", "shard-*.tar.*", REJECTS_NAME, WARNINGS_NAME, MANIFE
 SETTINGS_NAME = f"{STATE_FOLDER}/build.json"
 """What an unfinished build was asked for."""
 
-_LOCK_NAME = ".lock"
+Tags = Mapping[str, Mapping[str, str]]
+_NO_TAGS: Tags = MappingProxyType({})
 _NUM_REQUESTS = 16  # at a time, to a bucket
-
-
-class BuildLock:
-    """Keeps a second build out of a local folder; it ends with the process, however that ends.
-
-    Buckets have no locks. Two equal builds into one bucket do no harm, as they write the same
-    bytes, and a different one is refused by what is in ``build.json``.
-
-    Args:
-        folder: The folder of the data set; made if missing.
-
-    Raises:
-        ConfigError: another build is at work there, or it cannot be written.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._is_made = not folder.exists()
-        try:
-            (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-            path = folder / STATE_FOLDER / _LOCK_NAME
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            expected = f"must be a folder that can be written ({error.strerror})"
-            raise ConfigError("--out", str(folder), expected) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            expected = "another build is writing there: wait for it or choose another folder"
-            raise ConfigError("--out", str(folder), expected) from error
-        self._folder = folder
-
-    def close(self) -> None:
-        """Lets others in; what was made for the lock and is still empty is removed."""
-        try:
-            folder = self._folder / STATE_FOLDER
-            if [path.name for path in folder.iterdir()] == [_LOCK_NAME]:
-                (folder / _LOCK_NAME).unlink()
-                folder.rmdir()
-                if self._is_made:
-                    with suppress(OSError):  # something is there now
-                        self._folder.rmdir()
-        finally:
-            os.close(self._descriptor)
 
 
 class Output:
@@ -99,11 +54,9 @@ class Output:
         self._stores = {split: split_store(out, split) for split in splits}
         self._settings: dict[str, Any] = {}
         self._images_root = images_root
-        self._lock = None
-        if isinstance(self._store, LocalStore):
-            self._lock = BuildLock(self._store.folder)
+        self._lock = lock_output(self._store, out)
         self._done: set[str] = set()
-        self._found: dict[str, dict[str, int]] = {}
+        self._found: dict[str, Listing] = {}
 
     def begin(self, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Manifest] | None:
         """Makes room, or goes on with what an earlier run of this build has left.
@@ -136,7 +89,7 @@ class Output:
                 store.delete(MANIFEST_NAME)
         if is_ours:
             self._done = self._results()
-            self._found = {split: _sizes(store) for split, store in self._stores.items()}
+            self._found = {split: listed(store) for split, store in self._stores.items()}
             return None
         names = {split: _our_names(store) for split, store in self._stores.items()}
         if not overwrite:
@@ -147,7 +100,10 @@ class Output:
         self._clear_state()
         for split, store in self._stores.items():
             _delete(store, names[split])
-        self._store.write(SETTINGS_NAME, json.dumps(self._started(), indent=1).encode())
+        self._lock.check()
+        if not self._store.write_new(SETTINGS_NAME, json.dumps(self._started(), indent=1).encode()):
+            expected = "another build has just begun there: wait for it or choose another place"
+            raise ConfigError("--out", self._out, expected)
         return None
 
     def result_of(self, split: str, number: int) -> ChunkResult | None:
@@ -159,18 +115,41 @@ class Output:
             result = read_result(self._store, name)
         except StoreError:
             return None
-        return result if _first_missing(result.shards, self._found[split]) is None else None
+        store, found = self._stores[split], self._found[split]
+        return None if first_missing(store, result.shards, found, result.tags) else result
 
-    def commit(self, manifests: dict[str, Manifest]) -> None:
+    def save_result(self, result: ChunkResult) -> None:
+        """Keeps what came of a chunk, after its shards."""
+        self._store.write(result_name(result.split, result.number), result.to_json())
+
+    def check(self, *, asks_store: bool = True) -> None:
+        """Raises StoreError (cause ``taken_over``) where another build has the place now.
+
+        Args:
+            asks_store: Else only what was noticed in the background counts, which costs nothing.
+        """
+        if asks_store or self._lock.is_lost:
+            self._lock.check()
+
+    def commit(self, manifests: dict[str, Manifest], tags: Tags = _NO_TAGS) -> None:
         """Saves the manifests, the last act of a build, and removes its state.
 
+        Args:
+            manifests: By split.
+            tags: By split, the ETags of what was put into a bucket.
+
         Raises:
-            StoreError: cause ``not_found``: a shard that was written is there no more.
+            StoreError: cause ``not_found``: a shard that was written is there no more, or is
+                another one now; ``taken_over``: another build has the place now.
         """
-        missing = next(self._missing_files(manifests), None)
+        self._lock.check()
+        if self._load_started() != self._started():
+            detail = f"{self._out}: {SETTINGS_NAME} is not this build's any more: it stops here"
+            raise StoreError("taken_over", detail)
+        missing = next(self._missing_files(manifests, tags), None)
         if missing is not None:
-            detail = f"{self._out}: {missing} was written, but is there no more or cut short: "
-            raise StoreError("not_found", f"{detail}run the same command again to make it anew")
+            detail = f"{self._out}: {missing} was written, but is there no more, or is another now"
+            raise StoreError("not_found", f"{detail}: run the same command again to make it anew")
         for split, manifest in manifests.items():
             manifest.save(self._stores[split])
         self._clear_state()
@@ -181,8 +160,7 @@ class Output:
 
     def close(self) -> None:
         """Lets other builds in."""
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
 
     def _started(self) -> dict[str, Any]:
         root = hashlib.sha256(self._images_root.encode(errors="surrogateescape")).hexdigest()
@@ -213,9 +191,12 @@ class Output:
             manifests[split] = manifest
         return manifests
 
-    def _missing_files(self, manifests: dict[str, Manifest]) -> Iterator[str]:
+    def _missing_files(
+        self, manifests: dict[str, Manifest], tags: Tags = _NO_TAGS
+    ) -> Iterator[str]:
         for split, manifest in manifests.items():
-            name = _first_missing(manifest.shards, _sizes(self._stores[split]))
+            store = self._stores[split]
+            name = first_missing(store, manifest.shards, listed(store), tags.get(split, {}))
             if name is not None:
                 yield f"{split}/{name}" if split else name
 
@@ -267,26 +248,6 @@ def _our_names(store: Store) -> set[str]:
         return set()
     names = store.list_names()
     return {name for name in names if any(fnmatch(name, pattern) for pattern in OUR_NAMES)}
-
-
-def _sizes(store: Store) -> dict[str, int]:
-    try:
-        return store.sizes()
-    except StoreError as error:
-        if error.cause != "not_found":
-            raise
-        return {}
-
-
-def _first_missing(shards: Iterable[ShardInfo], found: dict[str, int]) -> str | None:
-    """The first shard that is not there in its size, or index that is not there at all."""
-    for shard in shards:
-        if found.get(shard.name) != shard.num_bytes:
-            return shard.name
-        for name in shard_files(shard.name)[1:]:
-            if not found.get(name):
-                return name
-    return None
 
 
 def _delete(store: Store, names: Iterable[str]) -> None:

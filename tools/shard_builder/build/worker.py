@@ -32,6 +32,7 @@ NUM_FINISHING = 3
 NUM_FIRST_REJECTS = 5
 """So many are told of while the build runs; all are listed at its end."""
 
+_Finished = tuple[ShardInfo, dict[str, str]]
 _MAX_NAME_CHARS = 500
 _SECONDS_BETWEEN_NEWS = 0.2
 
@@ -140,6 +141,8 @@ class ChunkResult:
     """Samples with several images."""
     num_multi_box: int = 0
     """Samples with several boxes."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """ETag of each file that was put into a bucket."""
 
     def news(self) -> News:
         """All of it as one piece of news."""
@@ -203,7 +206,10 @@ class Worker:
         reporter.tell()
 
         def finish() -> DoneChunk:
-            result.shards = [shard.result() for shard in finished]
+            for shard in finished:
+                info, tags = shard.result()
+                result.shards.append(info)
+                result.tags |= tags
             self._state.write(result_name(chunk.split, chunk.number), result.to_json())
             return DoneChunk(chunk.split, chunk.number, len(result.rejects))
 
@@ -307,7 +313,7 @@ class _Packer:
         self._limits = job.limits
         self._finisher = finisher
         self._writer: ShardWriter | None = None
-        self._finished: list[Future[ShardInfo]] = []
+        self._finished: list[Future[_Finished]] = []
 
     def add(self, verdict: Verdict) -> None:
         sample = verdict.sample
@@ -320,7 +326,7 @@ class _Packer:
             self._writer = ShardWriter(self._folder / name)
         self._writer.add(sample, verdict.image_crc32, verdict.encoded_meta)
 
-    def close(self) -> "list[Future[ShardInfo]]":
+    def close(self) -> "list[Future[_Finished]]":
         self._end()
         return self._finished
 

@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +12,12 @@ from grpo_stream.shards.index import (
     IndexEntry,
     ShardIndex,
 )
-from grpo_stream.shards.manifest import Manifest, ShardInfo
+from grpo_stream.shards.manifest import ShardInfo
 from grpo_stream.shards.sample import Sample, check_key
 from grpo_stream.shards.tar import ShardWriter, parse_sample
 from grpo_stream.shards.tar_headers import iter_members, make_header, padding
 from grpo_stream.storage.store import LocalStore, Store
+from shard_builder.build.worker import ChunkResult
 from shard_builder.datasets.read_json_members import skip
 
 
@@ -83,12 +84,26 @@ class SetWriter:
         store: Where to; shards for a bucket are written to a temporary folder first.
         max_samples: Samples after which a new shard begins.
         max_bytes: Bytes before which a new shard begins; one huge sample may pass them.
+        done: The first shards, where an earlier run has finished them: their samples are counted
+            and not written again.
+        keep: Is given the number of every shard that is finished, and what came of it.
     """
 
-    def __init__(self, store: Store, max_samples: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        max_samples: int,
+        max_bytes: int,
+        done: Sequence[ChunkResult] = (),
+        keep: Callable[[int, ChunkResult], object] = lambda *_: None,
+    ) -> None:
         self.num_multi_image = self.num_multi_box = self.num_samples = 0
-        self.shards: list[ShardInfo] = []
+        self.shards: list[ShardInfo] = [info for result in done for info in result.shards]
+        self.tags = {name: tag for result in done for name, tag in result.tags.items()}
+        self.store = store
         self._store = store
+        self._num_done = sum(info.num_samples for info in self.shards)
+        self._keep = keep
         self._limits = max_samples, max_bytes
         self._stack = ExitStack()
         if isinstance(store, LocalStore):
@@ -100,22 +115,26 @@ class SetWriter:
 
     def add(self, run: RunBytes) -> None:
         """Appends a sample."""
+        self.num_samples += 1
+        self.num_multi_image += len(run.sample.sizes) > 1
+        self.num_multi_box += len(run.sample.solutions) > 1
+        if self.num_samples <= self._num_done:
+            return
         if self._writer is not None and self._is_full(self._writer, len(run.data)):
             self.end_shard()
         if self._writer is None:
             self._writer = ShardWriter(self._folder / f"shard-{len(self.shards):06d}.tar")
         self._writer.add_run(run.data, run.entry)
-        self.num_samples += 1
-        self.num_multi_image += len(run.sample.sizes) > 1
-        self.num_multi_box += len(run.sample.solutions) > 1
 
     def end_shard(self) -> None:
         """Finishes the shard in hand, if any; the next sample begins a new one."""
         if self._writer is None:
             return
-        info = self._writer.close_into(self._store)
+        info, tags = self._writer.close_into(self._store)
         self._writer = None
         self.shards.append(info)
+        self.tags |= tags
+        self._keep(len(self.shards) - 1, ChunkResult("", 0, shards=[info], tags=tags))
 
     def totals(self) -> dict[str, int]:
         """Counts for the manifest."""
@@ -126,15 +145,11 @@ class SetWriter:
             "num_multi_box": self.num_multi_box,
         }
 
-    def save(self, manifest: Manifest) -> Manifest:
-        """Writes the manifest, after every shard."""
-        manifest.save(self._store)
-        return manifest
-
     def close(self) -> None:
         """Drops an unfinished shard and the temporary folder."""
         if self._writer is not None:
             self._writer.discard()
+            self._writer = None
         self._stack.close()
 
     def _is_full(self, writer: ShardWriter, num_bytes: int) -> bool:

@@ -5,7 +5,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpo_stream
@@ -60,7 +60,8 @@ def index_tars(
     Beside every ``X.tar`` lie then ``X.tar.index`` and Energon's ``X.tar.idx``; ``manifest.json``
     is written last. Nothing is written before all tars are read, and the tars stay as they are.
     Where a manifest is there already, the tars must be the ones that it names; the indexes are
-    written anew, from whatever version they were, and the manifest is left alone.
+    written anew, from whatever version they were, and the manifest gets their check values: its
+    digest, to which saved positions are bound, stays.
 
     Every sample needs one image and one JSON member with ``prompt`` and ``solution``; missing
     widths and heights are taken from the image. Images are judged by their headers. Other members
@@ -104,7 +105,7 @@ def index_tars(
         for name in names:
             for part in shard_files(name)[1:]:
                 store.put_file(part, Path(spool, part))
-    if present is None:
+    if manifest != present:
         manifest.save(store)
     return manifest
 
@@ -177,9 +178,10 @@ def _read_tar(
         raise
     if not entries:
         raise ShardFormatError("no_samples", f"{name} holds no sample")
-    index = ShardIndex.from_entries(entries, reread.num_bytes)
-    write_indexes(spool / name, index, reread.end)
-    return _Indexed(reread.info(len(entries)), hashes, num_multi_image, num_multi_box)
+    info = reread.info(len(entries))
+    index = ShardIndex.from_entries(entries, reread.num_bytes, info.sha256)
+    info = replace(info, index_crc32=write_indexes(spool / name, index, reread.end))
+    return _Indexed(info, hashes, num_multi_image, num_multi_box)
 
 
 def _judge(sample: Sample, where: str) -> None:
@@ -226,7 +228,13 @@ def _same(present: Manifest, indexed: list[_Indexed]) -> Manifest:
     found = {one.info.name: one.info for one in indexed}
     listed = {info.name: info for info in present.shards}
     for name in sorted(found | listed):
-        if found.get(name) != listed.get(name):
+        if _content(found.get(name)) != _content(listed.get(name)):
             expected = "is not what the manifest there says: --overwrite makes a new manifest"
             raise ConfigError("URL", name, expected)
-    return present
+    shards = tuple(found[info.name] for info in present.shards)
+    return replace(present, version=MANIFEST_VERSION, shards=shards)
+
+
+def _content(info: ShardInfo | None) -> ShardInfo | None:
+    """A shard without the check value of its index, which is written anew."""
+    return None if info is None else replace(info, index_crc32=None)

@@ -1,26 +1,24 @@
 """Data sets made of data sets: the first samples, several in one, one in several.
 
 Samples keep their bytes: no image is decoded and no JSON written anew. Every sample is checked
-against its CRC-32s on the way. One sample is held in memory at a time.
+against its CRC-32s on the way. One sample is held in memory at a time. A command that was killed
+goes on when it is given again: what it reads is read again, finished shards are not written again.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from fnmatch import fnmatch
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-import grpo_stream
-from grpo_stream.errors import ConfigError, StoreError
+from grpo_stream.errors import ConfigError
 from grpo_stream.shards.index import IndexEntry, ShardIndex
-from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest
+from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import SCHEMA_VERSION
-from grpo_stream.storage.store import LocalStore, Store, open_store
+from grpo_stream.storage.store import Store, open_store
 from shard_builder.build.chunk_plan import ShardLimits, Splits
-from shard_builder.build.output_folder import OUR_NAMES
-from shard_builder.build.worker import split_store
 from shard_builder.datasets.copy_samples import RunBytes, SetWriter, read_runs, with_prefix
+from shard_builder.datasets.rewriting import rewriting
 from shard_builder.datasets.scan_shards import (
     KeyBook,
     OnProgress,
@@ -59,9 +57,11 @@ def head(
         raise ConfigError("--num-samples", num_samples, "must be at least 1, for example 1000")
     store = open_store(url)
     manifest = Manifest.load(store)
-    target = open_store(out)
-    _make_room(target, [store], overwrite=overwrite)
-    with _removed_on_error([target]), closing(SetWriter(target, _ALL, _ALL)) as writer:
+    made_by = _made_by({"command": "head", "num_samples": num_samples}, [manifest])
+    with rewriting(out, ("",), made_by, [store], overwrite=overwrite) as work:
+        if work.found is not None:
+            return work.found[""]
+        writer = work.writer("", _ALL, _ALL)
         for info in manifest.shards:
             if writer.num_samples == num_samples:
                 break
@@ -71,8 +71,7 @@ def head(
                 writer.add(run)
                 on_progress(1, len(run.data))
             writer.end_shard()
-        made_by = {"command": "head", "num_samples": num_samples}
-        return writer.save(_manifest(writer, made_by, [manifest]))
+        return work.finish()[""]
 
 
 def merge(
@@ -107,10 +106,12 @@ def merge(
         raise ConfigError("--prefix", list(prefixes), expected)
     stores = [open_store(url) for url in urls]
     manifests = [Manifest.load(store) for store in stores]
-    target = open_store(out)
-    _make_room(target, stores, overwrite=overwrite)
+    made_by = _made_by({"command": "merge", "prefixes": list(prefixes)}, manifests)
     book = KeyBook()
-    with _removed_on_error([target]), closing(SetWriter(target, _ALL, _ALL)) as writer:
+    with rewriting(out, ("",), made_by, stores, overwrite=overwrite) as work:
+        if work.found is not None:
+            return work.found[""]
+        writer = work.writer("", _ALL, _ALL)
         pairs = zip(stores, manifests, prefixes or [""] * len(urls), strict=True)
         for store, manifest, prefix in pairs:
             for info in manifest.shards:
@@ -122,9 +123,8 @@ def merge(
                     on_progress(1, len(run.data))
                 writer.end_shard()
                 book.add(hashes)
-            _check_keys(target, writer, book)
-        made_by: dict[str, Any] = {"command": "merge", "prefixes": list(prefixes)}
-        return writer.save(_manifest(writer, made_by, manifests))
+            _check_keys(writer, book)
+        return work.finish()[""]
 
 
 def split(
@@ -162,97 +162,40 @@ def split(
     limits = limits or ShardLimits()
     store = open_store(url)
     manifest = Manifest.load(store)
-    targets = {name: split_store(out, name) for name in splits.names}
-    for target in targets.values():
-        _make_room(target, [store], overwrite=overwrite)
-    families = _families(store, manifest)
-    with _removed_on_error(targets.values()), ExitStack() as stack:
+    shares = [list(pair) for pair in splits.shares]
+    kept = {"command": "split", "splits": shares, "shard_limits": asdict(limits)}
+    made_by = _made_by(kept, [manifest])
+    with rewriting(out, splits.names, made_by, [store], overwrite=overwrite) as work:
+        if work.found is not None:
+            return work.found
+        families = _families(store, manifest)
         writers = {
-            name: stack.enter_context(
-                closing(SetWriter(target, limits.max_samples, limits.max_bytes))
-            )
-            for name, target in targets.items()
+            name: work.writer(name, limits.max_samples, limits.max_bytes) for name in splits.names
         }
         for info in manifest.shards:
             for run in read_runs(store, info):
                 writers[_split_of(run, splits, families)].add(run)
                 on_progress(1, len(run.data))
-        made = {}
         for name, writer in writers.items():
             writer.end_shard()
             if writer.num_samples == 0:
                 expected = "got none of the images: use a larger share or more data"
                 raise ConfigError("--split", name, expected)
-            shares = [list(pair) for pair in splits.shares]
-            made_by = {"command": "split", "splits": shares, "split": name}
-            made[name] = _manifest(writer, made_by, [manifest])
-        for name, writer in writers.items():
-            writer.save(made[name])
-        return made
+        return work.finish()
 
 
-def _manifest(writer: SetWriter, made_by: dict[str, Any], sources: Sequence[Manifest]) -> Manifest:
+def _made_by(command: dict[str, Any], sources: Sequence[Manifest]) -> dict[str, Any]:
+    """Everything that decides the content, for the manifest."""
     came_from = [
         {"digest": source.digest, "num_samples": source.num_samples, "settings": source.settings}
         for source in sources
     ]
-    return Manifest(
-        version=MANIFEST_VERSION,
-        shards=tuple(writer.shards),
-        settings={"schema_version": SCHEMA_VERSION, **made_by, "sources": came_from},
-        builder_version=grpo_stream.__version__,
-        totals=writer.totals(),
-    )
+    return {"schema_version": SCHEMA_VERSION, **command, "sources": came_from}
 
 
-def _make_room(target: Store, sources: Sequence[Store], *, overwrite: bool) -> None:
-    if any(_is_same(target, source) for source in sources):
-        raise ConfigError("--out", target.url, "is the data set itself: choose another folder")
-    names = _names(target)
-    ours = [name for name in names if any(fnmatch(name, pattern) for pattern in OUR_NAMES)]
-    in_the_way = [*ours, *(name for name in names if name.endswith(".tar"))]
-    if in_the_way and not overwrite:
-        expected = f"holds {in_the_way[0]}: choose another folder or add --overwrite"
-        raise ConfigError("--out", target.url, expected)
-    target.delete(MANIFEST_NAME)  # first: from here on it is no data set
-    for name in ours:
-        target.delete(name)
-    if isinstance(target, LocalStore):
-        for path in target.folder.glob(".shard-*.tmp"):  # of a run that was killed
-            path.unlink()
-
-
-@contextmanager
-def _removed_on_error(targets: Iterable[Store]) -> Iterator[None]:
-    """Leaves nothing half done behind."""
-    try:
-        yield
-    except BaseException:
-        for target in targets:
-            for name in _names(target):
-                if any(fnmatch(name, pattern) for pattern in OUR_NAMES):
-                    target.delete(name)
-        raise
-
-
-def _names(target: Store) -> list[str]:
-    try:
-        return target.list_names()
-    except StoreError as error:
-        if error.cause == "not_found":
-            return []
-        raise
-
-
-def _is_same(a: Store, b: Store) -> bool:
-    if isinstance(a, LocalStore) and isinstance(b, LocalStore):
-        return a.folder.resolve() == b.folder.resolve()
-    return a.url.rstrip("/") == b.url.rstrip("/")
-
-
-def _check_keys(target: Store, writer: SetWriter, book: KeyBook) -> None:
+def _check_keys(writer: SetWriter, book: KeyBook) -> None:
     hashes = book.repeated()
-    found = first_repeated_key(target, [info.name for info in writer.shards], hashes)
+    found = first_repeated_key(writer.store, [info.name for info in writer.shards], hashes)
     if found is None:
         return
     key, again, first = found

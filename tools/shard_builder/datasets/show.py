@@ -13,7 +13,7 @@ from grpo_stream.errors import ConfigError, ImageError
 from grpo_stream.images import decode
 from grpo_stream.report.contact_sheet import contact_sheet, sheet_cell
 from grpo_stream.report.gallery import GallerySample, card_html, gallery_page
-from grpo_stream.report.html_page import write_page
+from grpo_stream.report.html_page import is_foreign_page, write_page
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, Solution
 from grpo_stream.storage.atomic_files import write_atomic
@@ -90,6 +90,9 @@ def show(
         raise ConfigError("--num-samples", num_samples, f"must be 1 to {MAX_SAMPLES}, as in 24")
     if sum(map(bool, (keys, grep, only_warned))) > 1:
         raise ConfigError("--keys, --grep, --warnings", "several", "give one of them")
+    if is_foreign_page(out):
+        expected = "has an index.html of something else: choose another folder, for example show"
+        raise ConfigError("--out", str(out), expected)
     places = Places(store, manifest)
     choice = _choose(places, num_samples, seed, keys, grep, only_warned=only_warned)
     try:

@@ -1,0 +1,1 @@
+"""Damaged bytes of every kind that is read, and what may come out: one error, soon."""
