@@ -7,7 +7,8 @@ from typing import Any, get_args
 from grpo_stream.image_encoding import parse_encoding
 from grpo_stream.images import ResizeRule
 from grpo_stream.records.formats.coco import DEFAULT_CATEGORY_PROMPT
-from grpo_stream.records.formats.open_inputs import FORMATS, RuleFlags
+from grpo_stream.records.formats.open_inputs import RuleFlags
+from grpo_stream.records.formats.readers import FORMATS, format_help
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.stored_image import Check, PictureRules
 from shard_builder.build.build import BuildResult, BuildSettings, build
@@ -27,6 +28,7 @@ def add_build(command: argparse.ArgumentParser) -> None:
     _add_images(command.add_argument_group("images"))
     _add_set(command.add_argument_group("data set"))
     _add_run(command.add_argument_group("run"))
+    command.epilog = f"{format_help()}\n\n{command.epilog}"
     command.set_defaults(run=_build)
 
 
@@ -36,7 +38,7 @@ def _add_records(group: "argparse._ArgumentGroup") -> None:
         "--format",
         default="auto",
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS)} (auto: look at the first bytes)",
+        help=f"{', '.join(FORMATS)} (see below)",
     )
     for name, field in (("image", "image path"), ("prompt", "prompt"), ("solution", "box")):
         default = getattr(rules, f"{name}_key")

@@ -9,7 +9,7 @@ LLaVA's are 0-1.
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from grpo_stream.errors import RecordError
 
@@ -61,6 +61,25 @@ def conversation_records(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | Re
     if num_records == 0:
         detail = f"none of {len(turns)} answers holds a box; the first: {str(turns[0][1])[:80]!r}"
         yield RecordError("answer_no_box", detail)
+
+
+def is_conversation(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds a list of messages."""
+    return isinstance(row.get("conversations") or row.get("messages"), list)
+
+
+def first_scale(row: Mapping[str, Any]) -> Literal["unit", "pixels"] | None:
+    """What the first answer of a conversation that holds a box is written in."""
+    if not is_conversation(row):
+        return None
+    for message in row.get("conversations") or row.get("messages") or ():
+        if not isinstance(message, dict) or message.get("from", message.get("role")) not in (
+            _ANSWERING
+        ):
+            continue
+        if boxes := boxes_in(message.get("value", message.get("content"))):
+            return "unit" if all(0 <= number <= 1 for number in boxes[0]) else "pixels"
+    return None
 
 
 def strip_placeholders(prompt: str) -> str:

@@ -5,17 +5,11 @@ from itertools import chain
 from typing import Any, Literal
 
 from grpo_stream.errors import ConfigError, RecordError
-from grpo_stream.records.formats import refcoco, screenspot
 from grpo_stream.records.formats.byte_chunks import unpack
-from grpo_stream.records.formats.conversations import boxes_in
+from grpo_stream.records.formats.conversations import is_conversation
 from grpo_stream.records.formats.json_stream import JsonText, first_byte, parse_lines
-from grpo_stream.records.formats.rules import BoxFormat, Coords
+from grpo_stream.records.formats.readers import Layout, reader_of, recognise
 from grpo_stream.records.formats.webdataset_tars import tar_rows
-
-InputFormat = Literal[
-    "json", "jsonl", "coco", "refcoco", "screenspot", "vlm_r1", "llava", "webdataset", "datasets"
-]
-"""How the records of an input are written."""
 
 Container = Literal["array", "lines", "document", "tar", "table"]
 """What holds the records: a JSON array, JSON Lines, one JSON object, a tar or a table."""
@@ -82,39 +76,24 @@ def look(
     return container, row if isinstance(row, dict) else {}
 
 
-def format_of(container: Container, record: Mapping[str, Any]) -> InputFormat:
+def format_of(container: Container, record: Mapping[str, Any]) -> str:
     """The format of the first record, plain records where nothing tells."""
-    plain: InputFormat = "json" if container == "array" else "jsonl"
     if container == "document":
         is_refcoco = {"caption", "expressions", "tokens_positive"} & record.keys()
         return "refcoco" if is_refcoco else "coco"
-    if {"image", "prompt", "solution"} <= record.keys():
-        return plain
-    messages = record.get("conversations") or record.get("messages")
-    if isinstance(messages, list):
-        return _of_conversation(container, messages)
-    if {"img_filename", "bbox"} <= record.keys():
-        return "screenspot"
-    is_located = "bbox" in record or "ann_id" in record
-    if is_located and {"sentences", "expression", "sent"} & record.keys():
-        return "refcoco"
-    return plain
+    plain = "json" if container == "array" else "jsonl"
+    found = recognise(record)
+    if found is None and is_conversation(record):  # no answer that would tell
+        return "vlm_r1" if container == "lines" else "llava"
+    return plain if found in (None, "json") else str(found)
 
 
-def layout_of(
-    input_format: InputFormat, first_row: Any, *, is_document: bool = False
-) -> tuple[BoxFormat, Coords] | None:
+def layout_of(input_format: str, first_row: Any, *, is_document: bool = False) -> Layout:
     """How a format writes its boxes, seen in the first row for some; None where it is open."""
-    record: Mapping[str, Any] = first_row if isinstance(first_row, dict) else {}
-    if input_format == "coco" or (input_format == "refcoco" and is_document):
+    if is_document:
         return "xywh", "pixels"
-    if input_format == "refcoco":
-        return refcoco.refcoco_layout(record)
-    if input_format == "screenspot":
-        return screenspot.screenspot_layout(record)
-    if input_format == "vlm_r1":
-        return "xyxy", "pixels"
-    return ("xyxy", "unit") if input_format == "llava" else None
+    record: Mapping[str, Any] = first_row if isinstance(first_row, dict) else {}
+    return reader_of(input_format).layout(record)
 
 
 def _is_tar(head: bytes, name: str) -> bool:
@@ -158,17 +137,6 @@ def _first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[s
         if text.num_taken > _FIRST_CHARS:
             break
     return "lines", record
-
-
-def _of_conversation(container: Container, messages: list[Any]) -> InputFormat:
-    for message in messages:
-        said = message.get("value", message.get("content")) if isinstance(message, dict) else None
-        is_answer = isinstance(message, dict) and (
-            message.get("from", message.get("role")) in ("gpt", "assistant")
-        )
-        if is_answer and (boxes := boxes_in(said)):
-            return "llava" if all(0 <= number <= 1 for number in boxes[0]) else "vlm_r1"
-    return "vlm_r1" if container == "lines" else "llava"
 
 
 def _is_entry(member: str, value: object) -> bool:

@@ -5,16 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 from grpo_stream.errors import ConfigError, RecordError
-from grpo_stream.records.formats import coco, refcoco, screenspot
+from grpo_stream.records.formats import coco, refcoco
 from grpo_stream.records.formats.byte_chunks import OnBytes, read_chunks, unpack
-from grpo_stream.records.formats.conversations import conversation_records
 from grpo_stream.records.formats.datasets_tables import PREFIX, open_table, table_rows
 from grpo_stream.records.formats.detect import (
     Container,
-    InputFormat,
     check_kind,
     format_of,
     layout_of,
@@ -22,13 +20,12 @@ from grpo_stream.records.formats.detect import (
 )
 from grpo_stream.records.formats.find_files import find_files
 from grpo_stream.records.formats.json_stream import JsonText, first_byte, parse_lines, parse_records
+from grpo_stream.records.formats.readers import FORMATS, Layout, reader_of
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules
 from grpo_stream.records.formats.webdataset_tars import tar_rows
 
-FORMATS: tuple[str, ...] = ("auto", *get_args(InputFormat))
-"""What the user may call the format of an input."""
+__all__ = ["FORMATS", "InputSource", "RuleFlags", "expand_inputs", "read_source", "rules_of"]
 
-_WITH_OWN_FIELDS = ("coco", "refcoco", "screenspot", "vlm_r1", "llava")
 _KEYS = ("image_key", "prompt_key", "solution_key")
 
 
@@ -39,10 +36,11 @@ class InputSource:
     name: str
     """The path or URL as it was given or found, or ``datasets:SPEC``; a signed URL's query is
     left out."""
-    format: InputFormat
+    format: str
+    """The name of its reader."""
     container: Container = "lines"
     """What holds the records; of a document all images and boxes are held in memory."""
-    layout: tuple[BoxFormat, Coords] | None = None
+    layout: Layout = None
     """How the format writes its boxes; None where the user decides."""
     category_prompt: str = coco.DEFAULT_CATEGORY_PROMPT
     """What is asked for a category of COCO, with ``{category}`` in it."""
@@ -134,10 +132,13 @@ def read_source(
         else:
             yield from refcoco.refcoco_document_records(document)
         return
-    instances = refcoco.Instances(lambda: _instances(source, on_bytes))
+    instances = None
+    if source.container in ("array", "lines"):
+        instances = refcoco.Instances(lambda: _instances(source, on_bytes))
+    records_of = reader_of(source.format).records
     for index, row in enumerate(_rows(source, on_bytes, image_key)):
         if isinstance(row, dict):
-            for record in _records(row, source, instances):
+            for record in records_of(row, instances):
                 yield index, record
         else:
             yield index, row
@@ -157,7 +158,7 @@ def rules_of(source: InputSource, base: Rules, flags: RuleFlags | None = None) -
     said = {f.name: getattr(flags, f.name) for f in fields(RuleFlags)} if flags else {}
     given = {name: value for name, value in said.items() if value is not None}
     implied: dict[str, Any] = {}
-    if source.format in _WITH_OWN_FIELDS:
+    if reader_of(source.format).has_own_fields:
         implied = {key: key.removesuffix("_key") for key in _KEYS}
         for key in _KEYS:
             if given.get(key, implied[key]) != implied[key]:
@@ -173,12 +174,12 @@ def rules_of(source: InputSource, base: Rules, flags: RuleFlags | None = None) -
 
 
 def _table_source(name: str, input_format: str) -> InputSource:
-    if input_format in ("json", "jsonl", "coco", "webdataset"):
+    if input_format != "auto" and "table" not in reader_of(input_format).opens:
         expected = f"does not go with {name}: leave it out, or name the format of its rows"
         raise ConfigError("--format", input_format, expected)
-    as_format: Any = "datasets" if input_format == "auto" else input_format
+    as_format = "datasets" if input_format == "auto" else input_format
     table, row = open_table(name), None
-    if as_format in ("refcoco", "screenspot"):
+    if reader_of(as_format).has_own_fields:
         try:
             row = next(table_rows(table, name, "image"), None)
         except RecordError as error:
@@ -197,9 +198,9 @@ def _file_source(name: str, query: str, input_format: str) -> InputSource:
         is_meant_as_tar = input_format == "webdataset"
         container, record = look(chain([first], stored), name, is_meant_as_tar=is_meant_as_tar)
     if container == "tar":
-        if input_format in ("json", "jsonl", "coco"):
+        if input_format != "auto" and "tar" not in reader_of(input_format).opens:
             raise ConfigError("--format", input_format, f"does not go with {name}, a tar")
-        as_format: Any = "webdataset" if input_format == "auto" else input_format
+        as_format = "webdataset" if input_format == "auto" else input_format
     else:
         as_format = format_of(container, record) if input_format == "auto" else input_format
         if as_format == "coco":
@@ -222,20 +223,6 @@ def _rows(source: InputSource, on_bytes: OnBytes | None, image_key: str) -> Iter
         yield from parse_lines(chunks, source.name)
     else:
         yield from parse_records(chunks, source.name)
-
-
-def _records(
-    row: dict[str, Any], source: InputSource, instances: refcoco.Instances
-) -> Iterator[Any]:
-    if source.format == "refcoco":
-        has_files = source.container in ("array", "lines")
-        yield from refcoco.refcoco_records(row, instances if has_files else None)
-    elif source.format == "screenspot":
-        yield from screenspot.screenspot_records(row)
-    elif source.format in ("vlm_r1", "llava"):
-        yield from conversation_records(row)
-    else:
-        yield row
 
 
 def _instances(source: InputSource, on_bytes: OnBytes | None) -> coco.Document:

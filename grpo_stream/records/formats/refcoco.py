@@ -117,6 +117,12 @@ def refcoco_document_records(
         yield len(document.images), error
 
 
+def is_reference(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a box (or the number of one) and sentences."""
+    is_located = "bbox" in row or "ann_id" in row
+    return is_located and bool({"sentences", "expression", "sent"} & row.keys())
+
+
 def refcoco_layout(row: Mapping[str, Any]) -> tuple[BoxFormat, Coords]:
     """How the boxes of an input are written that begins with this row."""
     is_list = any(isinstance(row.get(name), list) for name in _LIST_KEYS)
