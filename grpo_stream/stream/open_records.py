@@ -36,8 +36,8 @@ def open_records(
     """The records of one or several inputs, one after another.
 
     Each is read by its own form, decided as the shard builder decides it. Rows that have no target
-    are left out, which the source's ``readings`` say. All records are held in memory, in tables and tars with
-    their images; for more than some hundred thousand, build shards.
+    are left out, which the source's ``readings`` say. All records are held in memory, in tables and
+    tars with their images; for more than some hundred thousand, build shards.
 
     Args:
         words: Files, globs, URLs or ``datasets:SPEC``.

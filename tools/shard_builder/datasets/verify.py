@@ -75,9 +75,9 @@ def verify(
     solution is inside its image, and that keys are unique in the set (8 bytes a sample are
     held for that). Of tars that others made, that the boxes look like pixels. Then the manifest's
     totals, the number of lines in ``rejects.jsonl`` and ``warnings.jsonl`` and the causes of
-    rejects, and that no other ``*.tar`` is there, where the store can list: readers that take ``*.tar`` would read it too. Other files, hidden ones among
-    them, are not looked at. What lists and settings say in words has no checksum: no sample
-    depends on it.
+    rejects, and that no other ``*.tar`` is there, where the store can list: readers that take
+    ``*.tar`` would read it too. Other files, hidden ones among them, are not looked at. What lists
+    and settings say in words has no checksum: no sample depends on it.
 
     Args:
         store: The data set's folder.
