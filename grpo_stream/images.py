@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,9 @@ Pixels = NDArray[np.uint8]
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Pillow's format name -> member suffix, for the formats that are stored as they are."""
 
-_FORMATS = (*SUFFIXES, "GIF", "BMP", "TIFF")
+_FORMATS = (*SUFFIXES, "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+"""What is taken; of these Pillow may have been built without the last two."""
+_TURNED_BY_PILLOW = ("TIFF",)  # Pillow 11: TiffImagePlugin._setup, load_end
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -228,11 +231,11 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         with _one_error("image_unreadable", "header"), warnings.catch_warnings():
             # Pillow's own bomb limit is replaced by ours, which is checked just below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_known_formats())
     except Image.DecompressionBombError as error:
         raise ImageError("image_too_large", str(error)) from error
     except UnidentifiedImageError as error:
-        raise ImageError("image_unreadable", "not an image that Pillow knows") from error
+        raise ImageError("image_unreadable", _why_unreadable(data)) from error
     _check_limits(Size(*image.size), limits)
     if image.format == "JPEG" and has_many_scans(data):
         detail = f"a JPEG of more than {MAX_SCANS} scans takes minutes to decode"
@@ -256,6 +259,25 @@ def _one_error(cause: str, what: str) -> Iterator[None]:
         raise ImageError(cause, f"{what}: {words[:_MAX_WORDS]}") from error
 
 
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _why_unreadable(data: bytes) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            name = Image.open(io.BytesIO(data)).format
+    except Exception:  # noqa: BLE001 - whatever its plugins raise
+        return "not an image that Pillow knows"
+    if name in _FORMATS:
+        return f"damaged, or not quite {name}"
+    taken = ", ".join(_known_formats())
+    return f"{name} is not taken, {taken} are: convert it, for example to PNG"
+
+
 def _check_limits(size: Size, limits: ImageLimits) -> None:
     width, height = size
     if width * height > limits.max_image_pixels:
@@ -271,8 +293,11 @@ def _check_limits(size: Size, limits: ImageLimits) -> None:
 def _info(image: Image.Image) -> ImageInfo:
     orientation = _orientation(image)
     width, height = image.size
+    if image.format == "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in _SWAPPED:
+        # As the file stores it, not as Pillow's version turns it before or after loading.
+        height, width = (int(image.getexif().get(tag, 0)) for tag in (0x0100, 0x0101))
     num_frames = _num_frames(image)
-    if orientation in _SWAPPED and image.format != "TIFF":  # Pillow has turned a TIFF's already
+    if orientation in _SWAPPED:
         width, height = height, width
     is_plain = (
         image.mode in ("RGB", "L")
@@ -297,6 +322,8 @@ def _num_frames(image: Image.Image) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format in _TURNED_BY_PILLOW:
+        return 1
     try:
         if image.format != "PNG":
             return int(image.getexif().get(_EXIF_ORIENTATION, 1))

@@ -29,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
         plan = plan_evaluation(args, find_world())
         if args.num_processes > 1:
             start_ranks(argv, args.num_processes)
+        if plan.world.rank == 0:
+            for line in plan.readings:
+                print(line)
         done = run_evaluation(plan)
     except GrpoStreamError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from grpo_stream import images
 from grpo_stream.boxes import Size
@@ -63,6 +63,46 @@ def test_decode_makes_upright_rgb(data, colour, has_fast_decoder, monkeypatch):
     assert probe(data).size == Size(40, 30)
     if colour is not None:
         assert np.abs(pixels.astype(int) - colour).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", "AVIF"])
+def test_every_format_is_turned_upright_once(kind, orientation):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow was built without AVIF")
+    stored = Image.new("RGB", (40, 30), "blue")
+    stored.paste("red", (0, 0, 40, 15))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, kind, exif=exif)
+    upright = half_red(orientation)
+    assert probe(data).size == probe(upright).size
+    pixels, expected = decode(data), decode(upright)
+    assert pixels.shape == expected.shape
+    for x, y in ((3, 3), (-4, 3), (3, -4), (-4, -4)):
+        assert (pixels[y, x, 0] > 128) == (expected[y, x, 0] > 128)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_formats_that_pillow_may_know(kind):
+    if not features.check({"AVIF": "avif", "JPEG2000": "jpg_2000"}[kind]):
+        pytest.skip(f"Pillow was built without {kind}")
+    data = encoded(Image.new("RGB", (40, 30), "red"), kind)
+    assert probe(data).size == (40, 30)
+    assert decode(data)[15, 20, 0] > 200
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"<html>", "not an image that Pillow knows"),
+        (encoded(Image.new("RGB", (40, 30)), "PPM"), "PPM is not taken, JPEG, PNG"),
+        (encoded(Image.new("RGB", (40, 30)), "ICO"), "ICO is not taken"),
+    ],
+)
+def test_what_cannot_be_read_is_named(data, words):
+    with pytest.raises(ImageError, match=f"image_unreadable: {words}"):
+        probe(data)
 
 
 @pytest.mark.parametrize(

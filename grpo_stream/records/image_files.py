@@ -5,11 +5,16 @@ import os
 import posixpath
 import re
 import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from grpo_stream.errors import RecordError
 from grpo_stream.records.formats.inline_image import InlineImage
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_DRIVE = re.compile(r"[A-Za-z]:/")
 _MAX_NAME_BYTES = 1024  # S3's limit; file systems give up somewhere above it
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -23,8 +28,21 @@ def image_name(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def check_image_path(path: str) -> str:
+def folder_prefixes(folder: str) -> tuple[str, ...]:
+    """What an absolute path inside a folder begins with: as given, and with links followed."""
+    found = (os.path.abspath(folder), os.path.realpath(folder))  # noqa: PTH100 - links as they are
+    return tuple(dict.fromkeys(path.rstrip("/") + "/" for path in found))
+
+
+def check_image_path(path: str, prefixes: Sequence[str] = ()) -> str:
     """A record's image path, normalised: relative, and inside the folder it starts from.
+
+    ``file://`` URLs and backslashes are understood.
+
+    Args:
+        path: As the record has it.
+        prefixes: Of that folder, from :func:`folder_prefixes`: an absolute path must begin with
+            one of them.
 
     Raises:
         RecordError: causes ``image_path_empty``, ``image_path_url``, ``image_path_absolute``,
@@ -33,11 +51,21 @@ def check_image_path(path: str) -> str:
     """
     if not path.strip():
         raise RecordError("image_path_empty", f"{path!r}")
-    if _URL.match(path):
+    plain = path
+    if plain.startswith("file:"):
+        plain = unquote(urlsplit(plain).path)
+    elif _URL.match(plain):
         raise RecordError("image_path_url", f"{path[:200]!r}: nothing is fetched, give a file")
-    if path.startswith(("/", "\\", "~")):
-        raise RecordError("image_path_absolute", f"{path[:200]!r} is not relative to images-root")
-    inside = posixpath.normpath(path)
+    if "\\" in plain:
+        plain = plain.replace("\\", "/")
+    if plain.startswith("/"):
+        plain = posixpath.normpath(plain)
+        prefix = next((prefix for prefix in prefixes if plain.startswith(prefix)), None)
+        if prefix is not None:
+            plain = plain[len(prefix) :]
+    if plain.startswith(("/", "~")) or _DRIVE.match(plain):
+        raise RecordError("image_path_absolute", f"{path[:200]!r} is not inside images-root")
+    inside = posixpath.normpath(plain)
     if inside == ".." or inside.startswith("../"):
         raise RecordError("image_path_outside", f"{path[:200]!r} leaves images-root")
     if inside == ".":
@@ -45,6 +73,34 @@ def check_image_path(path: str) -> str:
     if "\0" in inside or len(inside.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
         raise RecordError("image_not_found", f"{path[:200]!r} is no name that a file can have")
     return inside
+
+
+def other_spellings(inside: str, path: str) -> Iterator[str]:
+    """What a file may be called that is not found: accents in either Unicode form, backslashes."""
+    if not inside.isascii():
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, inside)
+            if other != inside:
+                yield other
+    if "\\" in path and not path.startswith(("/", "file:")) and ".." not in path:
+        yield path
+
+
+def read_image(folder: str, prefixes: Sequence[str], path: str) -> bytes:
+    """The bytes of the file in a local folder that a record's path names.
+
+    Raises:
+        RecordError: as :func:`check_image_path` and :func:`read_image_file`.
+    """
+    inside = check_image_path(path, prefixes)
+    try:
+        return read_image_file(f"{folder}/{inside}", path)
+    except RecordError as error:
+        if error.cause == "image_not_found":
+            for other in other_spellings(inside, path):
+                if Path(folder, other).is_file():
+                    return read_image_file(f"{folder}/{other}", path)
+        raise
 
 
 def read_image_file(file: str, path: str) -> bytes:

@@ -20,6 +20,8 @@ _EXPECTED: dict[BoxFormat, str] = {
     "xywh": f"expected {_FOUR.replace('x2, y2', 'width, height')}",
     "cxcywh": "expected [centre x, centre y, width, height] or [x, y]",
     "point": "expected [x, y]",
+    "yxyx": "expected [y1, x1, y2, x2] or [y, x]",
+    "corners": f"expected {_FOUR}, corners in any order",
     "polygon": "expected at least three points, as [x, y, x, y, x, y] or [[x, y], [x, y], [x, y]]",
 }
 
@@ -68,10 +70,13 @@ def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solu
             ``point_outside``, ``box_reversed``, ``box_empty``, ``box_outside``,
             ``box_mostly_outside``.
     """
+    if rules.box_format == "yxyx":
+        numbers = _x_first(numbers)
     if rules.coords == "pixels":
         pixels = numbers
         if max(numbers) <= 1 and _looks_like_unit(numbers):
-            detail = "looks like 0-1 coordinates: use --coords unit"
+            detail = "looks like 0-1 coordinates"
+            detail += "" if "coords" in rules.told else ": use --coords unit"
             raise RecordError("solution_looks_like_unit", f"{_found(numbers, rules)} {detail}")
     else:
         scale = _SCALES[rules.coords]
@@ -87,7 +92,13 @@ def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solu
         pixels = [round(pixel, _NUM_DECIMALS) for pixel in pixels]
     if len(pixels) == 2:
         return _point(pixels, size, numbers, rules)
-    return _box(pixels, size, numbers, rules)
+    solution, warnings = _box(pixels, size, numbers, rules)
+    if rules.box_format == "corners" and not (
+        numbers[0] <= numbers[2] and numbers[1] <= numbers[3]
+    ):
+        detail = f"{_found(numbers, rules)}: its corners stand in another order"
+        warnings.append(("box_corners_swapped", detail))
+    return solution, warnings
 
 
 def scale_solution(solution: Solution, from_size: Size, to_size: Size) -> Solution:
@@ -167,8 +178,12 @@ def _looks_like_unit(numbers: list[float]) -> bool:
     return len(numbers) > 2 or not all(float(number).is_integer() for number in numbers)
 
 
+def _x_first(numbers: list[float]) -> list[float]:
+    return [number for i in range(0, len(numbers), 2) for number in (numbers[i + 1], numbers[i])]
+
+
 def _corners(numbers: list[float], box_format: BoxFormat) -> list[float]:
-    if box_format == "polygon":
+    if box_format in ("polygon", "corners"):
         xs, ys = numbers[::2], numbers[1::2]
         return [min(xs), min(ys), max(xs), max(ys)]
     x, y, width, height = numbers
@@ -199,7 +214,9 @@ def _box(
     found = _found(numbers, rules)
     box = Box(x1, y1, x2, y2)
     if x2 < x1 or y2 < y1:
-        detail = f"{found}: x2 < x1 or y2 < y1; for x, y, width, height use --box-format xywh"
+        detail = f"{found}: x2 < x1 or y2 < y1"
+        if "box_format" not in rules.told:
+            detail += "; for x, y, width, height use --box-format xywh"
         raise RecordError("box_reversed", detail)
     if not box.is_valid:
         raise RecordError("box_empty", f"{found} has no area")

@@ -23,7 +23,12 @@ from grpo_stream.images import (
     resize,
 )
 from grpo_stream.records.formats.inline_image import InlineImage
-from grpo_stream.records.image_files import check_image_path, read_image_file
+from grpo_stream.records.image_files import (
+    check_image_path,
+    folder_prefixes,
+    other_spellings,
+    read_image,
+)
 from grpo_stream.records.read_ahead import ReadAhead
 from grpo_stream.storage.local_store import LocalStore
 from grpo_stream.storage.store import open_store
@@ -120,9 +125,11 @@ class ImageReader:
         self._rules = rules
         self._store = open_store(images_root)
         self._folder = str(self._store.folder) if isinstance(self._store, LocalStore) else None
+        self._prefixes = () if self._folder is None else folder_prefixes(self._folder)
         self._ahead = None if self._folder is not None else ReadAhead(self._store.read)
         self._pictures: dict[str, Picture] = {}
         self._num_cached_bytes = 0
+        self._sizes: dict[str, Size] = {}
 
     def load(self, value: "str | InlineImage") -> Picture:
         """The picture that a record names by a path, or carries with it.
@@ -148,19 +155,34 @@ class ImageReader:
             RecordError: as :meth:`load`.
             StoreError: as :meth:`load`.
         """
-        inside = check_image_path(path)
         if self._folder is not None:
-            return read_image_file(f"{self._folder}/{inside}", path)
+            return read_image(self._folder, self._prefixes, path)
+        inside = check_image_path(path)
         if _CONTROL.search(inside):
             raise RecordError("image_not_found", f"{path[:200]!r} is no name of an object")
         try:
             return self._store.read(inside) if self._ahead is None else self._ahead.take(inside)
         except StoreError as error:
-            if error.cause == "not_found":
-                raise RecordError(
-                    "image_not_found", f"{path[:200]!r} is not in images-root"
-                ) from error
-            raise
+            if error.cause != "not_found":
+                raise
+            for other in other_spellings(inside, path):
+                with suppress(StoreError):
+                    return self._store.read(other)
+            detail = f"{path[:200]!r} is not in images-root"
+            raise RecordError("image_not_found", detail) from error
+
+    def size_of(self, value: "str | InlineImage") -> Size:
+        """The upright size of an image; nothing is decoded.
+
+        Raises:
+            RecordError, ImageError, StoreError: as :meth:`load`.
+        """
+        if isinstance(value, InlineImage):
+            return probe(value.data, self._rules.limits).size
+        size = self._sizes.get(value)
+        if size is None:
+            size = self._sizes[value] = probe(self.read(value), self._rules.limits).size
+        return size
 
     def prefetch(self, paths: Iterable[str]) -> None:
         """Begins to read images of a bucket, 16 at a time and 64 MiB ahead; else does nothing.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from grpo_stream.errors import RecordError, ShardFormatError
+from grpo_stream.records.formats.chats.conversations import strip_placeholders
 from grpo_stream.records.formats.inline_image import InlineImage
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.image_files import image_name
@@ -64,7 +65,7 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     if not isinstance(record, dict):
         raise RecordError("record_not_object", f"expected an object, found {short(record)}")
     images = _images(record, rules)
-    prompt = _text(record, rules.prompt_key, "prompt")
+    prompt = strip_placeholders(_text(record, rules.prompt_key, "prompt"))
     if not prompt.strip():
         raise RecordError("prompt_blank", f"{rules.prompt_key}={short(prompt)}")
     if len(prompt) > MAX_PROMPT_CHARS:
@@ -76,6 +77,8 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     _check_declared_size(record, pictures)
     warnings = [warning for picture in pictures for warning in picture.warnings]
     warnings += _text_warnings(images, prompt)
+    if rules.warning is not None:
+        warnings.append(rules.warning)
     solutions = []
     for box, number in zip(boxes, lies_in, strict=True):
         picture = pictures[number]
@@ -97,7 +100,8 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
         )
         encoded_meta = encode_meta(meta)
     except ShardFormatError as error:
-        raise RecordError("fields_not_json", error.detail) from error
+        named = _unwritable(_extra(record, rules))
+        raise RecordError("fields_not_json", f"{named}{error.detail}") from error
     more_images = tuple((picture.suffix, picture.data) for picture in others)
     sample = Sample(key, first.data, first.suffix, meta, more_images)
     fingerprint = 0
@@ -180,6 +184,20 @@ def _extra(record: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
     if rules.box_format == "polygon":
         extra.setdefault("polygon", record[rules.solution_key])
     return extra
+
+
+def _unwritable(fields: Mapping[str, Any]) -> str:
+    """The fields that cannot be written as JSON, to begin a message with."""
+    found = [short(name) for name, value in fields.items() if not _is_writable(name, value)]
+    return f"field {', '.join(found)}: " if found else ""
+
+
+def _is_writable(name: str, value: object) -> bool:
+    try:
+        encode_meta({name: value})
+    except ShardFormatError:
+        return False
+    return True
 
 
 def _text_warnings(images: list[str | InlineImage], prompt: str) -> Warnings:

@@ -221,7 +221,7 @@ class ShardIndex:
         if (len(index), index.num_bytes) != (info.num_samples, info.num_bytes):
             raise _foreign_index(
                 store,
-                f"{name} tells of {len(index)} samples in {index.num_bytes} "
+                f"{name} lists {len(index)} samples in {index.num_bytes} "
                 f"bytes, the manifest of {info.num_samples} in {info.num_bytes}",
             )
         if index.tar_sha256 not in ("", info.sha256):

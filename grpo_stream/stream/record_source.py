@@ -17,7 +17,7 @@ from grpo_stream.images import DEFAULT_LIMITS, SUFFIXES, ImageLimits, ResizeRule
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.records.formats.inline_image import InlineImage
 from grpo_stream.records.formats.json_stream import read_records
-from grpo_stream.records.image_files import check_image_path, read_image_file
+from grpo_stream.records.image_files import folder_prefixes, read_image
 from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import Picture
 from grpo_stream.records.validate import Rules, judge
@@ -48,8 +48,9 @@ class RecordSource:
     Args:
         records: Mappings with ``image``, ``prompt`` and ``solution``.
         images_root: Folder that the image paths are relative to.
-        rules: How the records are written.
+        rules: How the records are written, all of them or each.
         limits: What an image may be at most; that of the stream that reads them.
+        readings: How their numbers are read, in words.
 
     Raises:
         ConfigError: there is no such folder, there are no records, or one holds a value whose
@@ -60,8 +61,10 @@ class RecordSource:
         self,
         records: Sequence[Mapping[str, Any]],
         images_root: str | Path | None,
-        rules: Rules | None = None,
+        rules: Rules | Sequence[Rules] | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
+        *,
+        readings: Sequence[str] = (),
     ) -> None:
         if not records:
             raise ConfigError("records", [], "must hold at least one record")
@@ -69,7 +72,11 @@ class RecordSource:
         self._records = records
         self._rules = rules or Rules()
         self._limits = limits
+        self.readings = tuple(readings)
+        """How the numbers are read, in words; nothing where the caller said it."""
         text = json.dumps(list(records), sort_keys=True, default=_plain)
+        if not isinstance(self._rules, Rules) and set(self._rules) != {Rules()}:
+            text += repr(self._rules)  # other readings are other samples
         self._digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @classmethod
@@ -129,7 +136,8 @@ class RecordSource:
 
     def read(self, shard: int, sample: int) -> Sample:  # noqa: ARG002 - there is one shard
         """Judges a record and reads its image."""
-        return _read(self._records[sample], sample, self._root, self._rules, self._limits)
+        rules = self._rules if isinstance(self._rules, Rules) else self._rules[sample]
+        return _read(self._records[sample], sample, self._root, rules, self._limits)
 
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """See ``sources.Source.expect``: nothing to prepare."""
@@ -189,7 +197,7 @@ def _read(record: object, position: int, root: Path, rules: Rules, limits: Image
         if isinstance(image, InlineImage):
             data = image.data
         else:
-            data = read_image_file(f"{root}/{check_image_path(image)}", image)
+            data = read_image(str(root), folder_prefixes(str(root)), image)
         info = probe(data, limits)
         suffix = SUFFIXES.get(info.format, "png")
         return Picture(data, suffix, info.size, info.size, crc32(data))

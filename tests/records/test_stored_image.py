@@ -1,5 +1,6 @@
 import io
 import os
+import unicodedata
 import zlib
 
 import numpy as np
@@ -158,6 +159,39 @@ def test_bad_paths(path, cause):
     with pytest.raises(RecordError) as caught:
         check_image_path(path)
     assert caught.value.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [
+        ("/data/images/a.png", "a.png"),
+        ("file:///data/images/sub/b%20c.png", "sub/b c.png"),
+        ("sub\\b.png", "sub/b.png"),
+        (".\\sub\\b.png", "sub/b.png"),
+    ],
+)
+def test_other_ways_to_name_a_file_inside(path, inside):
+    assert check_image_path(path, ("/data/images/",)) == inside
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/other/a.png", "file:///etc/hostname", "/data/images/../a.png", "C:\\a.png"]
+)
+def test_absolute_paths_elsewhere(path):
+    with pytest.raises(RecordError, match="image_path_absolute"):
+        check_image_path(path, ("/data/images/",))
+
+
+def test_files_are_found_in_either_unicode_form(tmp_path):
+    name = "g\u00e2teau.png"  # one letter
+    (tmp_path / unicodedata.normalize("NFD", name)).write_bytes(PLAIN["png"])
+    (tmp_path / "back\\slash.png").write_bytes(PLAIN["png"])
+    reader = ImageReader(str(tmp_path), HEADER)
+    for path in (name, unicodedata.normalize("NFD", name), "back\\slash.png", f"{tmp_path}/{name}"):
+        assert reader.load(path).data == PLAIN["png"]
+    assert reader.size_of(name) == make_picture(PLAIN["png"], "a", HEADER).size
+    with pytest.raises(RecordError, match="image_not_found"):
+        reader.load("p\u00e2t\u00e9.png")
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,11 @@ def build_words(raw, *more):
 def test_build_verify_stats(raw, capsys):
     assert main(build_words(raw)) == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[:2] == [
-        "2 samples of 3 records",
-        "rejected: 1 (image_not_found 1)",
-    ]
+    lines = captured.out.splitlines()
+    reading = "json: solution: x1, y1, x2, y2 in pixels (as the format defines; 2 of 2 boxes and"
+    assert (lines[0], lines[2]) == ("2 samples of 3 records", "rejected: 1 (image_not_found 1)")
+    assert reading in lines[1]
+    assert lines[-1] == "warning: 1 of 3 records are left out (33%): image_not_found 1"
     assert "records/s" in captured.err
     assert main(["verify", str(raw / "out"), "--quiet"]) == 0
     assert "sound: 2 samples in 1 shards" in capsys.readouterr().out
@@ -72,8 +73,16 @@ def test_json_lines_for_batch_jobs(raw, capsys):
 
 
 def test_quiet_is_quiet(raw, capsys):
+    rows = json.loads((raw / "records.json").read_text())
+    (raw / "records.json").write_text(json.dumps(rows[:2]))
     assert main(build_words(raw, "--quiet")) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_left_out_is_said_even_when_quiet(raw, capsys):
+    assert main(build_words(raw, "--quiet")) == 0
+    warning = "warning: 1 of 3 records are left out (33%): image_not_found 1\n"
+    assert capsys.readouterr() == ("", warning)
 
 
 def test_verify_names_the_bad_shard_and_exits_with_1(raw, capsys):

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.ordered_reader import read_at
 from tests.shards.support import image_bytes
@@ -27,7 +28,6 @@ def write(folder, name, records):
 @pytest.mark.parametrize(
     ("record", "input_format", "prompt", "solution"),
     [
-        (SCREENSPOT, "auto", "close", (10, 5, 30, 15)),
         (SCREENSPOT, "screenspot", "close", (10, 5, 30, 15)),
         (REFCOCO, "refcoco", "left one", (10, 5, 30, 15)),
         (PLAIN, "auto", "Click", (1, 2, 3, 4)),
@@ -42,6 +42,23 @@ def test_formats(images, record, input_format, prompt, solution):
     sample = read_at(source, 1)
     assert (sample.prompt, sample.solution) == (prompt, solution)
     assert sample.extra["data_type"] == "icon"
+
+
+def test_records_that_fit_two_readings_are_asked_about(images):
+    path = write(images, "data.json", [SCREENSPOT] * 3)
+    with pytest.raises(ConfigError, match=r"--box-format xywh .*3 of 3 fit") as caught:
+        open_records([path], "auto", images)
+    assert caught.value.field == "json"
+    flags = RuleFlags(box_format="xywh", coords="pixels")
+    source = open_records([path], "auto", images, flags=flags)
+    assert read_at(source, 2).solution == (10, 5, 30, 15)
+
+
+def test_records_without_a_target_are_left_out(images):
+    path = write(images, "data.json", [PLAIN, PLAIN | {"solution": None}, PLAIN])
+    source = open_records([path], "auto", images)
+    assert source.readings[-1] == "1 of 3 records are left out: solution_none 1"
+    assert source.shard_counts.tolist() == [2]
 
 
 def test_several_files_are_read_one_after_another(images):
@@ -71,8 +88,9 @@ def test_mistakes_are_named_as_the_user_writes_them(images, records, input_forma
 def test_files_that_write_boxes_in_different_ways(images):
     pro = SCREENSPOT | {"ui_type": "icon", "bbox": [10, 5, 30, 15]}
     paths = [write(images, "a.json", [SCREENSPOT]), write(images, "b.json", [pro])]
-    with pytest.raises(ConfigError, match="one at a time"):
-        open_records(paths, "screenspot", images)
+    source = open_records(paths, "screenspot", images)
+    assert [read_at(source, n).solution for n in (0, 1)] == [(10, 5, 30, 15)] * 2
+    assert len(source.readings) == 2
 
 
 def test_no_folder_and_damage(images):

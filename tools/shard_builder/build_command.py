@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import sys
 from typing import Any, get_args
 
 from grpo_stream.image_encoding import parse_encoding
 from grpo_stream.images import ResizeRule
 from grpo_stream.records.formats.coco import DEFAULT_CATEGORY_PROMPT
-from grpo_stream.records.formats.open_inputs import FORMATS, RuleFlags
+from grpo_stream.records.formats.open_inputs import RuleFlags
+from grpo_stream.records.formats.readers import FORMATS, format_help
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.stored_image import Check, PictureRules
 from shard_builder.build.build import BuildResult, BuildSettings, build
@@ -27,6 +29,7 @@ def add_build(command: argparse.ArgumentParser) -> None:
     _add_images(command.add_argument_group("images"))
     _add_set(command.add_argument_group("data set"))
     _add_run(command.add_argument_group("run"))
+    command.epilog = f"{format_help()}\n\n{command.epilog}"
     command.set_defaults(run=_build)
 
 
@@ -36,7 +39,7 @@ def _add_records(group: "argparse._ArgumentGroup") -> None:
         "--format",
         default="auto",
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS)} (auto: look at the first bytes)",
+        help=f"{', '.join(FORMATS)} (see below)",
     )
     for name, field in (("image", "image path"), ("prompt", "prompt"), ("solution", "box")):
         default = getattr(rules, f"{name}_key")
@@ -45,19 +48,24 @@ def _add_records(group: "argparse._ArgumentGroup") -> None:
         "--box-format",
         choices=get_args(BoxFormat),
         help="what the solution's numbers are; two numbers are always a point (default: what the "
-        f"format says, else {rules.box_format})",
+        "format says, else what all records fit)",
     )
     add(
         "--coords",
         choices=get_args(Coords),
         help="pixels of the upright image, 0-1, or 0-1000 over its sides (default: what the "
-        f"format says, else {rules.coords})",
+        "format says, else what all records fit)",
+    )
+    add(
+        "--accept-reading",
+        metavar="NAME",
+        help="as in xywh-pixels: taken where the records fit several readings",
     )
     add(
         "--several",
         choices=get_args(Several),
-        default=rules.several,
-        help="records with several images or boxes, which the trainer does not take (%(default)s)",
+        help="records with several images or boxes, which the trainer does not take (default: "
+        f"{rules.several})",
     )
     add(
         "--category-prompt",
@@ -124,6 +132,13 @@ def _add_run(group: "argparse._ArgumentGroup") -> None:
         default="reject",
         help="leave bad records out and list them, or stop at the first (%(default)s)",
     )
+    add(
+        "--max-reject-share",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="end with an error when more than this share is rejected (%(default)s)",
+    )
     add("--max-rejects", type=int, metavar="N", help="stop when more than N records are rejected")
     add("--dry-run", action="store_true", help="judge everything, write nothing")
 
@@ -139,7 +154,7 @@ def _build(args: argparse.Namespace) -> int:
         images_root=args.images_root,
         out=args.out,
         input_format=args.format,
-        rules=Rules(several=args.several),
+        rules=Rules(several=args.several or Rules().several),
         flags=RuleFlags(
             image_key=args.image_key,
             prompt_key=args.prompt_key,
@@ -157,6 +172,9 @@ def _build(args: argparse.Namespace) -> int:
         ),
         limits=ShardLimits(args.samples_per_shard, args.max_shard_bytes),
         shuffle_seed=args.shuffle_seed,
+        max_reject_share=args.max_reject_share,
+        accept_reading=args.accept_reading,
+        given_flags=_given(args),
         max_rejects=0 if args.on_error == "fail" else args.max_rejects,
         num_workers=args.workers,
         overwrite=args.overwrite,
@@ -168,6 +186,8 @@ def _build(args: argparse.Namespace) -> int:
         print(json.dumps(_facts(result, settings)))
     elif args.progress == "bar":
         print("\n".join(_summary(result, settings)))
+    if result.warning is not None and args.progress != "json":
+        print(result.warning, file=sys.stderr if args.progress == "quiet" else sys.stdout)
     return 0
 
 
@@ -179,6 +199,8 @@ def _facts(result: BuildResult, settings: BuildSettings) -> dict[str, Any]:
         "num_samples": result.num_samples,
         "rejects": result.rejects,
         "warnings": result.warnings,
+        "readings": list(result.readings),
+        "warning": result.warning,
         "sets": {
             split: {
                 "digest": manifest.digest,
@@ -192,6 +214,7 @@ def _facts(result: BuildResult, settings: BuildSettings) -> dict[str, Any]:
 
 def _summary(result: BuildResult, settings: BuildSettings) -> list[str]:
     lines = [f"{result.num_samples} samples of {result.num_records} records"]
+    lines += result.reading_lines
     for what, counts in (("rejected", result.rejects), ("warnings", result.warnings)):
         if counts:
             listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
@@ -215,6 +238,15 @@ def _summary(result: BuildResult, settings: BuildSettings) -> list[str]:
     elif not result.is_new:
         lines.append("was there already, built from the same inputs with the same settings")
     return lines
+
+
+def _given(args: argparse.Namespace) -> tuple[str, ...]:
+    """The flags among those that a hint may ask for that were given."""
+    names = ("image_key", "prompt_key", "solution_key", "box_format", "coords", "several")
+    given = [name for name in names if getattr(args, name) is not None]
+    if args.format != "auto":
+        given.append("format")
+    return tuple(f"--{name.replace('_', '-')}" for name in given)
 
 
 def _field_value(text: str) -> tuple[str, str]:

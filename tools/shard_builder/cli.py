@@ -100,7 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, add, what, more in (
-        ("build", build_command.add_build, "make shards of records in any of ten formats", _BUILD),
+        (
+            "build",
+            build_command.add_build,
+            "make shards of records in the formats that people have",
+            _BUILD,
+        ),
         (
             "verify",
             dataset_commands.add_verify,

@@ -16,6 +16,7 @@ from grpo_stream.storage.store import Store, open_store
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.build.progress import Progress, ProgressMode, num_usable_cores, show_progress
 from shard_builder.datasets.index_tars import index_tars
+from shard_builder.datasets.judge_reading import reading_lines
 from shard_builder.datasets.measure import Measures, measure
 from shard_builder.datasets.rewrite import head, merge, split
 from shard_builder.datasets.show import show
@@ -38,6 +39,11 @@ def add_index(command: argparse.ArgumentParser) -> None:
     command.add_argument("url", help="folder, s3://, gs:// or az:// of WebDataset tars")
     command.add_argument(
         "--overwrite", action="store_true", help="replace a manifest that says otherwise"
+    )
+    command.add_argument(
+        "--accept-reading",
+        metavar="NAME",
+        help="xyxy-pixels: the boxes are pixels though they look like something else",
     )
     _add_workers(command)
     command.set_defaults(run=_index)
@@ -127,7 +133,11 @@ def _verify(args: argparse.Namespace) -> int:
 def _index(args: argparse.Namespace) -> int:
     with _counting(args.progress, "index", None) as count:
         manifest = index_tars(
-            args.url, workers=args.workers, overwrite=args.overwrite, on_progress=count
+            args.url,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            accept_reading=args.accept_reading,
+            on_progress=count,
         )
     num_shards, digest = len(manifest.shards), manifest.digest
     if args.progress == "json":
@@ -144,7 +154,12 @@ def _stats(args: argparse.Namespace) -> int:
     store, manifest = _open(args.url)
     with _counting(args.progress, "stats", manifest.num_samples) as count:
         found = measure(store, manifest, rule, count)
-    print(json.dumps(stats_dict(found)) if args.json else stats_table(found))
+    readings = reading_lines(manifest)
+    print(
+        json.dumps(stats_dict(found) | {"readings": readings})
+        if args.json
+        else "\n".join([stats_table(found), *(f"{'reading':<20}{line}" for line in readings)])
+    )
     if save_stats is not None:
         save_stats(args.png, args.url.rstrip("/").rpartition("/")[2] or args.url, found)
     return 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from grpo_stream.errors import RecordError
+from grpo_stream.records.formats.forms import Form, Formed
 from grpo_stream.records.formats.json_stream import JsonText
 
 DEFAULT_CATEGORY_PROMPT = "Locate the {category}."
@@ -83,9 +84,7 @@ def load_document(text: JsonText, name: str) -> Document:
     return document
 
 
-def coco_records(
-    document: Document, category_prompt: str
-) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:
+def coco_records(document: Document, category_prompt: str) -> Iterator[tuple[int, Formed]]:
     """One record for each category in each image; its boxes are ``x, y, width, height``.
 
     Several instances give a list of boxes. Crowd regions (``iscrowd``) are left out.
@@ -98,6 +97,7 @@ def coco_records(
         The image's position in ``images`` and a record, or what is wrong with the image or with
         one of its annotations; last, with the number of images, annotations of no image.
     """
+    form = Form("coco", "annotations.bbox", "xywh", "pixels")
     grouped = document.by_image()
     for index, image in enumerate(document.images):
         if isinstance(image, RecordError):
@@ -116,7 +116,7 @@ def coco_records(
                 continue
             prompt = category_prompt.replace("{category}", category)
             named = {"prompt": prompt, "category": category}
-            yield index, image_fields(image) | named | box_fields(annotations)
+            yield index, (form, image_fields(image) | named | box_fields(annotations))
     for error in document.lost():
         yield len(document.images), error
 

@@ -12,6 +12,7 @@ from typing import Any
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.records.formats.byte_chunks import OnBytes
+from grpo_stream.records.formats.image_values import has_image_magic
 from grpo_stream.records.formats.inline_image import InlineImage
 
 PREFIX = "datasets:"
@@ -150,11 +151,15 @@ def _record(
 
 def _is_image(value: object) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(_is_image(item) and isinstance(item, dict) for item in value)
+        return bool(value) and all(_is_image(item) for item in value)
+    if isinstance(value, bytes):
+        return has_image_magic(value)
     return isinstance(value, dict) and value.keys() == {"bytes", "path"}
 
 
-def _inline(value: Mapping[str, Any], name: str, folder: Path | None) -> InlineImage:
+def _inline(value: Any, name: str, folder: Path | None) -> InlineImage | str:
+    if isinstance(value, bytes):
+        return InlineImage(name, value)
     path, data = value["path"], value["bytes"]
     if isinstance(data, bytes):
         return InlineImage(path if isinstance(path, str) and path else name, data)
@@ -168,6 +173,8 @@ def _inline(value: Mapping[str, Any], name: str, folder: Path | None) -> InlineI
                 )
         except (OSError, ValueError) as error:
             raise RecordError("image_not_read", f"{path!r}: {error}") from error
+    if isinstance(path, str) and path and folder is None and not Path(path).is_absolute():
+        return path  # in images-root, as the judge sees to it
     raise RecordError("image_not_inline", f"the row names {path!r} but does not hold the image")
 
 

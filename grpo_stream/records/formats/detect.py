@@ -1,24 +1,29 @@
-"""Which format an input has, by its name and the first of its content."""
+"""What holds the records of an input, and which format its first record has."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from grpo_stream.errors import ConfigError, RecordError
-from grpo_stream.records.formats import refcoco, screenspot
 from grpo_stream.records.formats.byte_chunks import unpack
-from grpo_stream.records.formats.conversations import boxes_in
 from grpo_stream.records.formats.json_stream import JsonText, first_byte, parse_lines
-from grpo_stream.records.formats.rules import BoxFormat, Coords
+from grpo_stream.records.formats.readers import recognise
 from grpo_stream.records.formats.webdataset_tars import tar_rows
 
-InputFormat = Literal[
-    "json", "jsonl", "coco", "refcoco", "screenspot", "vlm_r1", "llava", "webdataset", "datasets"
-]
-"""How the records of an input are written."""
+Container = Literal["array", "lines", "member", "document", "tar", "table"]
+"""What holds the records: a JSON array, JSON Lines, an array in an object (``{"data": [...]}``),
+COCO's document, a tar or a table."""
 
-Container = Literal["array", "lines", "document", "tar", "table"]
-"""What holds the records: a JSON array, JSON Lines, one JSON object, a tar or a table."""
+
+class Looked(NamedTuple):
+    """What the beginning of an input says."""
+
+    container: Container
+    record: dict[str, Any]
+    """The first record, empty where that is no object; of a document its first entry."""
+    member: str = ""
+    """Of an object: the member that holds the records."""
+
 
 _FIRST_CHARS = 16 << 20
 _HEAD_BYTES = 512
@@ -48,10 +53,8 @@ def check_kind(head: bytes, name: str) -> None:
         raise ConfigError("INPUT", name, "is a zip file: unpack it, or pack it with gzip or zstd")
 
 
-def look(
-    stored: Iterator[bytes], name: str, *, is_meant_as_tar: bool
-) -> tuple[Container, dict[str, Any]]:
-    """What holds the records, and the first of them, empty where that is no object.
+def look(stored: Iterator[bytes], name: str, *, is_meant_as_tar: bool) -> Looked:
+    """What holds the records, and the first of them.
 
     Damage is left to the reading: it comes out as an array or a tar without records.
 
@@ -79,42 +82,18 @@ def look(
         row = next(tar_rows(chunks, name, "image"), None)
     except RecordError:
         row = None
-    return container, row if isinstance(row, dict) else {}
+    return Looked(container, row if isinstance(row, dict) else {})
 
 
-def format_of(container: Container, record: Mapping[str, Any]) -> InputFormat:
+def format_of(found: Looked) -> str:
     """The format of the first record, plain records where nothing tells."""
-    plain: InputFormat = "json" if container == "array" else "jsonl"
-    if container == "document":
-        is_refcoco = {"caption", "expressions", "tokens_positive"} & record.keys()
+    if found.container == "document":
+        is_refcoco = {"caption", "expressions", "tokens_positive"} & found.record.keys()
         return "refcoco" if is_refcoco else "coco"
-    if {"image", "prompt", "solution"} <= record.keys():
-        return plain
-    messages = record.get("conversations") or record.get("messages")
-    if isinstance(messages, list):
-        return _of_conversation(container, messages)
-    if {"img_filename", "bbox"} <= record.keys():
-        return "screenspot"
-    is_located = "bbox" in record or "ann_id" in record
-    if is_located and {"sentences", "expression", "sent"} & record.keys():
-        return "refcoco"
-    return plain
-
-
-def layout_of(
-    input_format: InputFormat, first_row: Any, *, is_document: bool = False
-) -> tuple[BoxFormat, Coords] | None:
-    """How a format writes its boxes, seen in the first row for some; None where it is open."""
-    record: Mapping[str, Any] = first_row if isinstance(first_row, dict) else {}
-    if input_format == "coco" or (input_format == "refcoco" and is_document):
-        return "xywh", "pixels"
-    if input_format == "refcoco":
-        return refcoco.refcoco_layout(record)
-    if input_format == "screenspot":
-        return screenspot.screenspot_layout(record)
-    if input_format == "vlm_r1":
-        return "xyxy", "pixels"
-    return ("xyxy", "unit") if input_format == "llava" else None
+    reader = recognise(found.record)
+    if reader is None or reader.name == "json":
+        return "jsonl" if found.container == "lines" else "json"
+    return reader.name
 
 
 def _is_tar(head: bytes, name: str) -> bool:
@@ -124,10 +103,8 @@ def _is_tar(head: bytes, name: str) -> bool:
     )
 
 
-def _first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[str, Any]]:
-    """What holds the records, and the first of them, empty where that is no object.
-
-    For a document it is the first image or annotation; not more than 16 MiB are read of an object.
+def _first_record(chunks: Iterator[bytes], name: str) -> Looked:
+    """What holds the records of JSON; not more than 16 MiB are read of an object.
 
     Args:
         chunks: The unpacked bytes.
@@ -139,10 +116,10 @@ def _first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[s
     first, chunks = first_byte(chunks, name)
     if first == b"[":
         record = next(JsonText(chunks, name).elements(), None)
-        return "array", record if isinstance(record, dict) else {}
+        return Looked("array", record if isinstance(record, dict) else {})
     if first != b"{":
         record = next(parse_lines(chunks, name), None)
-        return "lines", record if isinstance(record, dict) else {}
+        return Looked("lines", record if isinstance(record, dict) else {})
     text = JsonText(chunks, name)
     record = {}
     for member, position, value in text.members():
@@ -153,24 +130,16 @@ def _first_record(chunks: Iterator[bytes], name: str) -> tuple[Container, dict[s
         elif isinstance(record[member], list):
             record[member].append(value)
         # No record has a list of such objects; a document may go on for gigabytes.
-        if position == 0 and _is_entry(member, value):
-            return "document", value
+        if position == 0 and isinstance(value, dict):
+            if _is_entry(member, value):
+                return Looked("document", value)
+            if recognise(value) is not None:
+                return Looked("member", value, member)
         if text.num_taken > _FIRST_CHARS:
             break
-    return "lines", record
+    return Looked("lines", record)
 
 
-def _of_conversation(container: Container, messages: list[Any]) -> InputFormat:
-    for message in messages:
-        said = message.get("value", message.get("content")) if isinstance(message, dict) else None
-        is_answer = isinstance(message, dict) and (
-            message.get("from", message.get("role")) in ("gpt", "assistant")
-        )
-        if is_answer and (boxes := boxes_in(said)):
-            return "llava" if all(0 <= number <= 1 for number in boxes[0]) else "vlm_r1"
-    return "vlm_r1" if container == "lines" else "llava"
-
-
-def _is_entry(member: str, value: object) -> bool:
+def _is_entry(member: str, value: dict[str, Any]) -> bool:
     names = {"images": {"id", "file_name"}, "annotations": {"id", "image_id"}}.get(member)
-    return isinstance(value, dict) and names is not None and names <= value.keys()
+    return names is not None and names <= value.keys()

@@ -48,6 +48,20 @@ def parse_records(chunks: Iterator[bytes], name: str) -> Iterator[Any | RecordEr
         yield from parse_lines(chunks, name)
 
 
+def parse_member(chunks: Iterator[bytes], name: str, member: str) -> Iterator[Any | RecordError]:
+    """The records of an array that is a member of an object, ``{"data": [...]}``.
+
+    Raises:
+        RecordError: as :func:`parse_records`.
+    """
+    _, chunks = first_byte(chunks, name)
+    text = JsonText(chunks, name)
+    for found, position, value in text.members():
+        if found == member and position is not None:
+            yield value
+    text.end()
+
+
 def first_byte(chunks: Iterator[bytes], name: str) -> tuple[bytes, Iterator[bytes]]:
     """The first byte that is no space, and all bytes again.
 

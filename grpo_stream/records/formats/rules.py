@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-BoxFormat = Literal["xyxy", "xywh", "cxcywh", "point", "polygon"]
+BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yxyx", "corners", "point", "polygon"]
 Coords = Literal["pixels", "unit", "per_mille"]
 Several = Literal["reject", "keep"]
 
@@ -17,9 +17,14 @@ class Rules:
     prompt_key: str = "prompt"
     solution_key: str = "solution"
     box_format: BoxFormat = "xyxy"
-    """What a box's numbers mean; two numbers are a point in every format."""
+    """What a box's numbers mean; two numbers are a point in every format. ``yxyx``: y first, in
+    points too. ``corners``: two opposite corners in any order."""
     coords: Coords = "pixels"
     """Unit of the numbers: pixels of the upright image, 0-1 or 0-1000 over its sides."""
     several: Several = "reject"
     """What becomes of a record with a list of images or boxes; ``keep`` makes one sample of it.
     Of several boxes in several images, its field ``solution_images`` says which is where."""
+    told: tuple[str, ...] = ()
+    """Which of these settings the user said, so that no hint asks for them."""
+    warning: tuple[str, str] | None = None
+    """Cause and detail of what every such record is warned of."""

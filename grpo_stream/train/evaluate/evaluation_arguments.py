@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from grpo_stream.flags import same_setting, setting
+from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.train.setup.arguments import DataArguments
 
 
@@ -21,7 +22,9 @@ class EvaluateArguments:
     shards: str | None = setting(None, "Folder or URL with a manifest.json.")
     json: list[str] | None = setting(None, "Records instead of shards: files, globs, URLs.")
     images_root: str | None = same_setting(DataArguments, "images_root")
-    format: str = setting("auto", "Of json: screenspot, refcoco, coco, vlm_r1, llava, json, jsonl.")
+    format: str = same_setting(DataArguments, "format")
+    box_format: BoxFormat | None = same_setting(DataArguments, "box_format")
+    coords: Coords | None = same_setting(DataArguments, "coords")
     by: list[str] | None = setting(
         None, "Fields of records to tell figures apart by; a.b: a field in a field."
     )

@@ -19,6 +19,7 @@ from grpo_stream.grounding.evaluation_metrics import DEFAULT_FIELDS, pick_fields
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
 from grpo_stream.printable import mask_secrets
+from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.ordered_reader import spread_samples
@@ -54,6 +55,11 @@ class EvaluationPlan:
         """The data set as the user named it."""
         names = [str(self.args.shards)] if self.args.json is None else self.args.json
         return list(map(mask_secrets, names))
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """How the numbers of raw records are read; nothing of shards, whose manifest says it."""
+        return getattr(self.source, "readings", ())
 
 
 def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:
@@ -156,7 +162,10 @@ def _open_source(args: EvaluateArguments) -> Source:
         raise ConfigError("shards", args.shards, expected)
     if args.cache_dir is not None:
         raise ConfigError("cache_dir", args.cache_dir, "keeps shards; leave it out with json")
-    return open_records(args.json, args.format, args.images_root, limits=image_limits(data))
+    flags = RuleFlags(box_format=args.box_format, coords=args.coords)
+    return open_records(
+        args.json, args.format, args.images_root, flags=flags, limits=image_limits(data)
+    )
 
 
 def _check_samples(args: EvaluateArguments, samples: list[Sample]) -> None:

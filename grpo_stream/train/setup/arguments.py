@@ -11,6 +11,8 @@ from grpo_stream.byte_sizes import format_num_bytes, parse_num_bytes
 from grpo_stream.errors import ConfigError
 from grpo_stream.flags import help_of, same_setting, setting
 from grpo_stream.images import ImageLimits
+from grpo_stream.records.formats.readers import FORMATS
+from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 
@@ -34,7 +36,16 @@ class DataArguments:
         "Folders or URLs with a manifest.json, as shard-builder writes it; several with weights, "
         "as in a=0.7 b=0.3.",
     )
-    json: str | None = setting(None, "JSON array or JSON Lines of raw records, instead of shards.")
+    json: str | None = setting(
+        None, "Raw records instead of shards: a file, glob, URL or datasets:SPEC."
+    )
+    format: str = setting("auto", f"Of json: {', '.join(FORMATS)}.")
+    box_format: BoxFormat | None = setting(
+        None, "Of json: what boxes are; None: what the format and all records say."
+    )
+    coords: Coords | None = setting(
+        None, "Of json: what numbers are; None: what the format and all records say."
+    )
     images_root: str | None = setting(None, "Folder that the records' image paths start from.")
     eval_shards: list[str] | None = setting(
         None, "Shards for evaluation while training (eval_strategy), as `shards`."

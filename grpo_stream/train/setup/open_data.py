@@ -3,17 +3,17 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
+from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
+from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.open_shards import open_shards, parse_shards
 from grpo_stream.stream.prompt_stream import PromptStream
-from grpo_stream.stream.record_source import RecordSource
 from grpo_stream.stream.sources import Source
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
@@ -56,7 +56,8 @@ def open_sources(data: DataArguments) -> OpenSources:
         return _open_shards(data, data.shards)
     path = str(data.json)
     limits = image_limits(data)
-    source = RecordSource.from_file(Path(path), data.images_root, limits=limits)
+    flags = RuleFlags(box_format=data.box_format, coords=data.coords)
+    source = open_records([path], data.format, data.images_root, flags=flags, limits=limits)
     return OpenSources([path], [source], ["1"])
 
 

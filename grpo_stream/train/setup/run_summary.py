@@ -33,7 +33,7 @@ def describe_data(data_sets: OpenSources, plan: StreamPlan) -> list[tuple[str, s
                 f"; {weight} of the prompts, {float(prompts):g} of each "
                 f"generation batch{mean}, begins again after {num_batches:,}"
             )
-        lines.append(("data", value))
+        lines.append(("data", "\n".join([value, *getattr(source, "readings", ())])))
     return lines
 
 

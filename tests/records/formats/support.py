@@ -1,6 +1,7 @@
 """Inputs in every format, small."""
 
 import json
+from typing import Any
 
 from grpo_stream.records.formats.open_inputs import expand_inputs, read_source
 
@@ -21,6 +22,12 @@ COCO = {
     "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "traffic light"}],
 }
 """Two images with annotations of two categories, a crowd region, an image without any."""
+
+
+def formed(found):
+    """Pairs of form and record, or the RecordErrors among them."""
+    rows: list[Any] = list(found)
+    return rows
 
 
 def write(path, value):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from grpo_stream.errors import RecordError
-from grpo_stream.records.formats.open_inputs import RuleFlags, rules_of
+from grpo_stream.records.formats.open_inputs import RuleFlags, read_formed, rules_of
 from grpo_stream.records.formats.rules import Rules
 from tests.records.formats.support import COCO, read_all, write
 
@@ -15,8 +15,7 @@ def coco(**change):
 def test_one_record_for_each_category_in_each_image(tmp_path):
     source, records = read_all(write(tmp_path / "instances.json", COCO))
     assert (source.format, source.container) == ("coco", "document")
-    rules = rules_of(source, Rules())
-    assert (rules.box_format, rules.coords) == ("xywh", "pixels")
+    assert {form[2:4] for _, form, _ in read_formed(source)} == {("xywh", "pixels")}
     size = {"width": 40, "height": 30}
     assert records == [
         (0, {"image": "a.jpg", "image_id": 7, "category": "cat", "annotation_ids": [2, 4],

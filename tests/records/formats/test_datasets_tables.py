@@ -6,7 +6,7 @@ import pytest
 
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.records.formats.inline_image import InlineImage
-from grpo_stream.records.formats.open_inputs import expand_inputs, read_source
+from grpo_stream.records.formats.open_inputs import expand_inputs, read_formed, read_source
 from tests.records.formats.support import read_all, write
 from tests.shards.support import image_bytes
 
@@ -39,7 +39,7 @@ def table(tmp_path):
             tmp_path / "rows" / f"{name}.parquet",
             screen=[{"bytes": PNG, "path": f"{name}.png"}, {"bytes": PNG, "path": None}],
             prompt=["Click", "Open"],
-            bbox=[[1.0, 2.0, 3.0, 4.0], [0.5, 1, 2, 3]],
+            place=[[1.0, 2.0, 3.0, 4.0], [0.5, 1, 2, 3]],
             when=[dt.datetime(2020, 1, 2)] * 2,  # noqa: DTZ001 - as tables have them
             raw=[b"x", b"y"],
             element=[{"role": "link", "raw": b"z"}] * 2,
@@ -54,7 +54,7 @@ def test_rows(table):
     names = [record["image"].name for _, record in records]
     assert names == ["a.png", "screen_1", "b.png", "screen_3"]
     assert records[1] == (1, {
-        "image": InlineImage("screen_1", PNG), "prompt": "Open", "bbox": [0.5, 1.0, 2.0, 3.0],
+        "image": InlineImage("screen_1", PNG), "prompt": "Open", "place": [0.5, 1.0, 2.0, 3.0],
         "when": "2020-01-02 00:00:00", "element": {"role": "link"},
     })  # fmt: skip
     again: list[bytes] = []
@@ -80,7 +80,7 @@ def test_rows_in_a_format(tmp_path):
         bbox=[[1.0, 2.0, 3.0, 4.0]],
     )
     source, records = read_all("datasets:rows", "refcoco")
-    assert source.layout == ("xywh", "pixels")
+    assert {form[2:4] for _, form, _ in read_formed(source)} == {("xywh", "pixels")}
     assert [(i, r["prompt"]) for i, r in records] == [(0, "the lady"), (0, "woman")]
 
 

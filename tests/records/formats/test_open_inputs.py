@@ -35,7 +35,9 @@ def test_plain_records(tmp_path, text, input_format, found):
     stored: list[bytes] = []
     path = write(tmp_path / "a.json", gzip.compress(text.encode()))
     source, records = read_all(path, input_format, on_bytes=stored.append)
-    assert source == InputSource(path, *found)
+    as_format, container = found
+    is_told = input_format != "auto"
+    assert source == InputSource(path, as_format, container, is_told=is_told)
     assert records == list(enumerate(ROWS))
     assert b"".join(stored) == (tmp_path / "a.json").read_bytes()
 

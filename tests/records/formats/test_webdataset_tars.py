@@ -60,6 +60,34 @@ def test_samples_that_are_none(tmp_path, members, cause):
     assert records[1][1]["caption"] == "Click"
 
 
+def meta(number):
+    return json.dumps({"number": number}).encode()
+
+
+@pytest.mark.parametrize("order", [("jpg", "json"), ("json", "jpg")])
+def test_joined_tars_of_one_sample_each(tmp_path, order):
+    members = [
+        (f"image.{suffix}", meta(number) if suffix == "json" else PNG + bytes([number]))
+        for number in range(5)
+        for suffix in order
+    ]
+    _, records = read_all(write(tmp_path / "a.tar", tar_of(members)))
+    assert [record["number"] for _, record in records] == list(range(5))
+    assert [record["image"].data[-1] for _, record in records] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "names", [("jpg", "jpg", "json", "json"), ("jpg", "jpg", "json"), ("json", "json", "jpg")]
+)
+def test_what_belongs_together_is_not_guessed(tmp_path, names):
+    members = [(f"a.{suffix}", META if suffix == "json" else PNG) for suffix in names]
+    after = [("b.jpg", PNG), ("b.json", META)]
+    _, records = read_all(write(tmp_path / "a.tar", tar_of([*members, *after])))
+    *bad, (_, good) = records
+    assert {error.cause for _, error in bad} == {"key_repeated"}
+    assert good["caption"] == "Click"
+
+
 @pytest.mark.parametrize("keep", [100, 600, 5000])
 def test_a_tar_that_is_cut_short(tmp_path, keep):
     data = tar_of([("0.jpg", bytes(5000)), ("0.json", META)])

@@ -206,10 +206,10 @@ def test_a_bucket(folder, server):
 
 def test_an_older_set_gets_its_check_values_and_keeps_its_digest(tmp_path):
     built = write_set(tmp_path, [make_sample(f"{i}", f"Click {i}") for i in range(3)])
-    before = files(tmp_path)
+    before = files_of(tmp_path)
     older = make_older(tmp_path)
-    assert files(tmp_path) != before
+    assert files_of(tmp_path) != before
     assert verify(LocalStore(tmp_path), older).num_samples == 3
     assert index_tars(tmp_path) == built
     assert older.digest == built.digest
-    assert files(tmp_path) == before
+    assert files_of(tmp_path) == before

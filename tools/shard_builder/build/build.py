@@ -1,7 +1,7 @@
 """The build: every record judged, samples packed, rejects and warnings listed, manifest last."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
@@ -10,17 +10,20 @@ from typing import Any
 
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.image_encoding import codec_versions
+from grpo_stream.records.form_book import DecidedForms
 from grpo_stream.records.formats.coco import DEFAULT_CATEGORY_PROMPT
 from grpo_stream.records.formats.open_inputs import RuleFlags, expand_inputs, rules_of
 from grpo_stream.records.formats.rules import Rules
+from grpo_stream.records.readings import READING_NAMES
 from grpo_stream.records.stored_image import ImageReader, PictureRules
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import SCHEMA_VERSION
 from grpo_stream.storage.store import LocalStore, Store, open_store
-from shard_builder.build.assemble import assemble
+from shard_builder.build.assemble import Assembled, assemble
 from shard_builder.build.chunk_plan import Chunk, Cutter, Reading, ShardLimits, Splits, Survey
 from shard_builder.build.output_folder import OUR_NAMES, Output
 from shard_builder.build.progress import Progress, Tell, tell_nobody
+from shard_builder.build.reject_share import share_text, warning_line
 from shard_builder.build.temp_folder import temp_folder
 from shard_builder.build.worker import (
     NUM_FIRST_REJECTS,
@@ -61,6 +64,12 @@ class BuildSettings:
     """Shuffles all records before packing, through temporary files; None keeps their order."""
     max_rejects: int | None = None
     """Rejected records after which the build stops; None for any number, 0 for none at all."""
+    max_reject_share: float = 0.5
+    """Share of rejected records above which the build ends with an error, and without a set."""
+    accept_reading: str | None = None
+    """The reading, as in ``xyxy-pixels``, that is taken where the records fit several."""
+    given_flags: tuple[str, ...] = ()
+    """What the user gave, so that no hint asks for it."""
     num_workers: int = 1
     """Processes that judge and pack; 1 does it in this one. A script that asks for more must
     start from ``if __name__ == "__main__":``, as with every spawned process."""
@@ -84,8 +93,17 @@ class BuildResult:
     """The first few, for people."""
     manifests: dict[str, Manifest]
     """By split, under ``""`` where there is none; empty after a dry run."""
+    readings: tuple[dict[str, object], ...] = ()
+    """How the records of each input are read, and why."""
+    reading_lines: tuple[str, ...] = ()
+    """The same, for people."""
     is_new: bool = True
     """False where the finished data set was there already: nothing was done."""
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be said last, also to who wants to hear nothing; mostly None."""
+        return warning_line(self.num_records, self.rejects)
 
     @property
     def manifest(self) -> Manifest | None:
@@ -135,7 +153,6 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         job = Job(
             out=settings.out,
             images_root=settings.images_root,
-            rules=rules,
             pictures=settings.pictures,
             limits=settings.limits,
             state=settings.out if output is not None else str(temp / "state"),
@@ -147,16 +164,21 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         stack.callback(crew.stop)
         reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
         survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
-        content = _content(settings, rules, survey)
+        reader = ImageReader(job.images_root, job.pictures)
+        stack.callback(reader.close)
+        forms = reading.forms.decide(reader.size_of, settings.flags, settings.accept_reading)
+        words = [source.name for source in sources]
+        forms.check(words, can_accept=True)
+        inputs = [summary.name for summary in survey.inputs]
+        content = _content(settings, forms, inputs, survey)
+        read_as = (tuple(forms.facts(words)), tuple(forms.lines(words)))
         if output is not None:
             found = output.begin(content, overwrite=settings.overwrite)
             if found is not None:
-                return _found(found)
-        names = [source.name for source in sources]
+                return replace(_found(found), readings=read_as[0], reading_lines=read_as[1])
+        names = words
         run = _Run(crew, settings, names, survey.num_wanted, tell)
-        reader = ImageReader(job.images_root, job.pictures)
-        stack.callback(reader.close)
-        cutter = Cutter(job.limits, sources, rules, settings.split, reader)
+        cutter = Cutter(job.limits, reading, forms.rules, settings.split, reader)
         run.build(cutter.cut(reading.records()), output)
         tell(Progress("finish", None))
         state = open_store(job.state)
@@ -165,26 +187,29 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             for split in splits
         }
         num_samples = sum(part.totals["num_samples"] for part in parts.values())
-        if num_samples == 0:
+        rejects = _summed(part.rejects.counts for part in parts.values())
+        num_allowed = settings.max_reject_share * survey.num_wanted
+        if num_samples == 0 or sum(rejects.values()) > num_allowed:
             if output is not None:
+                _save_lists(settings.out, parts, is_failed=True)
                 output.abandon()
-            rejects = _summed(part.rejects.counts for part in parts.values())
-            raise RecordError("no_samples", _why_none(survey, rejects) + run.hint())
+            raise _left_out(settings, survey, num_samples, rejects, parts)
         manifests = {}
         if output is not None:
             output.check()
+            _save_lists(settings.out, parts)
             for split, part in parts.items():
-                part.rejects.save(split_store(job.out, split))
-                part.warnings.save(split_store(job.out, split))
                 manifests[split] = part.manifest({**content, "split_name": split})
             output.commit(manifests, {split: part.tags for split, part in parts.items()})
         return BuildResult(
             num_records=survey.num_wanted,
             num_samples=num_samples,
-            rejects=_summed(part.rejects.counts for part in parts.values()),
+            rejects=rejects,
             warnings=_summed(part.warnings.counts for part in parts.values()),
             first_rejects=run.first_rejects(),
             manifests=manifests,
+            readings=read_as[0],
+            reading_lines=read_as[1],
         )
 
 
@@ -258,6 +283,36 @@ def _summed(counts: Iterable[Counter[str]]) -> dict[str, int]:
     return dict(sum(counts, Counter[str]()).most_common())
 
 
+def _save_lists(out: str, parts: Mapping[str, Assembled], *, is_failed: bool = False) -> None:
+    for split, part in parts.items():
+        if part.totals["num_records"] or not is_failed:
+            part.rejects.save(split_store(out, split))
+            part.warnings.save(split_store(out, split))
+
+
+def _left_out(
+    settings: BuildSettings,
+    survey: Survey,
+    num_samples: int,
+    rejects: dict[str, int],
+    parts: Mapping[str, Assembled],
+) -> RecordError:
+    """The error of a build that leaves out too much, or all."""
+    examples: dict[str, str] = {}
+    for part in parts.values():
+        examples = part.rejects.examples | examples
+    if not rejects:
+        return RecordError("no_samples", _why_none(survey, rejects))
+    text = share_text(survey.num_wanted, rejects, examples, settings.given_flags)
+    if num_samples == 0:
+        causes, _, hints = text.partition("\n")
+        return RecordError("no_samples", f"{_why_none(survey, rejects)}\n{hints or causes}")
+    more = f"more than --max-reject-share {settings.max_reject_share:g} allows; rejects.jsonl in "
+    lists = "--out lists them" if not settings.dry_run else "--out would list them"
+    first, _, rest = text.partition("\n")
+    return TooManyRejectsError("too_many_rejects", f"{first}, {more}{lists}\n{rest}")
+
+
 def _why_none(survey: Survey, rejects: dict[str, int]) -> str:
     num_records = sum(summary.num_records for summary in survey.inputs)
     if num_records == 0:
@@ -275,13 +330,16 @@ def _open(flag: str, url: str) -> Store:
         raise ConfigError(flag, url, error.expected) from error
 
 
-def _content(settings: BuildSettings, rules: tuple[Rules, ...], survey: Survey) -> dict[str, Any]:
+def _content(
+    settings: BuildSettings, forms: DecidedForms, inputs: list[str], survey: Survey
+) -> dict[str, Any]:
     """Everything that decides the content, without the machine's paths."""
     return {
         "schema_version": SCHEMA_VERSION,
         "inputs": survey.to_dicts(),
         "where": [list(pair) for pair in settings.where],
-        "rules": [asdict(rule) for rule in rules],
+        "rules": [_rule(rule) for rule in forms.rules],
+        "readings": forms.facts(inputs),
         "split": None if settings.split is None else dict(settings.split.shares),
         "pictures": asdict(settings.pictures),
         "shard_limits": asdict(settings.limits),
@@ -289,6 +347,13 @@ def _content(settings: BuildSettings, rules: tuple[Rules, ...], survey: Survey) 
         "category_prompt": settings.category_prompt,
         "codecs": codec_versions(),
     }
+
+
+def _rule(rule: Rules) -> dict[str, Any]:
+    fields = asdict(rule)
+    del fields["told"]  # how it was said decides nothing
+    fields["warning"] = None if rule.warning is None else list(rule.warning)
+    return fields
 
 
 def _check(settings: BuildSettings) -> None:
@@ -299,6 +364,12 @@ def _check(settings: BuildSettings) -> None:
     ):
         if value < 1:
             raise ConfigError(name, value, f"must be at least 1, for example {example}")
+    if not 0 <= settings.max_reject_share <= 1:
+        expected = "must be 0 to 1, for example 0.5"
+        raise ConfigError("--max-reject-share", settings.max_reject_share, expected)
+    if settings.accept_reading is not None and settings.accept_reading not in READING_NAMES:
+        expected = f"must be one of {', '.join(READING_NAMES)}"
+        raise ConfigError("--accept-reading", settings.accept_reading, expected)
     if settings.max_rejects is not None and settings.max_rejects < 0:
         expected = "must be 0 or more, for example 100"
         raise ConfigError("--max-rejects", settings.max_rejects, expected)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_stream.errors import ConfigError, RecordError
+from grpo_stream.records.form_book import FormBook
 from grpo_stream.records.formats.inline_image import InlineImage
-from grpo_stream.records.formats.open_inputs import InputSource, read_source
+from grpo_stream.records.formats.open_inputs import InputSource, read_formed
 from grpo_stream.records.formats.rules import Rules
 from grpo_stream.records.stored_image import ImageReader
 from shard_builder.build.spill_buckets import NUM_BUCKETS, Buckets
@@ -34,23 +35,23 @@ class Place(NamedTuple):
     """Its index in that input, from 0."""
 
 
-Row = tuple[Place, Any]
-"""A record and where it stands."""
+Row = tuple[Place, int, Any]
+"""Where a record stands, the number of its form, and the record."""
 
 
 def pack_row(row: Row) -> bytes:
     """A row in a fraction of the memory, and as it travels to a worker process."""
-    place, record = row
+    place, form, record = row
     # The place as plain numbers: its class would be looked up for every row.
-    return pickle.dumps((*place, record), protocol=5)
+    return pickle.dumps((*place, form, record), protocol=5)
 
 
 def unpack_row(row: Row | bytes) -> Row:
     """A row, whether it was packed or not."""
     if not isinstance(row, bytes):
         return row
-    position, number, index, record = pickle.loads(row)  # noqa: S301 - made by pack_row
-    return Place(position, number, index), record
+    position, number, index, form, record = pickle.loads(row)  # noqa: S301 - made by pack_row
+    return Place(position, number, index), form, record
 
 
 class Chunk(NamedTuple):
@@ -66,6 +67,8 @@ class Chunk(NamedTuple):
     """Within the split, from 0."""
     records: list[Row | bytes]
     """Bytes are rows of :func:`pack_row`."""
+    rules: tuple[Rules, ...]
+    """How the records of each form are written."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,10 @@ class Reading:
         self._rules = rules
         self._where = where
         self._shuffle_seed = shuffle_seed
+        self.forms = FormBook(rules)
+        """The forms of all records; decided after :meth:`survey`."""
+        self.carries_images = False
+        """Whether records carry their images with them; known after :meth:`survey`."""
         self._kept: list[bytes] | None = None
         self._buckets = Buckets(folder / "shuffle")
 
@@ -143,7 +150,13 @@ class Reading:
         summaries: list[InputSummary] = []
         kept: list[bytes] = []
         num_wanted = num_bytes = 0
+        forms = self.forms
         for row in self._read(summaries):
+            place, form, record = row
+            forms.add(form, place.record, record)
+            if not self.carries_images and type(record) is dict:
+                image = record.get(forms.image_key(form))
+                self.carries_images = type(image) is InlineImage or type(image) is list
             num_wanted += 1
             if num_wanted % _TELL_EVERY == 0:
                 tell(num_wanted)
@@ -183,11 +196,14 @@ class Reading:
         for number, source in enumerate(self._sources):
             sha256 = hashlib.sha256()
             first = position
-            image_key = self._rules[number].image_key
-            rows = read_source(source, on_bytes=sha256.update, image_key=image_key)
-            for index, record in rows:
+            last_form, form_number = None, 0
+            for index, form, record in read_formed(
+                source, self._rules[number], on_bytes=sha256.update
+            ):
+                if form is not last_form:
+                    last_form, form_number = form, self.forms.number(number, form)
                 if _is_wanted(record, self._where):
-                    yield Place(position, number, index), _checked(record)
+                    yield Place(position, number, index), form_number, _checked(record)
                 position += 1
             name = posixpath.basename(source.name.rstrip("/")) or source.name
             summaries.append(InputSummary(name, sha256.hexdigest(), position - first))
@@ -253,8 +269,8 @@ class Cutter:
     Args:
         limits: A chunk is full at ``max_samples`` records, and when the images that its records
             carry with them pass ``max_bytes``.
-        sources: The inputs.
-        rules: How the records of each are written.
+        reading: The inputs, surveyed.
+        rules: How the records of each form are written.
         splits: Shares of the images; None for one set.
         reader: Gives the bytes of an image, which decide about its split.
     """
@@ -262,14 +278,14 @@ class Cutter:
     def __init__(
         self,
         limits: ShardLimits,
-        sources: Sequence[InputSource],
+        reading: Reading,
         rules: Sequence[Rules],
         splits: Splits | None,
         reader: ImageReader,
     ) -> None:
         self._limits = limits
-        self._carries = any(source.container in ("tar", "table") for source in sources)
-        self._rules = rules
+        self._carries = reading.carries_images
+        self._rules = tuple(rules)
         self._splits = splits
         self._reader = reader
         self.num_chunks: Counter[str] = Counter()
@@ -282,10 +298,10 @@ class Cutter:
         for given in rows:
             split, row = "", given
             if self._splits is not None or self._carries:
-                place, record = unpack_row(given)
-                split, record = self._assign(place, record)
+                place, form, record = unpack_row(given)
+                split, record = self._assign(form, record)
                 carried[split] += _num_carried_bytes(record)
-                row = (place, record)
+                row = (place, form, record)
             chunk = started.setdefault(split, [])
             chunk.append(row)
             if len(chunk) == self._limits.max_samples or carried[split] >= self._limits.max_bytes:
@@ -295,14 +311,14 @@ class Cutter:
             yield self._chunk(split, chunk)
 
     def _chunk(self, split: str, rows: list[Row | bytes]) -> Chunk:
-        chunk = Chunk(split, self.num_chunks[split], rows)
+        chunk = Chunk(split, self.num_chunks[split], rows, self._rules)
         self.num_chunks[split] += 1
         return chunk
 
-    def _assign(self, place: Place, record: Any) -> tuple[str, Any]:
+    def _assign(self, form: int, record: Any) -> tuple[str, Any]:
         if self._splits is None:
             return "", record
-        image_key = self._rules[place.input].image_key
+        image_key = self._rules[form].image_key
         image = record.get(image_key) if isinstance(record, dict) else None
         if isinstance(image, list) and len(image) == 1:
             image = image[0]

@@ -155,7 +155,9 @@ class Output:
         self._clear_state()
 
     def abandon(self) -> None:
-        """Removes the state of a build that came to nothing."""
+        """Removes the state and the shards of a build that came to nothing; its lists stay."""
+        for store in self._stores.values():
+            _delete(store, _our_names(store) - {REJECTS_NAME, WARNINGS_NAME})
         self._clear_state()
 
     def close(self) -> None:

@@ -115,7 +115,7 @@ class FolderLock:
                 (folder / _LOCK_NAME).unlink()
                 folder.rmdir()
                 if self._is_made:
-                    with suppress(OSError):  # something lies there now
+                    with suppress(OSError):  # something is there now
                         self._folder.rmdir()
         finally:
             os.close(self._descriptor)

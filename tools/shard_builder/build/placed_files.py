@@ -18,7 +18,7 @@ Listing = dict[str, Listed]
 
 
 def listed(store: Store) -> Listing:
-    """What lies at the top of a store; nothing where there is no such folder."""
+    """What is at the top of a store; nothing where there is no such folder."""
     try:
         return store.listing()
     except StoreError as error:

@@ -24,6 +24,8 @@ class ListWriter:
     def __init__(self, name: str, input_names: Sequence[str], folder: Path) -> None:
         self.counts: Counter[str] = Counter()
         """Lines by cause."""
+        self.examples: dict[str, str] = {}
+        """By cause, where the first one stands and what is wrong with it."""
         self._name = name
         self._input_names = input_names
         self._path = folder / name
@@ -34,6 +36,9 @@ class ListWriter:
     ) -> None:
         """Appends a line; what became a sample has a ``key``."""
         self.counts[cause] += 1
+        if cause not in self.examples:
+            where = f"{self._input_names[place.input]} record {place.record}"
+            self.examples[cause] = f"{where}: {detail}"
         line = {
             "input": self._input_names[place.input],
             "index": place.record,

@@ -44,8 +44,6 @@ class Job:
     out: str
     """Folder or URL; splits are in folders of their own below."""
     images_root: str
-    rules: tuple[Rules, ...]
-    """How the records of each input are written."""
     pictures: PictureRules
     limits: ShardLimits
     state: str
@@ -196,7 +194,8 @@ class Worker:
         try:
             self._reader.prefetch(self._paths(chunk))
             for row in chunk.records:
-                self._take(*unpack_row(row), result, packer)
+                place, form, record = unpack_row(row)
+                self._take(place, chunk.rules[form], record, result, packer)
                 reporter.count()
             finished = [] if packer is None else packer.close()
         except BaseException:
@@ -227,9 +226,13 @@ class Worker:
         return self._stores[split]
 
     def _take(
-        self, place: Place, record: Any, result: ChunkResult, packer: "_Packer | None"
+        self,
+        place: Place,
+        rules: Rules,
+        record: Any,
+        result: ChunkResult,
+        packer: "_Packer | None",
     ) -> None:
-        rules = self._job.rules[place.input]
         image = _image_name(record, rules.image_key)
         try:
             if isinstance(record, RecordError):
@@ -247,10 +250,8 @@ class Worker:
             packer.add(verdict)
 
     def _paths(self, chunk: Chunk) -> Iterator[str]:
-        for place, record in map(unpack_row, chunk.records):
-            value = (
-                record.get(self._job.rules[place.input].image_key) if _is_object(record) else None
-            )
+        for _, form, record in map(unpack_row, chunk.records):
+            value = record.get(chunk.rules[form].image_key) if _is_object(record) else None
             if isinstance(value, str):
                 yield value
 

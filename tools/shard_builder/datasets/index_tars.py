@@ -11,6 +11,7 @@ from pathlib import Path
 import grpo_stream
 from grpo_stream.errors import ConfigError, ImageError, ManifestError, ShardFormatError
 from grpo_stream.images import probe
+from grpo_stream.records.evidence import Sampled
 from grpo_stream.shards.index import (
     IndexEntry,
     ShardIndex,
@@ -21,6 +22,7 @@ from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifes
 from grpo_stream.shards.sample import SCHEMA_VERSION, Sample
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.output_folder import SETTINGS_NAME
+from shard_builder.datasets.judge_reading import judge_reading, places_of
 from shard_builder.datasets.scan_shards import (
     KeyBook,
     OnProgress,
@@ -46,6 +48,7 @@ class _Indexed:
     hashes: list[int]
     num_multi_image: int
     num_multi_box: int
+    places: Sampled
 
 
 def index_tars(
@@ -53,6 +56,7 @@ def index_tars(
     *,
     workers: int = 1,
     overwrite: bool = False,
+    accept_reading: str | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Reads all tars at the top of a folder or bucket and writes what streaming needs.
@@ -71,6 +75,7 @@ def index_tars(
         url: Folder, ``s3://``, ... of the tars.
         workers: Tars that are read at the same time, each in a thread.
         overwrite: Write a new manifest whatever the one that is there says.
+        accept_reading: ``xyxy-pixels``: boxes are pixels though they look like something else.
         on_progress: Is told of every sample.
 
     Raises:
@@ -101,7 +106,8 @@ def index_tars(
                     one.hashes.clear()
             finally:  # a key that was repeated before a fault comes first
                 _check_keys(store, names[: len(indexed)], book)
-        manifest = _manifest(indexed) if present is None else _same(present, indexed)
+        reading = _reading(store, indexed, accept_reading) if present is None else None
+        manifest = _manifest(indexed, reading) if present is None else _same(present, indexed)
         for name in names:
             for part in shard_files(name)[1:]:
                 store.put_file(part, Path(spool, part))
@@ -160,10 +166,13 @@ def _read_tar(
     entries: list[IndexEntry] = []
     hashes: list[int] = []
     num_multi_image = num_multi_box = 0
+    places = Sampled()
     try:
         for run in reread.runs():
             entry = run.index_entry()
             _judge(run.sample, f"{name}: key={run.sample.key!r}")
+            for place in places_of(run.sample, len(entries)):
+                places.add(place)
             entries.append(entry)
             hashes.append(key_hash(run.sample.key))
             num_multi_image += bool(run.sample.more_images)
@@ -181,7 +190,7 @@ def _read_tar(
     info = reread.info(len(entries))
     index = ShardIndex.from_entries(entries, reread.num_bytes, info.sha256)
     info = replace(info, index_crc32=write_indexes(spool / name, index, reread.end))
-    return _Indexed(info, hashes, num_multi_image, num_multi_box)
+    return _Indexed(info, hashes, num_multi_image, num_multi_box, places)
 
 
 def _judge(sample: Sample, where: str) -> None:
@@ -208,12 +217,29 @@ def _check_keys(store: Store, names: list[str], book: KeyBook) -> None:
         raise ShardFormatError("duplicate_key", f"{again}: key={key!r} is in {first} too")
 
 
-def _manifest(indexed: list[_Indexed]) -> Manifest:
+def _reading(
+    store: Store, indexed: list[_Indexed], accepted: str | None
+) -> list[dict[str, object]]:
+    sampled = Sampled()
+    for one in indexed:
+        for place in one.places.items():
+            sampled.add(place)
+    decision, fault = judge_reading(sampled, accepted)
+    if fault is not None:
+        raise ConfigError("URL", store.url, fault)
+    return [decision.facts()]
+
+
+def _manifest(indexed: list[_Indexed], readings: list[dict[str, object]] | None) -> Manifest:
     shards = tuple(one.info for one in indexed)
     return Manifest(
         version=MANIFEST_VERSION,
         shards=shards,
-        settings={"schema_version": SCHEMA_VERSION, "made_by": "index"},
+        settings={
+            "schema_version": SCHEMA_VERSION,
+            "made_by": "index",
+            "readings": readings,
+        },
         builder_version=grpo_stream.__version__,
         totals={
             "num_samples": sum(info.num_samples for info in shards),

@@ -100,10 +100,10 @@ def rewriting(
         splits: Names of the splits; one empty name for one data set.
         made_by: Everything that decides the content.
         sources: Data sets that must not be written over.
-        overwrite: Replace what lies there.
+        overwrite: Replace what is there.
 
     Raises:
-        ConfigError: another builder is at work there, or something lies there.
+        ConfigError: another builder is at work there, or something is there.
         StoreError: it cannot be written.
     """
     stores = {split: split_store(out, split) for split in splits}

@@ -18,6 +18,7 @@ from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, Solution
 from grpo_stream.storage.atomic_files import write_atomic
 from grpo_stream.storage.store import Store
+from shard_builder.datasets.judge_reading import reading_lines
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
 from shard_builder.datasets.select_samples import Places, find_keys, spread, warned
 
@@ -245,6 +246,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("rejected records", f"{sum(manifest.rejects.values()):,}"),
         ("warnings", f"{manifest.totals.get('num_warnings', 0):,}"),
         ("digest", manifest.digest[:8]),
+        *(("reading", line) for line in reading_lines(manifest)),
     ]
 
 

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, GrpoStreamError, ImageError, StoreError
 from grpo_stream.images import decode
+from grpo_stream.records.evidence import Sampled
 from grpo_stream.shards.index import (
     PART_KINDS,
     IndexEntry,
@@ -22,6 +23,7 @@ from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.shards.sample import Sample
 from grpo_stream.shards.sample_runs import Run
 from grpo_stream.storage.store import Store
+from shard_builder.datasets.judge_reading import is_judged, judge_reading, places_of
 from shard_builder.datasets.scan_shards import (
     KeyBook,
     OnProgress,
@@ -54,6 +56,7 @@ class _ShardReport:
     hashes: list[int]
     """Of the keys up to the fault."""
     fault: GrpoStreamError | None
+    places: Sampled
     num_multi: Counter[str]
     """Samples of several images and of several solutions, as the manifest's totals call them."""
 
@@ -70,11 +73,11 @@ def verify(
     Checks size and SHA-256 of each tar, both of its indexes, sample by sample with all places,
     sizes and checksums, that each image decodes to the size that JSON and index give, that every
     solution is inside its image, and that keys are unique in the set (8 bytes a sample are
-    held for that). Then the manifest's totals, the number of lines in ``rejects.jsonl`` and
-    ``warnings.jsonl`` and the causes of rejects, and that no other ``*.tar`` is there, where the
-    store can list: readers that take ``*.tar`` would read it too. Other files, hidden ones among
-    them, are not looked at. What lists and settings say in words has no checksum: no sample
-    depends on it.
+    held for that). Of tars that others made, that the boxes look like pixels. Then the manifest's
+    totals, the number of lines in ``rejects.jsonl`` and ``warnings.jsonl`` and the causes of
+    rejects, and that no other ``*.tar`` is there, where the store can list: readers that take
+    ``*.tar`` would read it too. Other files, hidden ones among them, are not looked at. What lists
+    and settings say in words has no checksum: no sample depends on it.
 
     Args:
         store: The data set's folder.
@@ -97,16 +100,23 @@ def verify(
         return _check_shard(store, info, stop.is_set, on_progress)
 
     book = KeyBook()
+    sampled = Sampled()
     num_multi = Counter(num_multi_image=0, num_multi_box=0)
     with closing(map_in_order(check, manifest.shards, workers, stop)) as reports:
         for number, report in enumerate(reports, 1):
             book.add(report.hashes)
             num_multi.update(report.num_multi)
+            for place in report.places.items():
+                sampled.add(place)
             if report.fault is not None:
                 _check_keys(store, manifest.shards[:number], book)
                 raise report.fault
     _check_keys(store, manifest.shards, book)
     _check_totals(manifest, num_multi)
+    if not is_judged(manifest):
+        _, fault = judge_reading(sampled, None)
+        if fault is not None:
+            raise VerifyError(f"{store.url}: {fault}")
     _check_lists(store, manifest)
     _check_others(store, manifest)
     return VerifyResult(manifest.num_samples, sum(info.num_bytes for info in manifest.shards))
@@ -115,11 +125,13 @@ def verify(
 def _check_shard(
     store: Store, info: ShardInfo, should_stop: Callable[[], bool], on_progress: OnProgress
 ) -> _ShardReport:
-    report = _ShardReport([], None, Counter())
+    report = _ShardReport([], None, Sampled(), Counter())
     last_key = None
     try:
         for sample, num_bytes in _sound_samples(store, info, should_stop):
             last_key = sample.key
+            for place in places_of(sample, len(report.hashes)):
+                report.places.add(place)
             report.hashes.append(key_hash(last_key))
             report.num_multi["num_multi_image"] += bool(sample.more_images)
             report.num_multi["num_multi_box"] += len(sample.solutions) > 1

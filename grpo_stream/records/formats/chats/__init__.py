@@ -1,0 +1,1 @@
+"""Formats of conversations, and what their answers look like."""

@@ -1,0 +1,62 @@
+"""Rows of one target on a screen: MMBench-GUI L2, UI-Vision, and files of one's own.
+
+``{"image_path": "a.png", "instruction": "close the window", "bbox": [...]}``, under any of the
+names below. What ``bbox`` is differs from one set to the next, so all of its rows decide.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from grpo_stream.records.formats.chats.conversations import solution_of, strip_placeholders
+from grpo_stream.records.formats.chats.places import NAMED, places_in
+from grpo_stream.records.formats.forms import (
+    NAMES_OF_IMAGES,
+    Context,
+    Form,
+    Formed,
+    first_of,
+    missing,
+)
+from grpo_stream.records.formats.image_values import unwrapped_image
+
+PROMPTS = (
+    "instruction", "prompt_to_evaluate", "prompt", "question", "problem", "query", "task",
+    "expression", "text", "command",
+)  # fmt: skip
+BOXES = (
+    "bbox", "box", "bounding_box", "bbox_2d", "box_2d", "bbox_gt", "gt_bbox", "point", "point_2d",
+    "target",
+)  # fmt: skip
+
+
+def is_gui_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row has one name of each kind."""
+    return all(first_of(names, row) for names in (BOXES, PROMPTS, NAMES_OF_IMAGES))
+
+
+def gui_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed]:
+    """The record of one row; causes ``image_missing``, ``prompt_missing``, ``solution_missing``."""
+    names = [first_of(names, row) for names in (NAMES_OF_IMAGES, PROMPTS, BOXES)]
+    for what, name, known in zip(
+        ("image", "prompt", "solution"), names, (NAMES_OF_IMAGES, PROMPTS, BOXES), strict=True
+    ):
+        if name is None:
+            yield missing(what, known[:3], row)
+            return
+    image, prompt, box = map(str, names)
+    record = {name: value for name, value in row.items() if name not in (image, prompt, box)}
+    record["image"] = unwrapped_image(row[image])
+    text = row[prompt]
+    record["prompt"] = strip_placeholders(text) if isinstance(text, str) else text
+    value = row[box]
+    form = Form(context.name, box, None, None, ("xyxy", "xywh", "cxcywh"))
+    kind = NAMED.get(box)
+    if not _is_flat(value) and (places := places_in(value)) is not None:
+        kind, value = kind or places.kind, solution_of(places)
+    if kind is not None:
+        form = form._replace(box_format=kind.box_format, coords=kind.coords, warning=kind.warning)
+    yield form, record | {"solution": value}
+
+
+def _is_flat(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and not isinstance(value[0], (list, dict))
