@@ -63,7 +63,7 @@ def copy_dependencies(site: Path):
 
 
 # Twelve seconds on two cores: setuptools packs, an environment is made, the builder runs twice.
-@pytest.mark.slow
+@pytest.mark.slow(reason="a wheel is built and installed into a new environment")
 def test_the_wheel_in_an_empty_environment(raw, tmp_path):
     copy = tmp_path / "source"  # so that no build/ or egg-info is left in the tree
     for name in PACKED:
