@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 
+from benchmarks.command_line import Commands, new_command
 from benchmarks.fuzz.mutations import mutated
 from benchmarks.fuzz.targets import Target, make_targets
 
@@ -28,9 +29,9 @@ class Finding:
     what: str
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(commands: Commands) -> None:
     """Adds ``fuzz`` to the command line."""
-    command = commands.add_parser("fuzz", help="damaged files of every kind", description=__doc__)
+    command = new_command(commands, "fuzz", "damaged files of every kind", __doc__)
     add = command.add_argument
     add("--target", help="one kind alone, as in image; all of them by default")
     add("--runs", type=int, default=20_000, help="damaged files of each kind (%(default)s)")

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.command_line import Commands, new_command
 from benchmarks.loaders.figures import Row, show
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
-from grpo_stream.shards.manifest import Manifest, ShardInfo
+from grpo_stream.shards.manifest import MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.stream.world import World
 
 _EPILOG = """\
@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _manifest(counts: list[int]) -> bytes:
     shards = [
-        ShardInfo(f"shard-{i:09d}.tar", n, 88_000 * n, hashlib.sha256(b"%d" % i).hexdigest())
+        ShardInfo(f"shard-{i:09d}.tar", n, 88_000 * n, hashlib.sha256(b"%d" % i).hexdigest(), i)
         for i, n in enumerate(counts)
     ]
-    return Manifest(1, shards).to_json()
+    return Manifest(MANIFEST_VERSION, shards).to_json()
 
 
 def _measured(action: Callable[[], Any], num_located: int = 0) -> Row:

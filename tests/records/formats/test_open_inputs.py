@@ -131,8 +131,8 @@ def test_a_signed_url(server):
     url = f"{server.url}/sets/a%20b.jsonl"
     source, records = read_all(f"{url}?X-Sig=a%2Fb&n=1")
     assert records == list(enumerate(ROWS))
-    # Read twice, and each whole answer to a ranged request is asked for once more.
-    assert [one.target for one in server.requests] == ["/sets/a%20b.jsonl?X-Sig=a%2Fb&n=1"] * 4
+    gets = [one.target for one in server.requests if one.method == "GET"]
+    assert gets == ["/sets/a%20b.jsonl?X-Sig=a%2Fb&n=1"] * 2
     assert source.name == url
     assert "a%2Fb" not in repr(source)
 

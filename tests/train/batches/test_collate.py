@@ -242,3 +242,12 @@ def test_images_are_not_changed(processor, samples):
     before = [sample.pixels.copy() for sample in samples]
     make_collator(processor)(samples)
     assert all(np.array_equal(b, s.pixels) for b, s in zip(before, samples, strict=True))
+
+
+def test_a_prompt_above_its_bound_is_named(processor):
+    short, long = make_stream_sample(), make_stream_sample(prompt="word " * 200)
+    (ids,) = make_collator(processor)([short])["prompt_ids"]
+    collate = make_collator(processor, max_prompt_tokens=len(ids))
+    collate([short])
+    with pytest.raises(RecordError, match=r"prompt_too_long: key='.*more than max_prompt_tokens="):
+        collate([short, long])
