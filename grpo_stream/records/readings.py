@@ -29,7 +29,7 @@ _MIN_ODDS = 30.0
 """Natural logarithm of the odds at which a unit is taken though another fits as well: no number is
 above 1000 though images are larger, or none above a small image's sides."""
 _ODDS_AGAINST_DEFINED = 40.0
-_DOUBTFUL_ODDS = 5.0
+_DOUBTFUL_ODDS, _DOUBTFUL_ODDS_ALONG_ONE_SIDE = 5.0, 15.0
 _MIN_REACH, _DOUBTFUL_REACH = 0.8, 0.6
 """Places must go so far right and down for odds to count: all in one corner say nothing."""
 _CORNER_SHARE, _MIN_IN_CORNER = 0.35, 12
@@ -204,7 +204,7 @@ def _against_defined(
     doubtful = [
         one for one in rivals
         if _beats(one, mine, num)
-        or _doubtful_odds(one, mine) >= _DOUBTFUL_ODDS
+        or _has_odds(one, mine)
         or (_is_in_corner(mine) and _fits_as_well(one, mine))
     ]  # fmt: skip
     if doubtful:
@@ -259,14 +259,15 @@ def _is_in_corner(one: Fit) -> bool:
     return one.num_fitting >= _MIN_IN_CORNER and max(one.reach) <= _CORNER_SHARE
 
 
-def _doubtful_odds(one: Fit, other: Fit) -> float:
-    """As :func:`_odds`, along the sides that the places go far enough on."""
+def _has_odds(one: Fit, other: Fit) -> bool:
+    """Whether another unit is likelier, along the sides that the places go far enough on."""
     if not _fits_as_well(one, other):
-        return -math.inf
+        return False
     both = one.is_fitting & other.is_fitting
     along = (other.log_places - one.log_places)[both].sum(axis=0)
     is_filled = [reach >= _DOUBTFUL_REACH for reach in one.reach]
-    return float(along[is_filled].sum())
+    least = _DOUBTFUL_ODDS if all(is_filled) else _DOUBTFUL_ODDS_ALONG_ONE_SIDE
+    return bool(along[is_filled].sum() >= least)
 
 
 def _odds(one: Fit, other: Fit) -> float:

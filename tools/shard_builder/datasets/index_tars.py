@@ -36,7 +36,8 @@ from shard_builder.datasets.scan_shards import (
 
 _MAP_FIELDS = (
     "prompt and solution must be in each sample's JSON, in pixels of its upright image: "
-    "shard-builder build TAR... --format webdataset makes shards from tars with other fields"
+    "shard-builder build TAR... --format webdataset makes shards from tars with other fields, or "
+    "other numbers (--coords)"
 )
 
 
