@@ -23,6 +23,7 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.rewards import named_reward, with_template
 from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.groups import cut_micro_batches
+from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
 from grpo_stream.train.models.policy import policy_config
@@ -85,6 +86,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             lanes are then ``1 + refill_zero_variance`` times the prompts that are trained on.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is resumed
             from, over exactly what is left of its epoch, instead of being refused.
+        old_checkpoints: What becomes of another run's checkpoints in ``output_dir`` when this one
+            begins: ``refuse``, ``move`` or ``keep`` them.
         log: How the run is watched.
         **kwargs: Passed on to ``GRPOTrainer``.
 
@@ -121,11 +124,13 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         freeze_vision_tower: bool = False,
         refill_zero_variance: int = 0,
         allow_new_lanes: bool = False,
+        old_checkpoints: str = "refuse",
         log: LogArguments | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or GRPOConfig("out")
         log = log or LogArguments()
+        check_old_checkpoints(old_checkpoints)
         checked = check_settings(
             args,
             log,
@@ -174,6 +179,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.shared_prefix = self._use_shared_prefix(shared_prefix)
         self._make_parts(
             Feed(*streams, self.data_collator, args, allow_new_lanes=allow_new_lanes),
+            RunState(args, self.accelerator, old_checkpoints=old_checkpoints),
             RolloutSettings(
                 refill_zero_variance=refill_zero_variance,
                 packed_attention=self.packed_attention if self.shared_prefix else None,
@@ -209,7 +215,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         return None
 
     def _make_parts(
-        self, feed: Feed, settings: RolloutSettings, engine: Engine | None, log: LogArguments
+        self,
+        feed: Feed,
+        run_state: RunState,
+        settings: RolloutSettings,
+        engine: Engine | None,
+        log: LogArguments,
     ) -> None:
         """All that this class keeps; other names with an underscore are trl's and transformers'."""
         facts = RunFacts(
@@ -220,7 +231,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         show = show_in_trackers(self.callback_handler, self.args.report_to)
         self._feed = feed
         self._observer = Observer(log, self.args, facts, show)
-        self._run_state = RunState(self.args, self.accelerator)
+        self._run_state = run_state
         self.phases = self._observer.phases
         self.run_metrics = RunMetrics(self._metrics)
         self.run_metrics.at_each_log(self._observer.since_last_log)
@@ -257,9 +268,11 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
 
         Raises:
             CheckpointError: the checkpoint is not whole.
-            ConfigError: it does not fit this run, or True was given and there is none.
+            ConfigError: it does not fit this run, or True was given and there is none; or another
+                run is in the output folder, or has left checkpoints there.
         """
-        return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
+        with self._run_state.holding_output():
+            return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Extends ``Trainer._inner_training_loop`` (transformers 5.23): a run begins."""
@@ -435,8 +448,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         Raises:
             CheckpointError: this rank could not write its part.
         """
-        run_folder = self._get_output_dir(trial)
-        folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         sums = (self.run_metrics.state(), self._tr_loss, self._globalstep_last_logged, self._logs)
         with self.phases("checkpoint"), self._run_state.whole(folder):
             if self.args.should_save:
@@ -444,7 +456,19 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             is_in_use = self._feed.in_use(self._step) > 0
             self._run_state.write(folder, Gathered(*sums), is_in_use=is_in_use)
             super()._save_checkpoint(model, trial)
-        self._run_state.rotate(run_folder, self.state.best_model_checkpoint)
+        self._run_state.rotate(folder, self.state.best_model_checkpoint)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer._finalize_training`` (transformers 5.23): only own checkpoints go.
+
+        With ``save_total_limit=1`` upstream leaves the best one alone of all that are there.
+        """
+        with self._run_state.rotating_itself():
+            output = super()._finalize_training(*args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if best is not None and self.args.save_total_limit == 1:
+            self._run_state.rotate(Path(best), best)
+        return output
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Extends ``Trainer._save`` (transformers 5.23): how the policy is asked goes with it."""

@@ -1,13 +1,20 @@
 import errno
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from grpo_stream.errors import CheckpointError, ConfigError, CursorError
+from grpo_stream.train.checkpoints import output_lease
+from grpo_stream.train.checkpoints.run_id import read_run_id
 from grpo_stream.train.checkpoints.whole_checkpoint import (
     MARKER_NAME,
     find_checkpoints,
+    last_checkpoint,
     read_marker,
     seal,
 )
@@ -183,15 +190,77 @@ class TestWholeness:
             metric_for_best_model="reward",
             save_total_limit=1,
         )
-        trainer = make_trainer(args, eval_dataset=shapes.records[:2], images_root=shapes.images)
+        another = tmp_path / "out/checkpoint-9"
+        another.mkdir(parents=True)
+        seal(another, num_ranks=1, zero_stage=None, run_id="another")
+        trainer = make_trainer(
+            args,
+            eval_dataset=shapes.records[:2],
+            images_root=shapes.images,
+            old_checkpoints="keep",
+        )
         trainer.add_callback(Improving())
         trainer.train()
         best = tmp_path / "out" / "checkpoint-2"
         assert trainer.state.best_model_checkpoint == str(best)
-        assert find_checkpoints(tmp_path / "out")[0] == [best]
+        assert find_checkpoints(tmp_path / "out")[0] == [best, another]
         saved = type(trainer.model).from_pretrained(best).state_dict()
         weights = trainer.model.state_dict()
         assert [name for name in saved if not torch.equal(weights[name], saved[name])] == []
+
+
+class TestRuns:
+    """Which run a folder, and a checkpoint, is of."""
+
+    def test_beginning_anew_beside_checkpoints(self, make_trainer, make_args, tmp_path, caplog):
+        out = tmp_path / "out"
+        run(make_trainer, make_args(**SAVING), stop_after=3)
+        with pytest.raises(ConfigError, match=r"holds checkpoints of another run \(checkpoint-1, "):
+            run(make_trainer, make_args(**SAVING))
+        run(make_trainer, make_args(**SAVING), stop_after=1, old_checkpoints="keep")
+        trainer, _ = run(
+            make_trainer, make_args(**SAVING), resume_from=True, old_checkpoints="keep"
+        )
+        # The older run's checkpoint-3 has the higher number. Then the newer one's took its place.
+        assert "checkpoint-3 is of another run" in caplog.text
+        assert trainer.state.global_step == 4
+        assert (out / "earlier_runs/003/checkpoint-3").is_dir()
+        run(make_trainer, make_args(**SAVING), stop_after=1, old_checkpoints="move")
+        assert len(list((out / "earlier_runs/004").iterdir())) == 4
+        assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-1"]
+
+    def test_auto_before_the_first_checkpoint_is_the_same_run(
+        self, make_trainer, make_args, tmp_path
+    ):
+        run(make_trainer, make_args(**SAVING), stop_after=3)
+        nothing = {"save_strategy": "no"}
+        run(make_trainer, make_args(**SAVING | nothing), stop_after=1, old_checkpoints="keep")
+        run_id = read_run_id(tmp_path / "out")
+        args = make_args(**SAVING, resume_from_checkpoint="auto")
+        assert last_checkpoint(tmp_path / "out", looks=True) is None
+        run(make_trainer, args, stop_after=1)
+        assert read_marker(tmp_path / "out/checkpoint-1").run_id == run_id
+
+    def test_older_checkpoints_have_no_id(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**SAVING), stop_after=2)
+        for step in (1, 2):
+            seal(tmp_path / f"out/checkpoint-{step}", num_ranks=1, zero_stage=None)
+        (tmp_path / "out/run.json").unlink()
+        _, batches = run(make_trainer, make_args(**SAVING), resume_from=True)
+        assert len(batches) == 2
+        assert find_checkpoints(tmp_path / "out", "")[0][0].name == "checkpoint-4"
+
+    def test_a_folder_in_use(self, make_trainer, make_args, tmp_path):
+        folder = tmp_path / "out"
+        trainer = make_trainer(make_args(**SAVING))
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            started = output_lease._started(other.pid)
+            holder = replace(output_lease.Holder.here(), pid=other.pid, started=started)
+            folder.mkdir(exist_ok=True)
+            (folder / "run.lease").write_text(json.dumps(asdict(holder)))
+            with pytest.raises(ConfigError, match=f"another run \\(process {other.pid} on"):
+                trainer.train()
+            other.kill()
 
 
 class TestRefusals:

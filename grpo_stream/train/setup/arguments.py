@@ -16,6 +16,7 @@ from grpo_stream.stream.config import CacheSettings, StreamConfig
 
 SharedPrefix = Literal["auto", "on", "off"]
 PackedAttention = Literal["auto", "two_part", "dense", "flex"]
+OldCheckpoints = Literal["refuse", "move", "keep"]
 
 _SIZES = ("fetch_ahead_bytes", "max_sample_bytes", "cache_bytes")
 
@@ -178,6 +179,11 @@ class RunArguments:
     )
     num_ranks: int | None = setting(
         None, "With dry_run: the world size to check for; None: this launch's."
+    )
+    old_checkpoints: OldCheckpoints = setting(
+        "refuse",
+        "What a new run does where output_dir holds another run's checkpoints: refuse to begin; "
+        "move them to output_dir/earlier_runs; or keep them where they are.",
     )
     skip_preflight: bool = setting(
         False, "Begin without comparing ranks and looking at store, memory and disks."
