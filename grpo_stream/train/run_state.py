@@ -19,7 +19,13 @@ from safetensors import SafetensorError
 from trl import GRPOConfig
 
 from grpo_stream.errors import CheckpointError, ConfigError
+from grpo_stream.train.checkpoints.optimizer_settings import OptimizerSettings
 from grpo_stream.train.checkpoints.output_lease import OutputLease, holding_on_rank_0
+from grpo_stream.train.checkpoints.reference import (
+    check_reference,
+    load_reference,
+    save_reference,
+)
 from grpo_stream.train.checkpoints.rotation import rotate
 from grpo_stream.train.checkpoints.run_id import (
     clear_way,
@@ -77,6 +83,8 @@ class RunState:
         self._args = args
         self._accelerator = accelerator
         self._old_checkpoints = old_checkpoints
+        self.optimizer_settings = OptimizerSettings(args)
+        """What optimizer and schedule are made with."""
         self._run_id = ""
         self._lease: OutputLease | None = None
         self._marker: Marker | None = None
@@ -116,7 +124,11 @@ class RunState:
                 expected = f"finds no whole checkpoint in {output_dir}; use None"
                 raise ConfigError("resume_from_checkpoint", True, expected)
             resume_from = str(found)
-        self._marker = fitting_marker(Path(resume_from), self._args) if resume_from else None
+        self._marker = None
+        if resume_from:
+            self._marker = fitting_marker(Path(resume_from), self._args)
+            self.optimizer_settings.check(Path(resume_from))
+            check_reference(Path(resume_from), self._args)
         self._enter_output(resume_from or None)
         return resume_from or None
 
@@ -197,10 +209,29 @@ class RunState:
             return None
         return _moved(saved["scored"], device)
 
-    def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts right what DeepSpeed leaves of a universal checkpoint."""
-        if self._checkpoint is not None:
-            restore_groups(optimizer, universal_in(self._checkpoint))
+    def restore_optimizer(
+        self, optimizer: torch.optim.Optimizer, scheduler: Any, engine: Any | None
+    ) -> None:
+        """Puts right what was loaded: by DeepSpeed, and of settings that are others now.
+
+        Args:
+            optimizer: With the checkpoint's state.
+            scheduler: With the checkpoint's state.
+            engine: DeepSpeed's, if any.
+        """
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            return
+        if engine is not None and self.is_universal:
+            restore_groups(engine.optimizer.optimizer, universal_in(checkpoint))
+        if engine is not None and hasattr(engine.optimizer, "clip_grad"):
+            engine.optimizer.clip_grad = engine.gradient_clipping()  # ZeRO-1 and -2 load that, too
+        self.optimizer_settings.apply(optimizer, scheduler, checkpoint)
+
+    def restore_reference(self, model: torch.nn.Module | None) -> None:
+        """Takes a reference model to where it had moved; every rank must call this."""
+        if self._checkpoint is not None and model is not None:
+            load_reference(self._accelerator.unwrap_model(model), self._checkpoint)
 
     # ---------------------------------------------------------------- saving
 
@@ -246,14 +277,27 @@ class RunState:
                 raise
             raise CheckpointError(_unwritten(folder, error)) from error
 
-    def write(self, folder: Path, gathered: Gathered, *, is_in_use: bool) -> None:
-        """Writes this rank's file of a checkpoint.
+    def write(
+        self,
+        folder: Path,
+        gathered: Gathered,
+        reference: torch.nn.Module | None,
+        *,
+        is_in_use: bool,
+    ) -> None:
+        """Writes this rank's file of a checkpoint, and what a run has once.
 
         Args:
             folder: The checkpoint.
             gathered: For the log.
+            reference: The reference model, if there is one.
             is_in_use: Whether the last generation batch that was noted is still trained on.
         """
+        writes = self._args.should_save
+        if writes:
+            self.optimizer_settings.write(folder)
+        if reference is not None and self._args.sync_ref_model:
+            save_reference(self._accelerator.unwrap_model(reference), folder, writes=writes)
         generation = None
         if self._generation is not None and is_in_use:
             keys, scored = self._generation

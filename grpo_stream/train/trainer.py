@@ -454,7 +454,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             if self.args.should_save:
                 self._feed.write_position(folder, self._step)
             is_in_use = self._feed.in_use(self._step) > 0
-            self._run_state.write(folder, Gathered(*sums), is_in_use=is_in_use)
+            self._run_state.write(folder, Gathered(*sums), self.ref_model, is_in_use=is_in_use)
             super()._save_checkpoint(model, trial)
         self._run_state.rotate(folder, self.state.best_model_checkpoint)
 
@@ -478,14 +478,23 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             task = Task(collator.template, collator.answer_frame, collator.chat_template_kwargs)
             write_task(output_dir or self.args.output_dir, task)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Extends ``Trainer.create_scheduler`` (transformers 5.23): notes what was asked for."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        made = optimizer or self.optimizer
+        self._run_state.optimizer_settings.note(made, num_training_steps)
+        return scheduler
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Extends ``GRPOTrainer._load_optimizer_and_scheduler`` (trl 1.16).
 
-        DeepSpeed leaves parts of its universal form as they are.
+        DeepSpeed leaves parts of its universal form as they are; all optimizers come with the
+        settings of before; and a reference model that moves is not loaded upstream.
         """
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint and self.is_deepspeed_enabled and self._run_state.is_universal:
-            self._run_state.restore_optimizer(self.model_wrapped.optimizer.optimizer)
+        engine = self.model_wrapped if self.is_deepspeed_enabled else None
+        self._run_state.restore_optimizer(self.optimizer, self.lr_scheduler, engine)
+        self._run_state.restore_reference(self.ref_model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.

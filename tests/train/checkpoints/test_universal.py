@@ -8,7 +8,7 @@ def test_a_checkpoint_without_one(tmp_path):
     assert universal_in(tmp_path) is None
 
 
-@pytest.mark.parametrize("name", ["../other", "/tmp/evil", "..", "", "a/b", "\0"])
+@pytest.mark.parametrize("name", ["../other", "/etc", "..", "", "a/b", "\0"])
 def test_pickles_of_elsewhere_are_not_loaded(tmp_path, name):
     (tmp_path / "latest_universal").write_text("global_step2_universal\n")
     assert universal_in(tmp_path) == tmp_path / "global_step2_universal"
