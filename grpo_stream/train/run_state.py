@@ -57,7 +57,7 @@ RUN_STATE_NAME = "run_state_{rank}.pt"
 
 
 class Gathered(NamedTuple):
-    """What transformers and trl have gathered since the last log, in memory alone."""
+    """What is in memory alone: gathered by transformers and trl since the last log; a count."""
 
     metrics: dict[str, dict[str, list[float]]]
     """Mode, ``train`` or ``eval`` -> name -> values."""
@@ -66,6 +66,8 @@ class Gathered(NamedTuple):
     global_step_logged: int
     completions: dict[str, Any]
     """trl's columns of the table of completions: sequences, or mappings of some."""
+    num_bad_steps: int = 0
+    """Of the run."""
 
 
 class RunState:
@@ -190,6 +192,7 @@ class RunState:
             self._read.pop("loss"),
             self._read.pop("global_step_logged"),
             json.loads(self._read.pop("completions")),
+            self._read.pop("num_bad_steps", 0),
         )
 
     def take_generation(self, keys: list[str]) -> dict[str, Any] | None:
@@ -308,6 +311,7 @@ class RunState:
             "loss": gathered.loss.cpu(),
             "global_step_logged": gathered.global_step_logged,
             "completions": json.dumps(gathered.completions, default=_as_plain),
+            "num_bad_steps": gathered.num_bad_steps,
         }
         torch.save(state, folder / RUN_STATE_NAME.format(rank=self._args.process_index))
 

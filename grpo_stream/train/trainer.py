@@ -22,12 +22,14 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.rewards import named_reward, with_template
 from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.batches.finite_rewards import check_finite
 from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
 from grpo_stream.train.observer import Observer, RunFacts
@@ -86,6 +88,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             lanes are then ``1 + refill_zero_variance`` times the prompts that are trained on.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is resumed
             from, over exactly what is left of its epoch, instead of being refused.
+        max_bad_steps: A step whose loss or gradient is not finite is not taken; more than so many
+            end the run.
         old_checkpoints: What becomes of another run's checkpoints in ``output_dir`` when this one
             begins: ``refuse``, ``move`` or ``keep`` them.
         log: How the run is watched.
@@ -124,6 +128,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         freeze_vision_tower: bool = False,
         refill_zero_variance: int = 0,
         allow_new_lanes: bool = False,
+        max_bad_steps: int = 3,
         old_checkpoints: str = "refuse",
         log: LogArguments | None = None,
         **kwargs: Any,
@@ -131,6 +136,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         args = args or GRPOConfig("out")
         log = log or LogArguments()
         check_old_checkpoints(old_checkpoints)
+        check_max_bad_steps(max_bad_steps)
         checked = check_settings(
             args,
             log,
@@ -177,6 +183,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if freeze_vision_tower:
             freeze_tower(self.model)
         self.shared_prefix = self._use_shared_prefix(shared_prefix)
+        self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
             Feed(*streams, self.data_collator, args, allow_new_lanes=allow_new_lanes),
             RunState(args, self.accelerator, old_checkpoints=old_checkpoints),
@@ -235,6 +242,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.phases = self._observer.phases
         self.run_metrics = RunMetrics(self._metrics)
         self.run_metrics.at_each_log(self._observer.since_last_log)
+        self.run_metrics.at_each_log(lambda: {"update/num_bad_steps": self._bad_steps.num})
         tools = (self.args, self.accelerator, self.phases, self.run_metrics)
         self._rollout = GroupRollout(settings, *tools, engine)
         self.train_stream, self.train_loader = feed.train_stream, feed.train_loader
@@ -332,6 +340,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             self._total_loss_scalar = -self._tr_loss.item()
             self._globalstep_last_logged = gathered.global_step_logged
             refill_columns(self._logs, gathered.completions)
+            self._bad_steps.num = gathered.num_bad_steps
 
     # ---------------------------------------------------------------- rollout and scoring
 
@@ -403,13 +412,18 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
-        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed, and shown.
+        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed, checked and shown.
 
         In an evaluation, prompts that a batch holds a second time get no reward.
+
+        Raises:
+            RewardError: one is infinite.
         """
         given = (inputs, prompts, completions, completion_ids_list)
         with self.phases("rewards"):
             rewards: torch.Tensor = super()._calculate_rewards(*given)
+            keys = [row["key"] for row in inputs]
+            check_finite(rewards, self.reward_func_names, self.reward_weights, keys)
         if not self.model.training:
             return self._rollout.blank_repeats(rewards, self.num_generations_eval)
         of_all_ranks = rewards.cpu().numpy()
@@ -428,7 +442,20 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Extends ``GRPOTrainer._compute_loss`` (trl 1.16): says whose completions are scored."""
         with self._rollout.scoring(inputs["groups"]):
-            return super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, inputs)
+        return self._bad_steps.guard(loss, inputs["groups"].keys) if model.training else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Extends ``Trainer._get_grad_norm`` (transformers 5.23): asked before each update.
+
+        Raises:
+            BadStepsError: the gradient was not finite in too many of them.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        engine = self.model_wrapped if self.is_deepspeed_enabled else None
+        step = self.state.global_step + 1
+        self._bad_steps.judge(norm, self.optimizer, model, engine, global_step=step)
+        return norm
 
     def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """Extends ``GRPOTrainer.prediction_step`` (trl 1.16): a batch weighs as much as it holds.
@@ -450,11 +477,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         sums = (self.run_metrics.state(), self._tr_loss, self._globalstep_last_logged, self._logs)
+        gathered = Gathered(*sums, self._bad_steps.num)
         with self.phases("checkpoint"), self._run_state.whole(folder):
             if self.args.should_save:
                 self._feed.write_position(folder, self._step)
             is_in_use = self._feed.in_use(self._step) > 0
-            self._run_state.write(folder, Gathered(*sums), self.ref_model, is_in_use=is_in_use)
+            self._run_state.write(folder, gathered, self.ref_model, is_in_use=is_in_use)
             super()._save_checkpoint(model, trial)
         self._run_state.rotate(folder, self.state.best_model_checkpoint)
 
@@ -483,6 +511,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         made = optimizer or self.optimizer
         self._run_state.optimizer_settings.note(made, num_training_steps)
+        if self.is_deepspeed_enabled:
+            self._bad_steps.watch(self.optimizer)
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -129,6 +129,10 @@ class TaskArguments:
         "Sample up to so many times more prompts than are trained on, in the place of groups "
         "whose rewards are all equal; 0: train on what comes.",
     )
+    max_bad_steps: int = setting(
+        3,
+        "A step whose loss or gradient is not finite is not taken; more than so many end the run.",
+    )
     freeze_vision_tower: bool = setting(
         False,
         "Leave the vision tower as it is; its features are then computed once per prompt, for all "
