@@ -160,6 +160,7 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
         freeze_vision_tower=task.freeze_vision_tower,
         refill_zero_variance=task.refill_zero_variance,
         allow_new_lanes=data.allow_new_lanes,
+        master_weights=task.master_weights,
         max_bad_steps=task.max_bad_steps,
         old_checkpoints=settings.run.old_checkpoints,
         log=settings.log,

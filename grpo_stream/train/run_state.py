@@ -77,15 +77,21 @@ class RunState:
         args: The run's settings: where checkpoints are, and which rank this is.
         accelerator: accelerate's, ready.
         old_checkpoints: What becomes of other runs' checkpoints in the output folder.
+        master_weights: Who keeps float32 weights: an optimizer's state depends on it.
     """
 
     def __init__(
-        self, args: GRPOConfig, accelerator: Any, *, old_checkpoints: str = "refuse"
+        self,
+        args: GRPOConfig,
+        accelerator: Any,
+        *,
+        old_checkpoints: str = "refuse",
+        master_weights: str = "none",
     ) -> None:
         self._args = args
         self._accelerator = accelerator
         self._old_checkpoints = old_checkpoints
-        self.optimizer_settings = OptimizerSettings(args)
+        self.optimizer_settings = OptimizerSettings(args, master_weights)
         """What optimizer and schedule are made with."""
         self._run_id = ""
         self._lease: OutputLease | None = None

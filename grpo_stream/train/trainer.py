@@ -27,6 +27,11 @@ from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
+from grpo_stream.train.models.master_weights import (
+    check_dtype,
+    check_trained_weights,
+    with_master_weights,
+)
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
@@ -88,6 +93,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             lanes are then ``1 + refill_zero_variance`` times the prompts that are trained on.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is resumed
             from, over exactly what is left of its epoch, instead of being refused.
+        master_weights: Who keeps weights of 16 bits in 32 without DeepSpeed: ``float32``, an
+            optimizer made here; ``optimizer``, one of your own; ``none``: then they are refused.
         max_bad_steps: A step whose loss or gradient is not finite is not taken; more than so many
             end the run.
         old_checkpoints: What becomes of another run's checkpoints in ``output_dir`` when this one
@@ -108,6 +115,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     """
 
     _name = "PersonalizedGRPO"
+    optimizer: Any
 
     def __init__(
         self,
@@ -128,6 +136,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         freeze_vision_tower: bool = False,
         refill_zero_variance: int = 0,
         allow_new_lanes: bool = False,
+        master_weights: str = "none",
         max_bad_steps: int = 3,
         old_checkpoints: str = "refuse",
         log: LogArguments | None = None,
@@ -158,6 +167,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         template, frame = check_policy(
             config, args, prompt_template=prompt_template, answer_frame=answer_frame
         )
+        if isinstance(model, str) and kwargs.get("peft_config") is None:
+            dtype = (args.model_init_kwargs or {}).get("dtype")
+            check_dtype(dtype, config, args, master_weights)
         rewards = [named_reward(with_template(one, template)) for one in checked.rewards]
         processor = processing_class or load_processor(model_id, revision=revision)
         images = ImageArguments(image_processor or processor.image_processor, images_root)
@@ -182,11 +194,18 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         )
         if freeze_vision_tower:
             freeze_tower(self.model)
+        check_trained_weights(self.model, args, master_weights)
+        self._master_weights = master_weights
         self.shared_prefix = self._use_shared_prefix(shared_prefix)
         self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
             Feed(*streams, self.data_collator, args, allow_new_lanes=allow_new_lanes),
-            RunState(args, self.accelerator, old_checkpoints=old_checkpoints),
+            RunState(
+                args,
+                self.accelerator,
+                old_checkpoints=old_checkpoints,
+                master_weights=master_weights,
+            ),
             RolloutSettings(
                 refill_zero_variance=refill_zero_variance,
                 packed_attention=self.packed_attention if self.shared_prefix else None,
@@ -505,6 +524,13 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if self.args.should_save and isinstance(collator, PromptCollator):
             task = Task(collator.template, collator.answer_frame, collator.chat_template_kwargs)
             write_task(output_dir or self.args.output_dir, task)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Extends ``Trainer.create_optimizer`` (transformers 5.23): with float32 weights inside."""
+        super().create_optimizer(model)
+        if self._master_weights == "float32":
+            self.optimizer = with_master_weights(self.optimizer)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Extends ``Trainer.create_scheduler`` (transformers 5.23): notes what was asked for."""

@@ -16,6 +16,7 @@ from grpo_stream.stream.config import CacheSettings, StreamConfig
 
 SharedPrefix = Literal["auto", "on", "off"]
 PackedAttention = Literal["auto", "two_part", "dense", "flex"]
+MasterWeightsSetting = Literal["none", "float32", "optimizer"]
 OldCheckpoints = Literal["refuse", "move", "keep"]
 
 _SIZES = ("fetch_ahead_bytes", "max_sample_bytes", "cache_bytes")
@@ -128,6 +129,11 @@ class TaskArguments:
         0,
         "Sample up to so many times more prompts than are trained on, in the place of groups "
         "whose rewards are all equal; 0: train on what comes.",
+    )
+    master_weights: MasterWeightsSetting = setting(
+        "none",
+        "For weights in bfloat16 without DeepSpeed: float32 trains a copy in float32; optimizer "
+        "says that an optimizer of your own does.",
     )
     max_bad_steps: int = setting(
         3,
