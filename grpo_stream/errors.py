@@ -83,5 +83,13 @@ class BadSamplesError(GrpoStreamError):
     """More samples failed than the stated tolerance."""
 
 
+class BadStepsError(GrpoStreamError):
+    """More steps than the stated tolerance had a gradient that is not finite."""
+
+
+class RewardError(GrpoStreamError):
+    """A reward function returned what cannot be trained on."""
+
+
 class WorkerDiedError(GrpoStreamError):
     """A worker process ended without a word: killed from outside, or for want of memory."""

@@ -21,6 +21,7 @@ from trl import get_peft_config
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
+from grpo_stream.train.checkpoints.output_lease import holding_on_rank_0
 from grpo_stream.train.checkpoints.universal import fitting_marker
 from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
 from grpo_stream.train.cluster.exit_with_launcher import end_with_launcher
@@ -112,7 +113,12 @@ def train(
 
     A run that was stopped before its end leaves a checkpoint, and no model in ``output_dir``.
     """
-    stop = stop or StopOnDemand()
+    args = settings.args
+    with holding_on_rank_0(Path(args.output_dir), is_rank_0=args.process_index == 0):
+        return _train(settings, plan, stop or StopOnDemand())
+
+
+def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> PersonalizedGRPOTrainer:
     args, data, task = settings.args, settings.data, settings.task
     checkpoint = choose_checkpoint(
         args.resume_from_checkpoint, Path(args.output_dir), looks=args.should_save
@@ -154,6 +160,9 @@ def train(
         freeze_vision_tower=task.freeze_vision_tower,
         refill_zero_variance=task.refill_zero_variance,
         allow_new_lanes=data.allow_new_lanes,
+        master_weights=task.master_weights,
+        max_bad_steps=task.max_bad_steps,
+        old_checkpoints=settings.run.old_checkpoints,
         log=settings.log,
         peft_config=get_peft_config(settings.model),
     )

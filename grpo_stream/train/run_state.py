@@ -10,15 +10,30 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig
 
 from grpo_stream.errors import CheckpointError, ConfigError
+from grpo_stream.train.checkpoints.optimizer_settings import OptimizerSettings
+from grpo_stream.train.checkpoints.output_lease import OutputLease, holding_on_rank_0
+from grpo_stream.train.checkpoints.reference import (
+    check_reference,
+    load_reference,
+    save_reference,
+)
+from grpo_stream.train.checkpoints.rotation import rotate
+from grpo_stream.train.checkpoints.run_id import (
+    clear_way,
+    move_aside,
+    new_run_id,
+    read_run_id,
+    write_run_id,
+)
 from grpo_stream.train.checkpoints.universal import (
     fitting_marker,
     load_universal,
@@ -30,16 +45,19 @@ from grpo_stream.train.checkpoints.whole_checkpoint import (
     Marker,
     begin,
     last_checkpoint,
+    next_sequence,
+    others_in,
     seal,
     sync,
 )
+from grpo_stream.train.cluster.together import together
 
 RUN_STATE_NAME = "run_state_{rank}.pt"
 """File of a checkpoint, one per rank: what was gathered since the last log, the batch in use."""
 
 
 class Gathered(NamedTuple):
-    """What transformers and trl have gathered since the last log, in memory alone."""
+    """What is in memory alone: gathered by transformers and trl since the last log; a count."""
 
     metrics: dict[str, dict[str, list[float]]]
     """Mode, ``train`` or ``eval`` -> name -> values."""
@@ -48,6 +66,8 @@ class Gathered(NamedTuple):
     global_step_logged: int
     completions: dict[str, Any]
     """trl's columns of the table of completions: sequences, or mappings of some."""
+    num_bad_steps: int = 0
+    """Of the run."""
 
 
 class RunState:
@@ -56,15 +76,41 @@ class RunState:
     Args:
         args: The run's settings: where checkpoints are, and which rank this is.
         accelerator: accelerate's, ready.
+        old_checkpoints: What becomes of other runs' checkpoints in the output folder.
+        master_weights: Who keeps float32 weights: an optimizer's state depends on it.
     """
 
-    def __init__(self, args: GRPOConfig, accelerator: Any) -> None:
+    def __init__(
+        self,
+        args: GRPOConfig,
+        accelerator: Any,
+        *,
+        old_checkpoints: str = "refuse",
+        master_weights: str = "none",
+    ) -> None:
         self._args = args
         self._accelerator = accelerator
+        self._old_checkpoints = old_checkpoints
+        self.optimizer_settings = OptimizerSettings(args, master_weights)
+        """What optimizer and schedule are made with."""
+        self._run_id = ""
+        self._lease: OutputLease | None = None
         self._marker: Marker | None = None
         self._checkpoint: Path | None = None
         self._read: dict[str, Any] = {}
         self._generation: tuple[list[str], dict[str, Any]] | None = None
+
+    @contextmanager
+    def holding_output(self) -> Iterator[None]:
+        """Keeps other runs out of the output folder; every rank must enter.
+
+        Raises:
+            ConfigError: another run is in it.
+        """
+        args = self._args
+        is_rank_0 = args.process_index == 0
+        with holding_on_rank_0(Path(args.output_dir), is_rank_0=is_rank_0) as self._lease:
+            yield
 
     # ---------------------------------------------------------------- resuming
 
@@ -76,7 +122,8 @@ class RunState:
 
         Raises:
             CheckpointError: the checkpoint is not whole.
-            ConfigError: it does not fit this run, or True was given and there is none.
+            ConfigError: it does not fit this run, or True was given and there is none; or the
+                output folder holds checkpoints of another run, see ``old_checkpoints``.
         """
         if resume_from is True:
             output_dir = Path(self._args.output_dir)
@@ -85,8 +132,36 @@ class RunState:
                 expected = f"finds no whole checkpoint in {output_dir}; use None"
                 raise ConfigError("resume_from_checkpoint", True, expected)
             resume_from = str(found)
-        self._marker = fitting_marker(Path(resume_from), self._args) if resume_from else None
+        self._marker = None
+        if resume_from:
+            self._marker = fitting_marker(Path(resume_from), self._args)
+            self.optimizer_settings.check(Path(resume_from))
+            check_reference(Path(resume_from), self._args)
+        self._enter_output(resume_from or None)
         return resume_from or None
+
+    def _enter_output(self, checkpoint: str | None) -> None:
+        """Makes this run the one of its output folder."""
+        args, folder = self._args, Path(self._args.output_dir)
+        is_auto = str(args.resume_from_checkpoint).lower() == "auto"
+        is_inside = checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()
+
+        def decide() -> tuple[str, bool]:
+            present = read_run_id(folder)
+            if self._marker is not None:
+                return self._marker.run_id, is_inside or self._marker.run_id == present
+            # Killed before its first checkpoint: it is the same run, and others were let be.
+            is_present = is_auto and present is not None
+            return (present or "") if is_present else new_run_id(), is_present
+
+        def enter(run_id: str, *, is_present: bool) -> None:
+            if not is_present:
+                clear_way(folder, others_in(folder, run_id), self._old_checkpoints)
+            write_run_id(folder, run_id)
+
+        run_id, is_present = next(filter(None, together(decide, does=args.process_index == 0)))
+        together(partial(enter, run_id, is_present=is_present), does=args.should_save)
+        self._run_id = run_id
 
     def begin_run(self, checkpoint: str | None) -> None:
         """Notes what the run resumes from; None: it begins anew."""
@@ -123,6 +198,7 @@ class RunState:
             self._read.pop("loss"),
             self._read.pop("global_step_logged"),
             json.loads(self._read.pop("completions")),
+            self._read.pop("num_bad_steps", 0),
         )
 
     def take_generation(self, keys: list[str]) -> dict[str, Any] | None:
@@ -142,10 +218,29 @@ class RunState:
             return None
         return _moved(saved["scored"], device)
 
-    def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts right what DeepSpeed leaves of a universal checkpoint."""
-        if self._checkpoint is not None:
-            restore_groups(optimizer, universal_in(self._checkpoint))
+    def restore_optimizer(
+        self, optimizer: torch.optim.Optimizer, scheduler: Any, engine: Any | None
+    ) -> None:
+        """Puts right what was loaded: by DeepSpeed, and of settings that are others now.
+
+        Args:
+            optimizer: With the checkpoint's state.
+            scheduler: With the checkpoint's state.
+            engine: DeepSpeed's, if any.
+        """
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            return
+        if engine is not None and self.is_universal:
+            restore_groups(engine.optimizer.optimizer, universal_in(checkpoint))
+        if engine is not None and hasattr(engine.optimizer, "clip_grad"):
+            engine.optimizer.clip_grad = engine.gradient_clipping()  # ZeRO-1 and -2 load that, too
+        self.optimizer_settings.apply(optimizer, scheduler, checkpoint)
+
+    def restore_reference(self, model: torch.nn.Module | None) -> None:
+        """Takes a reference model to where it had moved; every rank must call this."""
+        if self._checkpoint is not None and model is not None:
+            load_reference(self._accelerator.unwrap_model(model), self._checkpoint)
 
     # ---------------------------------------------------------------- saving
 
@@ -160,18 +255,20 @@ class RunState:
     def whole(self, folder: Path) -> Iterator[None]:
         """Makes of what all ranks write inside a whole checkpoint, or none.
 
-        transformers removes no older ones meanwhile, see :meth:`rotate`.
-
         Raises:
             CheckpointError: this rank could not write its part.
         """
         args = self._args
-        limit, args.save_total_limit = args.save_total_limit, None
         try:
+            if self._lease is not None:
+                self._lease.check()
             if args.should_save:
+                if folder in others_in(folder.parent, self._run_id):
+                    move_aside([folder])
                 begin(folder)
             self._accelerator.wait_for_everyone()
-            yield
+            with self.rotating_itself():
+                yield
             if args.local_process_index == 0:
                 sync(folder)
             self._accelerator.wait_for_everyone()
@@ -181,22 +278,35 @@ class RunState:
                     num_ranks=args.world_size,
                     zero_stage=zero_stage_of(args),
                     is_resumable=not args.save_only_model,
+                    run_id=self._run_id,
+                    sequence=next_sequence(folder.parent),
                 )
         except Exception as error:
             if not _is_of_writing(error):
                 raise
             raise CheckpointError(_unwritten(folder, error)) from error
-        finally:
-            args.save_total_limit = limit
 
-    def write(self, folder: Path, gathered: Gathered, *, is_in_use: bool) -> None:
-        """Writes this rank's file of a checkpoint.
+    def write(
+        self,
+        folder: Path,
+        gathered: Gathered,
+        reference: torch.nn.Module | None,
+        *,
+        is_in_use: bool,
+    ) -> None:
+        """Writes this rank's file of a checkpoint, and what a run has once.
 
         Args:
             folder: The checkpoint.
             gathered: For the log.
+            reference: The reference model, if there is one.
             is_in_use: Whether the last generation batch that was noted is still trained on.
         """
+        writes = self._args.should_save
+        if writes:
+            self.optimizer_settings.write(folder)
+        if reference is not None and self._args.sync_ref_model:
+            save_reference(self._accelerator.unwrap_model(reference), folder, writes=writes)
         generation = None
         if self._generation is not None and is_in_use:
             keys, scored = self._generation
@@ -207,13 +317,25 @@ class RunState:
             "loss": gathered.loss.cpu(),
             "global_step_logged": gathered.global_step_logged,
             "completions": json.dumps(gathered.completions, default=_as_plain),
+            "num_bad_steps": gathered.num_bad_steps,
         }
         torch.save(state, folder / RUN_STATE_NAME.format(rank=self._args.process_index))
 
-    def rotate(self, run_folder: str, best: str | None) -> None:
-        """Removes older checkpoints above ``save_total_limit``, but for the ``best`` one."""
+    @contextmanager
+    def rotating_itself(self) -> Iterator[None]:
+        """Keeps transformers from removing checkpoints: by their times, and those of other runs."""
+        args = self._args
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            yield
+        finally:
+            args.save_total_limit = limit
+
+    def rotate(self, newest: Path, best: str | None) -> None:
+        """Removes checkpoints above ``save_total_limit``, but for the newest and the best one."""
         if self._args.should_save:
-            rotate_checkpoints(run_folder, self._args.save_total_limit, best, use_mtime=True)
+            best_folder = None if best is None else Path(best)
+            rotate(newest.parent, self._args.save_total_limit, newest=newest, best=best_folder)
 
 
 def refill_columns(columns: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -22,11 +22,19 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.rewards import named_reward, with_template
 from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.batches.finite_rewards import check_finite
 from grpo_stream.train.batches.groups import cut_micro_batches
+from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
+from grpo_stream.train.models.master_weights import (
+    check_dtype,
+    check_trained_weights,
+    with_master_weights,
+)
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
 from grpo_stream.train.observer import Observer, RunFacts
@@ -85,6 +93,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             lanes are then ``1 + refill_zero_variance`` times the prompts that are trained on.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is resumed
             from, over exactly what is left of its epoch, instead of being refused.
+        master_weights: Who keeps weights of 16 bits in 32 without DeepSpeed: ``float32``, an
+            optimizer made here; ``optimizer``, one of your own; ``none``: then they are refused.
+        max_bad_steps: A step whose loss or gradient is not finite is not taken; more than so many
+            end the run.
+        old_checkpoints: What becomes of another run's checkpoints in ``output_dir`` when this one
+            begins: ``refuse``, ``move`` or ``keep`` them.
         log: How the run is watched.
         **kwargs: Passed on to ``GRPOTrainer``.
 
@@ -101,6 +115,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     """
 
     _name = "PersonalizedGRPO"
+    optimizer: Any
 
     def __init__(
         self,
@@ -121,11 +136,16 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         freeze_vision_tower: bool = False,
         refill_zero_variance: int = 0,
         allow_new_lanes: bool = False,
+        master_weights: str = "none",
+        max_bad_steps: int = 3,
+        old_checkpoints: str = "refuse",
         log: LogArguments | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or GRPOConfig("out")
         log = log or LogArguments()
+        check_old_checkpoints(old_checkpoints)
+        check_max_bad_steps(max_bad_steps)
         checked = check_settings(
             args,
             log,
@@ -147,6 +167,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         template, frame = check_policy(
             config, args, prompt_template=prompt_template, answer_frame=answer_frame
         )
+        if isinstance(model, str) and kwargs.get("peft_config") is None:
+            dtype = (args.model_init_kwargs or {}).get("dtype")
+            check_dtype(dtype, config, args, master_weights)
         rewards = [named_reward(with_template(one, template)) for one in checked.rewards]
         processor = processing_class or load_processor(model_id, revision=revision)
         images = ImageArguments(image_processor or processor.image_processor, images_root)
@@ -172,9 +195,18 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         )
         if freeze_vision_tower:
             freeze_tower(self.model)
+        check_trained_weights(self.model, args, master_weights)
+        self._master_weights = master_weights
         self.shared_prefix = self._use_shared_prefix(shared_prefix)
+        self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
             Feed(*streams, self.data_collator, args, allow_new_lanes=allow_new_lanes),
+            RunState(
+                args,
+                self.accelerator,
+                old_checkpoints=old_checkpoints,
+                master_weights=master_weights,
+            ),
             RolloutSettings(
                 refill_zero_variance=refill_zero_variance,
                 packed_attention=self.packed_attention if self.shared_prefix else None,
@@ -210,7 +242,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         return None
 
     def _make_parts(
-        self, feed: Feed, settings: RolloutSettings, engine: Engine | None, log: LogArguments
+        self,
+        feed: Feed,
+        run_state: RunState,
+        settings: RolloutSettings,
+        engine: Engine | None,
+        log: LogArguments,
     ) -> None:
         """All that this class keeps; other names with an underscore are trl's and transformers'."""
         facts = RunFacts(
@@ -221,10 +258,11 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         show = show_in_trackers(self.callback_handler, self.args.report_to)
         self._feed = feed
         self._observer = Observer(log, self.args, facts, show)
-        self._run_state = RunState(self.args, self.accelerator)
+        self._run_state = run_state
         self.phases = self._observer.phases
         self.run_metrics = RunMetrics(self._metrics)
         self.run_metrics.at_each_log(self._observer.since_last_log)
+        self.run_metrics.at_each_log(lambda: {"update/num_bad_steps": self._bad_steps.num})
         tools = (self.args, self.accelerator, self.phases, self.run_metrics)
         self._rollout = GroupRollout(settings, *tools, engine)
         self.train_stream, self.train_loader = feed.train_stream, feed.train_loader
@@ -258,9 +296,11 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
 
         Raises:
             CheckpointError: the checkpoint is not whole.
-            ConfigError: it does not fit this run, or True was given and there is none.
+            ConfigError: it does not fit this run, or True was given and there is none; or another
+                run is in the output folder, or has left checkpoints there.
         """
-        return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
+        with self._run_state.holding_output():
+            return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Extends ``Trainer._inner_training_loop`` (transformers 5.23): a run begins."""
@@ -320,6 +360,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             self._total_loss_scalar = -self._tr_loss.item()
             self._globalstep_last_logged = gathered.global_step_logged
             refill_columns(self._logs, gathered.completions)
+            self._bad_steps.num = gathered.num_bad_steps
 
     # ---------------------------------------------------------------- rollout and scoring
 
@@ -391,13 +432,18 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
-        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed, and shown.
+        """Extends ``GRPOTrainer._calculate_rewards`` (trl 1.16): timed, checked and shown.
 
         In an evaluation, prompts that a batch holds a second time get no reward.
+
+        Raises:
+            RewardError: one is infinite.
         """
         given = (inputs, prompts, completions, completion_ids_list)
         with self.phases("rewards"):
             rewards: torch.Tensor = super()._calculate_rewards(*given)
+            keys = [row["key"] for row in inputs]
+            check_finite(rewards, self.reward_func_names, self.reward_weights, keys)
         if not self.model.training:
             return self._rollout.blank_repeats(rewards, self.num_generations_eval)
         of_all_ranks = rewards.cpu().numpy()
@@ -416,7 +462,20 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Extends ``GRPOTrainer._compute_loss`` (trl 1.16): says whose completions are scored."""
         with self._rollout.scoring(inputs["groups"]):
-            return super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, inputs)
+        return self._bad_steps.guard(loss, inputs["groups"].keys) if model.training else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Extends ``Trainer._get_grad_norm`` (transformers 5.23): asked before each update.
+
+        Raises:
+            BadStepsError: the gradient was not finite in too many of them.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        engine = self.model_wrapped if self.is_deepspeed_enabled else None
+        step = self.state.global_step + 1
+        self._bad_steps.judge(norm, self.optimizer, model, engine, global_step=step)
+        return norm
 
     def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """Extends ``GRPOTrainer.prediction_step`` (trl 1.16): a batch weighs as much as it holds.
@@ -436,16 +495,28 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         Raises:
             CheckpointError: this rank could not write its part.
         """
-        run_folder = self._get_output_dir(trial)
-        folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         sums = (self.run_metrics.state(), self._tr_loss, self._globalstep_last_logged, self._logs)
+        gathered = Gathered(*sums, self._bad_steps.num)
         with self.phases("checkpoint"), self._run_state.whole(folder):
             if self.args.should_save:
                 self._feed.write_position(folder, self._step)
             is_in_use = self._feed.in_use(self._step) > 0
-            self._run_state.write(folder, Gathered(*sums), is_in_use=is_in_use)
+            self._run_state.write(folder, gathered, self.ref_model, is_in_use=is_in_use)
             super()._save_checkpoint(model, trial)
-        self._run_state.rotate(run_folder, self.state.best_model_checkpoint)
+        self._run_state.rotate(folder, self.state.best_model_checkpoint)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer._finalize_training`` (transformers 5.23): only own checkpoints go.
+
+        With ``save_total_limit=1`` upstream leaves the best one alone of all that are there.
+        """
+        with self._run_state.rotating_itself():
+            output = super()._finalize_training(*args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if best is not None and self.args.save_total_limit == 1:
+            self._run_state.rotate(Path(best), best)
+        return output
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Extends ``Trainer._save`` (transformers 5.23): how the policy is asked goes with it."""
@@ -455,14 +526,32 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             task = Task(collator.template, collator.answer_frame, collator.chat_template_kwargs)
             write_task(output_dir or self.args.output_dir, task)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Extends ``Trainer.create_optimizer`` (transformers 5.23): with float32 weights inside."""
+        super().create_optimizer(model)
+        if self._master_weights == "float32":
+            self.optimizer = with_master_weights(self.optimizer)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Extends ``Trainer.create_scheduler`` (transformers 5.23): notes what was asked for."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        made = optimizer or self.optimizer
+        self._run_state.optimizer_settings.note(made, num_training_steps)
+        if self.is_deepspeed_enabled:
+            self._bad_steps.watch(self.optimizer)
+        return scheduler
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Extends ``GRPOTrainer._load_optimizer_and_scheduler`` (trl 1.16).
 
-        DeepSpeed leaves parts of its universal form as they are.
+        DeepSpeed leaves parts of its universal form as they are; all optimizers come with the
+        settings of before; and a reference model that moves is not loaded upstream.
         """
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint and self.is_deepspeed_enabled and self._run_state.is_universal:
-            self._run_state.restore_optimizer(self.model_wrapped.optimizer.optimizer)
+        engine = self.model_wrapped if self.is_deepspeed_enabled else None
+        self._run_state.restore_optimizer(self.optimizer, self.lr_scheduler, engine)
+        self._run_state.restore_reference(self.ref_model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.

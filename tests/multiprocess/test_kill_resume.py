@@ -50,6 +50,8 @@ def two(server, tmp_path_factory):
         "deepspeed": ZERO3,
         "reward_funcs": f"{__name__}:early_reward",
         "num_iterations": 1,
+        "beta": 0.0,
+        "sync_ref_model": "false",
         "weight_decay": 0.5,
         "lr_scheduler_type": "constant",
         "save_steps": 2,

@@ -1,13 +1,20 @@
 import errno
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from grpo_stream.errors import CheckpointError, ConfigError, CursorError
+from grpo_stream.train.checkpoints import output_lease
+from grpo_stream.train.checkpoints.run_id import read_run_id
 from grpo_stream.train.checkpoints.whole_checkpoint import (
     MARKER_NAME,
     find_checkpoints,
+    last_checkpoint,
     read_marker,
     seal,
 )
@@ -183,15 +190,167 @@ class TestWholeness:
             metric_for_best_model="reward",
             save_total_limit=1,
         )
-        trainer = make_trainer(args, eval_dataset=shapes.records[:2], images_root=shapes.images)
+        another = tmp_path / "out/checkpoint-9"
+        another.mkdir(parents=True)
+        seal(another, num_ranks=1, zero_stage=None, run_id="another")
+        trainer = make_trainer(
+            args,
+            eval_dataset=shapes.records[:2],
+            images_root=shapes.images,
+            old_checkpoints="keep",
+        )
         trainer.add_callback(Improving())
         trainer.train()
         best = tmp_path / "out" / "checkpoint-2"
         assert trainer.state.best_model_checkpoint == str(best)
-        assert find_checkpoints(tmp_path / "out")[0] == [best]
+        assert find_checkpoints(tmp_path / "out")[0] == [best, another]
         saved = type(trainer.model).from_pretrained(best).state_dict()
         weights = trainer.model.state_dict()
         assert [name for name in saved if not torch.equal(weights[name], saved[name])] == []
+
+
+class TestChangedSettings:
+    """Of optimizer and schedule: what is asked for at the resume holds."""
+
+    COSINE = SAVING | {"lr_scheduler_type": "cosine", "learning_rate": 1e-3}
+
+    def rates(self, make_trainer, make_args, before, now):
+        run(make_trainer, make_args(**self.COSINE | before), stop_after=2)
+        trainer, _ = run(make_trainer, make_args(**self.COSINE | now), resume_from=True)
+        return trainer, logged(trainer, "learning_rate")
+
+    @pytest.mark.parametrize(
+        "now",
+        [
+            {"learning_rate": 1e-6},
+            {"max_steps": 8},
+            {"lr_scheduler_type": "linear"},
+            {"warmup_steps": 3},
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 9e-4}},
+        ],
+        ids=lambda now: next(iter(now)),
+    )
+    def test_of_a_schedule(self, make_trainer, make_args, tmp_path, caplog, now):
+        whole, _ = run(
+            make_trainer,
+            make_args(**self.COSINE | now | {"output_dir": str(tmp_path / "whole")}),
+        )
+        _, rates = self.rates(make_trainer, make_args, {}, now)
+        assert rates[2:] == logged(whole, "learning_rate")[2:]
+        for name in now:
+            assert f"resumed with another {name}: " in caplog.text
+
+    def test_a_longer_run_has_no_update_at_rate_0(self, make_trainer, make_args):
+        run(make_trainer, make_args(**self.COSINE))
+        args = make_args(**self.COSINE | {"max_steps": 6})
+        trainer, _ = run(make_trainer, args, resume_from=True)
+        rates = logged(trainer, "learning_rate")
+        assert rates[4:] == pytest.approx([2.5e-4, 6.7e-5], rel=0.01)
+
+    def test_of_an_optimizer(self, make_trainer, make_args, caplog):
+        now = {"weight_decay": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
+        trainer, _ = self.rates(make_trainer, make_args, {}, now)
+        groups = trainer.optimizer.param_groups
+        assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+        assert {(group["betas"], group["eps"]) for group in groups} == {((0.8, 0.9), 1e-5)}
+        assert "resumed with another weight_decay: 0.0 -> 0.5" in caplog.text
+
+    def test_of_a_checkpoint_that_does_not_say(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**self.COSINE), stop_after=2)
+        checkpoint = tmp_path / "out/checkpoint-2"
+        (checkpoint / "optimizer_settings.json").unlink()
+        seal(checkpoint, num_ranks=1, zero_stage=None)
+        args = make_args(**self.COSINE | {"learning_rate": 1e-6, "weight_decay": 0.5})
+        trainer, _ = run(make_trainer, args, resume_from=str(checkpoint))
+        assert logged(trainer, "learning_rate")[2:] == pytest.approx([5e-7, 1.46e-7], rel=0.01)
+        assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+    def test_of_another_optimizer_is_refused(self, make_trainer, make_args):
+        words = r"optim='sgd': .*checkpoint-2 was written with 'adamw_torch"
+        with pytest.raises(ConfigError, match=words):
+            self.rates(make_trainer, make_args, {}, {"optim": "sgd"})
+
+
+class TestMovingReference:
+    ARGS = SAVING | {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1}
+
+    def test_is_resumed(self, make_trainer, make_args):
+        whole, _ = run(make_trainer, make_args(**self.ARGS | {"save_strategy": "no"}))
+        run(make_trainer, make_args(**self.ARGS), stop_after=2)
+        resumed, _ = run(make_trainer, make_args(**self.ARGS), resume_from=True)
+        assert_same_run(resumed, whole)
+        its, wanted = (dict(one.ref_model.named_parameters()) for one in (resumed, whole))
+        assert [name for name in wanted if not torch.equal(its[name], wanted[name])] == []
+        start = make_trainer(make_args(**self.ARGS)).ref_model
+        assert any(not torch.equal(wanted[name], p) for name, p in start.named_parameters())
+
+    def test_of_an_older_checkpoint_is_refused(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**self.ARGS), stop_after=1)
+        checkpoint = tmp_path / "out/checkpoint-1"
+        for name in ("reference.safetensors", "optimizer_settings.json"):
+            (checkpoint / name).unlink()
+        seal(checkpoint, num_ranks=1, zero_stage=None)
+        with pytest.raises(ConfigError, match=r"sync_ref_model=True: .*does not hold it"):
+            run(make_trainer, make_args(**self.ARGS), resume_from=str(checkpoint))
+
+    def test_that_moves_from_now_on(self, make_trainer, make_args, caplog):
+        run(make_trainer, make_args(**self.ARGS | {"sync_ref_model": False}), stop_after=1)
+        run(make_trainer, make_args(**self.ARGS), resume_from=True)
+        assert "resumed with another sync_ref_model: False -> True" in caplog.text
+
+
+class TestRuns:
+    """Which run a folder, and a checkpoint, is of."""
+
+    def test_beginning_anew_beside_checkpoints(self, make_trainer, make_args, tmp_path, caplog):
+        out = tmp_path / "out"
+        run(make_trainer, make_args(**SAVING), stop_after=3)
+        with pytest.raises(ConfigError, match=r"holds checkpoints of another run \(checkpoint-1, "):
+            run(make_trainer, make_args(**SAVING))
+        run(make_trainer, make_args(**SAVING), stop_after=1, old_checkpoints="keep")
+        trainer, _ = run(
+            make_trainer, make_args(**SAVING), resume_from=True, old_checkpoints="keep"
+        )
+        # The older run's checkpoint-3 has the higher number. Then the newer one's took its place.
+        assert "checkpoint-3 is of another run" in caplog.text
+        assert trainer.state.global_step == 4
+        assert (out / "earlier_runs/003/checkpoint-3").is_dir()
+        run(make_trainer, make_args(**SAVING), stop_after=1, old_checkpoints="move")
+        assert len(list((out / "earlier_runs/004").iterdir())) == 4
+        assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-1"]
+
+    def test_auto_before_the_first_checkpoint_is_the_same_run(
+        self, make_trainer, make_args, tmp_path
+    ):
+        run(make_trainer, make_args(**SAVING), stop_after=3)
+        nothing = {"save_strategy": "no"}
+        run(make_trainer, make_args(**SAVING | nothing), stop_after=1, old_checkpoints="keep")
+        run_id = read_run_id(tmp_path / "out")
+        args = make_args(**SAVING, resume_from_checkpoint="auto")
+        assert last_checkpoint(tmp_path / "out", looks=True) is None
+        run(make_trainer, args, stop_after=1)
+        assert read_marker(tmp_path / "out/checkpoint-1").run_id == run_id
+
+    def test_older_checkpoints_have_no_id(self, make_trainer, make_args, tmp_path):
+        run(make_trainer, make_args(**SAVING), stop_after=2)
+        for step in (1, 2):
+            seal(tmp_path / f"out/checkpoint-{step}", num_ranks=1, zero_stage=None)
+        (tmp_path / "out/run.json").unlink()
+        _, batches = run(make_trainer, make_args(**SAVING), resume_from=True)
+        assert len(batches) == 2
+        assert find_checkpoints(tmp_path / "out", "")[0][0].name == "checkpoint-4"
+
+    def test_a_folder_in_use(self, make_trainer, make_args, tmp_path):
+        folder = tmp_path / "out"
+        trainer = make_trainer(make_args(**SAVING))
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            started = output_lease._started(other.pid)
+            holder = replace(output_lease.Holder.here(), pid=other.pid, started=started)
+            folder.mkdir(exist_ok=True)
+            (folder / "run.lease").write_text(json.dumps(asdict(holder)))
+            with pytest.raises(ConfigError, match=f"another run \\(process {other.pid} on"):
+                trainer.train()
+            other.kill()
 
 
 class TestRefusals:

@@ -45,6 +45,8 @@ class PromptGroups:
     vision tower that is not trained, where they have been computed."""
     types_name: str | None = "mm_token_type_ids"
     """What the model calls its token types; None where it has none."""
+    keys: tuple[str, ...] = ()
+    """Per prompt the key of its sample, where a batch tells it."""
 
     @classmethod
     def from_batch(cls, batch: Batch, num_generations: int, device: torch.device) -> "PromptGroups":
@@ -60,6 +62,7 @@ class PromptGroups:
             image_grid_thw=image_grid_thw,
             sizes=[num_generations] * len(batch["prompt_ids"]),
             types_name=batch.get("types_name", cls.types_name),
+            keys=tuple(batch.get("key", ())),
         )
 
     @property
@@ -84,6 +87,7 @@ class PromptGroups:
             positions=None if self.positions is None else self.positions[prompts],
             image_features=None if self.image_features is None else self.image_features[prompts],
             types_name=self.types_name,
+            keys=self.keys[prompts],
         )
 
     @classmethod
@@ -100,6 +104,7 @@ class PromptGroups:
             positions=[own for part in positions for own in part] or None,
             image_features=tuple(own for part in features for own in part) or None,
             types_name=parts[0].types_name,
+            keys=tuple(key for part in parts for key in part.keys),
         )
 
     def repeated_images(self) -> dict[str, Any]:

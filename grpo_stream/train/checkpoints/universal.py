@@ -6,6 +6,7 @@ inside of it, by ``launch/convert_checkpoint.py``.
 """
 
 import contextlib
+import re
 import shutil
 import sys
 from argparse import Namespace
@@ -23,9 +24,26 @@ _LATEST = "latest_universal"
 
 
 def universal_in(checkpoint: Path) -> Path | None:
-    """The universal form that a checkpoint holds, if any."""
-    latest = checkpoint / _LATEST
-    return checkpoint / latest.read_text().strip() if latest.is_file() else None
+    """The universal form that a checkpoint holds, if any.
+
+    Raises:
+        CheckpointError: what is named is not inside of the checkpoint.
+    """
+    return _named_by(checkpoint, _LATEST)
+
+
+def _named_by(checkpoint: Path, latest: str) -> Path | None:
+    """The folder that a file of DeepSpeed's names: one of the checkpoint's own.
+
+    DeepSpeed loads pickles from it, which run what their author likes.
+    """
+    path = checkpoint / latest
+    if not path.is_file():
+        return None
+    name = path.read_text(errors="replace").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise CheckpointError(f"{path} names {name!r}, which is no folder of the checkpoint")
+    return checkpoint / name
 
 
 def make_universal(checkpoint: Path, *, num_processes: int = 1) -> Path:
@@ -56,7 +74,9 @@ def make_universal(checkpoint: Path, *, num_processes: int = 1) -> Path:
         return made
     from deepspeed.checkpoint import ds_to_universal  # noqa: PLC0415 - seconds to import
 
-    source = checkpoint / (checkpoint / "latest").read_text().strip()
+    source = _named_by(checkpoint, "latest")
+    if source is None:
+        raise CheckpointError(f"{checkpoint} has no file named latest, which DeepSpeed writes")
     target = checkpoint / f"{source.name}_universal"
     shutil.rmtree(target, ignore_errors=True)  # what an interrupted conversion left
     target.mkdir()
@@ -94,6 +114,8 @@ def fitting_marker(checkpoint: Path, args: GRPOConfig) -> Marker:
     marker = read_marker(checkpoint)
     if args.local_process_index == 0:
         check_files(checkpoint, marker)
+    if marker.zero_stage is not None:
+        _named_by(checkpoint, "latest")
     if not marker.is_resumable:
         expected = "holds the model only (save_only_model): give it as the model to begin from"
         raise ConfigError(name, value, expected)

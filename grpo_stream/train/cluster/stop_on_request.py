@@ -62,6 +62,9 @@ class StopOnDemand(TrainerCallback):
             logger.warning("stop: after global step %d, with a checkpoint", state.global_step)
 
     def _receive(self, number: int, _frame: object) -> None:
+        # Once is enough. In a storm handlers would be called within handlers until the stack is
+        # full; and while Python ends it gives up its handlers, and a signal would end the process.
+        signal.signal(number, signal.SIG_IGN)
         self._received = signal.Signals(number)
 
 

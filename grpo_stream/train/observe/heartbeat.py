@@ -6,6 +6,7 @@ write or read them. What they are for beside the watchdog: see
 """
 
 import json
+import logging
 import os
 import socket
 import time
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 FOLDER_NAME = "heartbeat"
 """Folder of an output folder with one ``rank-NNNNN.json`` for each rank that beats."""
@@ -76,9 +79,30 @@ class Heartbeat:
 
 
 def read_beats(output_dir: str | Path) -> list[Beat]:
-    """The last word of every rank, in order of rank; none where nobody has beaten."""
-    paths = sorted((Path(output_dir) / FOLDER_NAME).glob("rank-*.json"))
-    return [Beat(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    """The last word of every rank, in order of rank; none where nobody has beaten.
+
+    A file that is none, as a full disk or a crash leaves it, is passed over and named.
+    """
+    beats = []
+    for path in sorted((Path(output_dir) / FOLDER_NAME).glob("rank-*.json")):
+        beat = _read(path)
+        if beat is None:
+            logger.warning("passed over: %s is no heartbeat", path)
+        else:
+            beats.append(beat)
+    return beats
+
+
+def _read(path: Path) -> Beat | None:
+    try:
+        beat = Beat(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = (beat.rank, beat.world_size, beat.global_step, beat.time)
+        texts = (beat.host, beat.stage, *beat.keys)
+    except (OSError, ValueError, TypeError):
+        return None
+    is_sound = all(isinstance(one, int | float) for one in numbers)
+    is_sound = is_sound and all(isinstance(one, str) for one in texts)
+    return beat if is_sound else None
 
 
 def missing_ranks(beats: Sequence[Beat]) -> list[int]:

@@ -18,6 +18,8 @@ from grpo_stream.stream.config import CacheSettings, StreamConfig
 
 SharedPrefix = Literal["auto", "on", "off"]
 PackedAttention = Literal["auto", "two_part", "dense", "flex"]
+MasterWeightsSetting = Literal["none", "float32", "optimizer"]
+OldCheckpoints = Literal["refuse", "move", "keep"]
 
 _SIZES = ("fetch_ahead_bytes", "max_sample_bytes", "cache_bytes")
 
@@ -140,6 +142,15 @@ class TaskArguments:
         "Sample up to so many times more prompts than are trained on, in the place of groups "
         "whose rewards are all equal; 0: train on what comes.",
     )
+    master_weights: MasterWeightsSetting = setting(
+        "none",
+        "For weights in bfloat16 without DeepSpeed: float32 trains a copy in float32; optimizer "
+        "says that an optimizer of your own does.",
+    )
+    max_bad_steps: int = setting(
+        3,
+        "A step whose loss or gradient is not finite is not taken; more than so many end the run.",
+    )
     freeze_vision_tower: bool = setting(
         False,
         "Leave the vision tower as it is; its features are then computed once per prompt, for all "
@@ -190,6 +201,11 @@ class RunArguments:
     )
     num_ranks: int | None = setting(
         None, "With dry_run: the world size to check for; None: this launch's."
+    )
+    old_checkpoints: OldCheckpoints = setting(
+        "refuse",
+        "What a new run does where output_dir holds another run's checkpoints: refuse to begin; "
+        "move them to output_dir/earlier_runs; or keep them where they are.",
     )
     skip_preflight: bool = setting(
         False, "Begin without comparing ranks and looking at store, memory and disks."

@@ -9,6 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from grpo_stream.errors import ConfigError
 
 _AUTO = "auto"
@@ -32,6 +34,41 @@ def load_zero_config(path: str | Path) -> dict[str, Any]:
         expected = 'must hold a JSON object such as {"zero_optimization": {"stage": 3}}'
         raise ConfigError("deepspeed", str(path), expected)
     return config
+
+
+def deepspeed_config_of(args: TrainingArguments) -> dict[str, Any] | None:
+    """The DeepSpeed configuration that a run will be wrapped by, whoever has asked for it.
+
+    The setting ``deepspeed`` wins over an accelerate file, of which ``accelerate launch`` tells
+    through the environment (transformers 5.23, ``TrainingArguments.__post_init__``).
+
+    Raises:
+        ConfigError: the file of ``deepspeed`` cannot be read.
+    """
+    if isinstance(args.deepspeed, dict):
+        return args.deepspeed
+    if args.deepspeed:
+        return load_zero_config(args.deepspeed)
+    plugin = args.deepspeed_plugin
+    config: dict[str, Any] | None = None if plugin is None else plugin.hf_ds_config.config
+    return config
+
+
+def keeps_float32(args: TrainingArguments) -> bool:
+    """Whether DeepSpeed keeps a float32 copy of weights in 16 bits.
+
+    ZeRO does from stage 1 on; at stage 0 the optimizer of a half precision that it was asked for.
+    """
+    config = deepspeed_config_of(args)
+    if config is None:
+        return False
+    if (config.get("zero_optimization") or {}).get("stage", 0):
+        return True
+    asked = [(config.get(name) or {}).get("enabled", _AUTO) for name in ("bf16", "fp16")]
+    return any(
+        asked[i] is True or (asked[i] == _AUTO and on)
+        for i, on in enumerate((bool(args.bf16), bool(args.fp16)))
+    )
 
 
 def check_zero_config(
@@ -73,6 +110,7 @@ def check_zero_config(
     micro, accumulation = per_device_train_batch_size, gradient_accumulation_steps
     _check_batch(config, micro=micro, accumulation=accumulation, world_size=world_size)
     _check_precision(config, bf16=bf16, fp16=fp16)
+    _check_guards(config)
     if max_grad_norm is not None and config.get("gradient_clipping", 1.0) not in (
         _AUTO,
         max_grad_norm,
@@ -245,6 +283,19 @@ def _check_precision(config: dict[str, Any], *, bf16: bool, fp16: bool) -> None:
                 f"the run has {name}: {wanted}; write {name}: {other} in the run's settings, "
                 f'or "auto" here',
             )
+
+
+def _check_guards(config: dict[str, Any]) -> None:
+    """Refuses what would let weights be rounded away, or a gradient through that is not finite."""
+    for section, name, right, why in (
+        ("bf16", "bf16_master_weights_and_grads", False, "keeps no weights in 32 bits"),
+        ("fp16", "fp16_master_weights_and_grads", False, "keeps no weights in 32 bits"),
+        ("bf16", "check_grad_overflow", True, "lets a gradient into weights that is not finite"),
+        ("zero_optimization", "compute_grad_norm", True, "leaves gradients unchecked"),
+    ):
+        value = (config.get(section) or {}).get(name, right)
+        if value is not right:
+            raise ConfigError(f"{section}.{name}", value, f"{why}; use {str(right).lower()}")
 
 
 def _notes(zero: dict[str, Any], stage: int) -> list[str]:

@@ -17,6 +17,7 @@ from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.images import ResizeRule
 from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
+from grpo_stream.train.models.master_weights import check_dtype
 from grpo_stream.train.models.model_path import EXAMPLE, check_model_path
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
@@ -256,7 +257,12 @@ def _check_model(settings: Settings) -> tuple[PromptTemplate, Frame | None, Resi
     if model.use_peft and importlib.util.find_spec("peft") is None:
         raise ConfigError("use_peft", True, "needs the package peft: pip install grpo_stream[lora]")
     check_model_path(name)
-    if not Path(name).is_dir():
+    is_folder = Path(name).is_dir()
+    if not model.use_peft:
+        dtype = (settings.args.model_init_kwargs or {}).get("dtype", model.dtype)
+        config = policy_config(name) if is_folder else None
+        check_dtype(dtype, config, settings.args, task.master_weights)
+    if not is_folder:
         frame = answer_frame_for("", task.answer_frame) if task.answer_frame is not None else None
         return load_template(task.prompt_template), frame, None
     template, frame = check_policy(

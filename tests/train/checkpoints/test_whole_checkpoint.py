@@ -1,5 +1,8 @@
 import json
 import logging
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,16 @@ def write(folder, *, is_resumable=True):
     return folder
 
 
+def rewrite(folder, **changes):
+    path = folder / MARKER_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def replace(path, make):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    make(path)
+
+
 def test_a_marker_says_what_was_written(tmp_path):
     folder = write(tmp_path / "checkpoint-1")
     files = {"cursor.json": 2, "global_step1/optimizer.pt": 5}
@@ -53,6 +66,19 @@ def test_beginning_leaves_nothing(tmp_path):
         (lambda folder: (folder / MARKER_NAME).write_text("[]"), "is damaged"),
         (lambda folder: (folder / MARKER_NAME).write_text('{"version": 1, "a": 2}'), "is damaged"),
         (lambda folder: (folder / MARKER_NAME).write_text('{"version": 2}'), "has version 2"),
+        (lambda folder: (folder / MARKER_NAME).write_bytes(b""), "is damaged"),
+        (lambda folder: (folder / MARKER_NAME).write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda folder: (folder / MARKER_NAME).write_text("[" * 100_000), "is damaged"),
+        (lambda folder: rewrite(folder, files=["cursor.json"]), "is damaged"),
+        (lambda folder: rewrite(folder, files={"cursor.json": "2"}), "is damaged"),
+        (lambda folder: rewrite(folder, files={"../checkpoint-9/cursor.json": 2}), "is damaged"),
+        (lambda folder: rewrite(folder, files={"\0": 2}), "is damaged"),
+        (lambda folder: rewrite(folder, files={"x" * 5000: 2}), "is missing"),
+        (lambda folder: rewrite(folder, num_ranks="two"), "is damaged"),
+        (lambda folder: rewrite(folder, sequence=None), "is damaged"),
+        (lambda folder: replace(folder / MARKER_NAME, Path.mkdir), "is damaged"),
+        (lambda folder: replace(folder / MARKER_NAME, os.mkfifo), "is damaged"),
+        (lambda folder: replace(folder, Path.touch), "has no complete.json"),
         (lambda folder: (folder / "cursor.json").unlink(), "cursor.json is missing"),
         (
             lambda folder: (folder / "global_step1/optimizer.pt").write_bytes(b"1"),
@@ -122,7 +148,8 @@ def test_a_path_is_taken_as_it_is(tmp_path):
 
 def test_the_marker_is_readable(tmp_path):
     content = json.loads((write(tmp_path / "checkpoint-1") / MARKER_NAME).read_text())
-    assert set(content) == {"version", "num_ranks", "zero_stage", "is_resumable", "files"}
+    names = {"num_ranks", "zero_stage", "is_resumable", "files", "run_id", "sequence"}
+    assert set(content) == {"version"} | names
 
 
 def test_errors_are_the_projects_own(tmp_path):

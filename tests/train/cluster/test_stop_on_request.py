@@ -1,12 +1,14 @@
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerControl
 
-from grpo_stream.train.cluster.stop_on_request import SIGNALS, StopOnDemand
+from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, SIGNALS, StopOnDemand
 
 
 @pytest.fixture
@@ -64,3 +66,35 @@ def test_a_run_that_is_done_was_not_stopped(stop, tmp_path):
     (tmp_path / "stop").touch()
     assert after_step(stop, tmp_path, global_step=10).should_save
     assert not stop.has_stopped
+
+
+STORM = """
+import sys
+from pathlib import Path
+from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
+from tests.train.cluster.test_stop_on_request import after_step
+stop = StopOnDemand()
+stop.listen()
+print("listens", flush=True)
+sys.setrecursionlimit(200)
+global_step = 0
+while not after_step(stop, Path(sys.argv[1]), global_step, 1 << 60).should_training_stop:
+    global_step += 1
+for _ in range(300_000):  # a checkpoint is written
+    pass
+sys.exit(EXIT_STOPPED if stop.has_stopped else 0)
+"""
+
+
+def test_a_storm_of_signals_is_one_request(tmp_path):
+    """Handlers run within handlers; and Python gives up its own while it ends."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", STORM, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert run.stdout is not None
+    with run.stdout as said:
+        assert said.readline() == b"listens\n"
+        while run.poll() is None:
+            for number in SIGNALS * 500:
+                run.send_signal(number)
+        assert run.returncode == EXIT_STOPPED, said.read().decode()

@@ -3,6 +3,8 @@ import os
 import socket
 import time
 
+import pytest
+
 from grpo_stream.train.observe.heartbeat import (
     ENDED,
     Beat,
@@ -68,3 +70,25 @@ def test_the_most_silent_comes_first():
 def test_a_file_is_plain_json(tmp_path):
     Heartbeat(tmp_path, 0, 1).beat(1, "step")
     assert json.loads((tmp_path / "heartbeat/rank-00000.json").read_text())["stage"] == "step"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"rank": "a"}'])
+def test_a_file_that_is_none_is_passed_over_and_named(tmp_path, caplog, content):
+    Heartbeat(tmp_path, 0, 2).beat(1, "step")
+    (tmp_path / "heartbeat/rank-00001.json").write_bytes(content)
+    found = read_beats(tmp_path)
+    assert [one.rank for one in found] == [0]
+    assert "rank-00001.json is no heartbeat" in caplog.text
+    assert len(caplog.records) == 1
+    assert missing_ranks(found) == [1]
+
+
+def test_of_values_that_are_no_heartbeats_none_is_shown(tmp_path):
+    fields = vars(beat(0, 5.0))
+    (tmp_path / "heartbeat").mkdir()
+    for number, wrong in enumerate(
+        [{"time": None}, {"host": 3}, {"keys": None}, {"keys": [1]}, {"global_step": "x"}]
+    ):
+        path = tmp_path / f"heartbeat/rank-{number:05d}.json"
+        path.write_text(json.dumps(fields | wrong))
+    assert read_beats(tmp_path) == []
