@@ -10,6 +10,7 @@ index.html into the folder of --report. Parser, frames, resize and prompts are t
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -59,4 +60,6 @@ def start_ranks(argv: Sequence[str], num_processes: int) -> None:
 
 
 if __name__ == "__main__":
+    # Ctrl-C too: torch, waiting for another rank, lets no handler of Python's run.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

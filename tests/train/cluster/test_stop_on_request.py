@@ -11,10 +11,11 @@ from grpo_stream.train.cluster.stop_on_request import SIGNALS, StopOnDemand
 
 @pytest.fixture
 def stop():
-    """Listens; afterwards the handlers are as before."""
+    """Listens, in a run that has begun; afterwards the handlers are as before."""
     before = [signal.getsignal(number) for number in SIGNALS]
     stop = StopOnDemand()
     stop.listen()
+    stop.on_step_begin(None, None, None)
     yield stop
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
@@ -64,3 +65,7 @@ def test_a_run_that_is_done_was_not_stopped(stop, tmp_path):
     (tmp_path / "stop").touch()
     assert after_step(stop, tmp_path, global_step=10).should_save
     assert not stop.has_stopped
+
+
+def test_ctrl_c_is_pythons_own_once_training_has_begun(stop):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
