@@ -40,6 +40,7 @@ from grpo_stream.train.cluster.same_settings import check_agreement, run_setting
 from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
 from grpo_stream.train.cluster.waiting import WaitForFirstStep, waiting_for
 from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.observe.known_warnings import ignore_known_warnings
 from grpo_stream.train.observe.metrics import ShortProgressCallback
 from grpo_stream.train.observe.stragglers import HealthLog
 from grpo_stream.train.setup.open_data import make_stream
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
 
     0 done, 1 another rank was lost, 2 settings or data that cannot work, 75 stopped on demand.
     """
+    ignore_known_warnings()
     stop = StopOnDemand()
     stop.listen()
     end_with_launcher(stop.is_asked)

@@ -25,10 +25,11 @@ from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
-from grpo_stream.train.models.policy import policy_config
+from grpo_stream.train.models.policy import continued_adapter, policy_config
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
+from grpo_stream.train.observe.tensorboard_log import resume_tensorboard
 from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
@@ -59,7 +60,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     group, ahead of the step. Under ``shared_prefix`` the prompt is also computed once per group.
 
     Args:
-        model: Folder or hub id, or a model.
+        model: Folder or hub id, or a model. A LoRA adapter's folder is trained further.
         reward_funcs: Functions with trl's signature, or names for
             :func:`grpo_stream.grounding.rewards.load_reward`. They receive the columns
             ``solution`` (frame ``original``), ``scales`` (original size), ``model_size``,
@@ -160,7 +161,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
         empty = Dataset.from_dict({"prompt": []})
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
-        super().__init__(model, rewards, args, empty, empty_eval, processor, **kwargs)
+        policy = continued_adapter(model, args)
+        super().__init__(policy, rewards, args, empty, empty_eval, processor, **kwargs)
         self.data_collator = data_collator or PromptCollator(
             processor,
             template,
@@ -218,6 +220,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             data_wait_seconds=lambda: feed.data_wait_seconds,
             awaited=lambda: feed.awaited(self._step),
         )
+        resume_tensorboard(self.callback_handler)
         show = show_in_trackers(self.callback_handler, self.args.report_to)
         self._feed = feed
         self._observer = Observer(log, self.args, facts, show)

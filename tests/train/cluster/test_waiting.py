@@ -1,3 +1,4 @@
+import inspect
 import time
 
 import pytest
@@ -28,7 +29,8 @@ def test_one_rank_of_a_node_says_it(capsys, monkeypatch):
 
 
 def test_the_first_step_ends_it(capsys, monkeypatch):
-    monkeypatch.setattr(waiting_for.__wrapped__, "__defaults__", (0.1,))
+    inner = inspect.unwrap(waiting_for)
+    monkeypatch.setattr(inner, "__defaults__", (0.1,))
     waiting = WaitForFirstStep()
     with waiting:
         time.sleep(0.15)
