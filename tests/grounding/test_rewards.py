@@ -164,6 +164,19 @@ def test_nothing_is_guessed(columns, field):
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("name", ["accuracy_reward_coord", "iou_reward", "gaussian_reward"])
+def test_the_error_shows_the_lines_that_work_with_plain_trl(name):
+    columns = {"prompts": ["Click"], "completions": ["(40, 30)"], "solution": [BOX]}
+    with pytest.raises(ConfigError, match="PersonalizedGRPOTrainer passes the column") as caught:
+        REWARDS[name](**columns)
+    lines = [line[4:] for line in str(caught.value).splitlines() if line.startswith("    ")]
+    assert len(lines) == 2
+    scope = {name: REWARDS[name]}
+    exec("\n".join(lines), scope)  # noqa: S102 - what a user would do with them
+    (reward,) = scope["reward_funcs"]
+    assert reward(**columns) == REWARDS[name](**columns, answer_frame="original")
+
+
 def test_original_answers_need_no_size_but_distance_does():
     assert accuracy_reward_coord(["(40, 30)"], [BOX], answer_frame="original") == [1.0]
     with pytest.raises(ConfigError, match="scales"):
