@@ -11,6 +11,7 @@ import sys
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
+from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.cluster.preflight import run_preflight
 from grpo_stream.train.cluster.preflight_needs import run_checks
 from grpo_stream.train.cluster.preflight_report import PreflightError
@@ -42,4 +43,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     # Ctrl-C too: torch, waiting for another rank, lets no handler of Python's run.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -23,7 +23,7 @@ from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.universal import fitting_marker
 from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
-from grpo_stream.train.cluster.early_end import EndedEarly, leave_now
+from grpo_stream.train.cluster.early_end import EndedEarly, end_process, leave_now
 from grpo_stream.train.cluster.exit_with_launcher import end_with_launcher
 from grpo_stream.train.cluster.preflight import run_preflight
 from grpo_stream.train.cluster.preflight_needs import run_checks
@@ -208,4 +208,4 @@ def model_init_kwargs(settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

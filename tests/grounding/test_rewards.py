@@ -3,6 +3,7 @@ import inspect
 import math
 import pickle
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_the_error_shows_the_lines_that_work_with_plain_trl(name):
         REWARDS[name](**columns)
     lines = [line[4:] for line in str(caught.value).splitlines() if line.startswith("    ")]
     assert len(lines) == 2
-    scope = {name: REWARDS[name]}
+    scope: dict[str, Any] = {name: REWARDS[name]}
     exec("\n".join(lines), scope)  # noqa: S102 - what a user would do with them
     (reward,) = scope["reward_funcs"]
     assert reward(**columns) == REWARDS[name](**columns, answer_frame="original")

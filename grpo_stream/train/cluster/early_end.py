@@ -1,11 +1,13 @@
-"""Before the first step a signal ends the process: there is nothing yet that is worth saving."""
+"""How a process ends: by a signal before the first step, and without aborting on the way."""
 
+import atexit
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 _GRACE_SECONDS = 3.0
 
@@ -18,7 +20,18 @@ class EndedEarly(SystemExit):
         self.status = status
 
 
-def leave_now(code: int) -> None:
+def end_process(code: int) -> NoReturn:
+    """Ends this process after its exit handlers, without ending the interpreter.
+
+    A thread that comes back from C++ code meanwhile, a reader's or one of gloo, would abort the
+    process: "terminate called without an active exception", and a run that was a success has
+    failed (seen with torch 2.13).
+    """
+    atexit._run_exitfuncs()  # noqa: SLF001 - trackers close their runs there
+    leave_now(code)
+
+
+def leave_now(code: int) -> NoReturn:
     """Ends this process without its exit handlers, which may wait for other ranks."""
     sys.stdout.flush()
     sys.stderr.flush()
