@@ -71,7 +71,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         eval_dataset: The same, for evaluation while training.
         processing_class: The model's processor; loaded from ``model`` when None.
         image_processor: Used for images instead of the processor's own.
-        images_root: Folder that the ``image`` of a raw record is relative to.
+        images_root: Folder that the ``image`` of a raw record is relative to; None: all of them
+            are absolute paths.
         data_collator: From samples to a batch; a :class:`PromptCollator` when None.
         prompt_template: Name or YAML file of the words around an instruction.
         answer_frame: Frame the model answers in; None takes the model family's.

@@ -59,6 +59,10 @@ class TestRawRecords:
         ).train()
         assert {tuple(size) for size in sizes} == {(56, 56)}
 
+    def test_absolute_paths_need_no_images_root(self, make_trainer, make_args, shapes):
+        records = [one | {"image": str(shapes.images / one["image"])} for one in shapes.records]
+        make_trainer(make_args(max_steps=1), train_dataset=records).train()
+
     def test_images_root_is_needed(self, make_trainer, shapes):
         with pytest.raises(ConfigError, match="images_root"):
             make_trainer(train_dataset=shapes.records)
