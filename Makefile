@@ -92,7 +92,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 	.venv/bin/pip install -qq -r requirements.lock -r requirements-torch.lock
 	.venv/bin/pip install -qq --no-deps --no-build-isolation --editable .
 	echo "setup 4/4: DeepSpeed's operator for communication on CPU (about a minute, once)"
-	.venv/bin/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' \
+	.venv/bin/python -m grpo_stream.train.cluster.operator_lock \
 		> .venv/operator.log 2>&1 || { cat .venv/operator.log >&2; exit 1; }
 	if [ -z "$$npm" ] || ! wait "$$npm"; then
 		echo "setup: no azurite (npm is missing or failed: .venv/azurite.log); tests of az:// will be skipped"

@@ -10,12 +10,14 @@ index.html into the folder of --report. Parser, frames, resize and prompts are t
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.report.evaluation_tables import comparison_table, figure_table
 from grpo_stream.stream.world import find_world
+from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation
 from grpo_stream.train.evaluate.evaluation_run import run_evaluation
@@ -59,4 +61,6 @@ def start_ranks(argv: Sequence[str], num_processes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Ctrl-C too: torch, waiting for another rank, lets no handler of Python's run.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_process(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ Settings come from the YAML file and from flags, and flags win: trl's GRPOConfig
 and the classes of grpo_stream.train.setup.arguments. Without a GPU the run takes the CPU and gloo.
 With --resume_from_checkpoint auto one command starts a run and resumes from its last whole
 checkpoint (docs/checkpoints.md). SIGTERM, SIGUSR1 or a file "stop" in the output folder end the
-run after the global step, with a checkpoint.
+run after the global step, with a checkpoint; before the first step a signal ends it at once.
 """
 
 import sys
@@ -24,6 +24,7 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.output_lease import holding_on_rank_0
 from grpo_stream.train.checkpoints.universal import fitting_marker
 from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
+from grpo_stream.train.cluster.early_end import EndedEarly, end_process, leave_now
 from grpo_stream.train.cluster.exit_with_launcher import end_with_launcher
 from grpo_stream.train.cluster.preflight import run_preflight
 from grpo_stream.train.cluster.preflight_needs import run_checks
@@ -31,14 +32,16 @@ from grpo_stream.train.cluster.preflight_report import PreflightError
 from grpo_stream.train.cluster.process_group import (
     BoundWaiting,
     is_lost_rank,
+    joining_ranks,
     leave_process_group,
-    naming_taken_port,
     start_process_group,
     stay_alone,
 )
 from grpo_stream.train.cluster.same_settings import check_agreement, run_settings
 from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
+from grpo_stream.train.cluster.waiting import WaitForFirstStep, waiting_for
 from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.observe.known_warnings import ignore_known_warnings
 from grpo_stream.train.observe.metrics import ShortProgressCallback
 from grpo_stream.train.observe.stragglers import HealthLog
 from grpo_stream.train.setup.open_data import make_stream
@@ -59,6 +62,7 @@ def main(argv: list[str]) -> int:
 
     0 done, 1 another rank was lost, 2 settings or data that cannot work, 75 stopped on demand.
     """
+    ignore_known_warnings()
     stop = StopOnDemand()
     stop.listen()
     end_with_launcher(stop.is_asked)
@@ -70,11 +74,12 @@ def main(argv: list[str]) -> int:
             stay_alone()
         else:
             start_process_group(use_cpu=use_cpu)
-        with naming_taken_port():
+        with joining_ranks():
             settings = make_settings(parser, flags, is_alone=is_alone)
         if not settings.run.dry_run and not settings.run.skip_preflight:
             run_preflight(run_checks(settings), say=partial(print, flush=True))
-        plan = plan_run(settings)
+        with waiting_for("the data to be opened"):
+            plan = plan_run(settings)
         if settings.args.process_index == 0:
             print(plan.describe(), flush=True)
         if settings.run.dry_run:
@@ -84,6 +89,8 @@ def main(argv: list[str]) -> int:
             return 0
         train(settings, plan, stop)
         leave_process_group()
+    except EndedEarly as ended:
+        leave_now(ended.status)
     except PreflightError as error:
         if World.from_env().rank == 0:
             print(f"error: {error}", file=sys.stderr)
@@ -146,36 +153,39 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
             **run_settings(settings),
         }
     )
-    trainer = PersonalizedGRPOTrainer(
-        str(model_id),
-        list(task.reward_funcs),
-        args,
-        stream,
-        eval_stream(settings, plan, common),
-        processing_class=processor,
-        prompt_template=task.prompt_template,
-        answer_frame=task.answer_frame,
-        shared_prefix=task.shared_prefix,
-        shared_prefix_attention=task.shared_prefix_attention,
-        freeze_vision_tower=task.freeze_vision_tower,
-        refill_zero_variance=task.refill_zero_variance,
-        allow_new_lanes=data.allow_new_lanes,
-        master_weights=task.master_weights,
-        max_bad_steps=task.max_bad_steps,
-        old_checkpoints=settings.run.old_checkpoints,
-        log=settings.log,
-        peft_config=get_peft_config(settings.model),
-    )
+    with waiting_for(f"{model_id} to be loaded"):
+        trainer = PersonalizedGRPOTrainer(
+            str(model_id),
+            list(task.reward_funcs),
+            args,
+            stream,
+            eval_stream(settings, plan, common),
+            processing_class=processor,
+            prompt_template=task.prompt_template,
+            answer_frame=task.answer_frame,
+            shared_prefix=task.shared_prefix,
+            shared_prefix_attention=task.shared_prefix_attention,
+            freeze_vision_tower=task.freeze_vision_tower,
+            refill_zero_variance=task.refill_zero_variance,
+            allow_new_lanes=data.allow_new_lanes,
+            master_weights=task.master_weights,
+            max_bad_steps=task.max_bad_steps,
+            old_checkpoints=settings.run.old_checkpoints,
+            log=settings.log,
+            peft_config=get_peft_config(settings.model),
+        )
     if args.process_index == 0:
         attention = f"on, each prompt is computed once per group, {trainer.packed_attention}"
         print(f"shared_prefix: {attention if trainer.shared_prefix else 'off'}", flush=True)
         print(f"begins {f'from {checkpoint}' if checkpoint else 'anew'}", flush=True)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    for callback in (ShortProgressCallback(), BoundWaiting(), stop):
+    first_step = WaitForFirstStep()
+    for callback in (ShortProgressCallback(), BoundWaiting(), first_step, stop):
         trainer.add_callback(callback)
     HealthLog.of_trainer(trainer).add_to(trainer)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with first_step:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.has_stopped:
         # The first rank to end has the launcher end the others: none may still be writing.
         trainer.accelerator.wait_for_everyone()
@@ -207,4 +217,4 @@ def model_init_kwargs(settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -62,6 +62,15 @@ Rewards: TypeAlias = list[float | None]
 Reward: TypeAlias = Callable[..., Rewards]
 
 
+_WITH_PLAIN_TRL = """.
+PersonalizedGRPOTrainer passes the column. With trl's own trainer, give the frame yourself:
+    from functools import partial
+    reward_funcs = [partial({name}, answer_frame="original")]
+"original" is right where the model answers in pixels of the very image that the solution is in: no
+resize on the way, by the processor neither. Of a resized image the frame is "model", with the
+columns scales and model_size; of a model that answers in 0-1000 it is "per_mille", with scales."""
+
+
 def _reward(of_cases: Reward) -> Reward:
     """A function of cases, called as trl does: the columns of ``cases_of`` and its own keywords."""
     _, *keywords = inspect.signature(of_cases).parameters.values()
@@ -71,7 +80,14 @@ def _reward(of_cases: Reward) -> Reward:
     @functools.wraps(of_cases)
     def reward(*args: Any, **given: Any) -> Rewards:
         own = {name: given.pop(name) for name in names if name in given}
-        return of_cases(cases_of(*args, **given), **own)
+        try:
+            cases = cases_of(*args, **given)
+        except ConfigError as error:
+            if (error.field, error.value) != ("answer_frame", None):
+                raise
+            expected = error.expected + _WITH_PLAIN_TRL.format(name=of_cases.__name__)
+            raise ConfigError("answer_frame", None, expected) from error
+        return of_cases(cases, **own)
 
     signature = inspect.Signature([*columns, *keywords, others], return_annotation=Rewards)
     reward.__signature__ = signature  # type: ignore[attr-defined]

@@ -28,6 +28,16 @@ def image_name(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def is_relative(value: object) -> bool:
+    """Whether a record's image is a path that starts from a folder which the record does not say.
+
+    Not an absolute path, not an image that the record holds, and not what is no image at all.
+    """
+    name = image_name(value)
+    inside = isinstance(value[0] if isinstance(value, list) and value else value, InlineImage)
+    return name is not None and not inside and not name.startswith(("/", "file:"))
+
+
 def folder_prefixes(folder: str) -> tuple[str, ...]:
     """What an absolute path inside a folder begins with: as given, and with links followed."""
     found = (os.path.abspath(folder), os.path.realpath(folder))  # noqa: PTH100 - links as they are

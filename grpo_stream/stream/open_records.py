@@ -17,6 +17,7 @@ from grpo_stream.records.formats.open_inputs import (
     rules_of,
 )
 from grpo_stream.records.formats.rules import Rules
+from grpo_stream.records.image_files import is_relative
 from grpo_stream.records.stored_image import ImageReader, PictureRules
 from grpo_stream.stream.record_source import RecordSource
 
@@ -42,7 +43,8 @@ def open_records(
     Args:
         words: Files, globs, URLs or ``datasets:SPEC``.
         input_format: One of ``grpo_stream.records.formats.readers.FORMATS``.
-        images_root: Folder that image paths start from; not needed where inputs hold the images.
+        images_root: Folder that image paths start from; not needed where inputs hold the images,
+            or all paths are absolute.
         flags: What the user said of the records.
         limits: What an image may be at most.
 
@@ -54,15 +56,13 @@ def open_records(
     with _named_as_settings():
         inputs = expand_inputs(words, input_format)
         base = [rules_of(one, Rules(), flags) for one in inputs]
-    if images_root is None:
-        if any(one.container not in _HOLD_IMAGES for one in inputs):
-            raise ConfigError("images_root", None, "is needed with json: the images' folder")
-        images_root = Path()
     book = FormBook(base)
     left_out = Counter[str]()
     rows = list(_rows(inputs, base, book, left_out))
     if not rows:
         raise ConfigError("json", list(words), "holds no records")
+    if images_root is None:
+        images_root = _root_of(inputs, [record for _, record in rows], base[0].image_key)
     reader = ImageReader(str(images_root), PictureRules(limits=limits))
     try:
         forms = book.decide(reader.size_of, flags, None)
@@ -79,6 +79,18 @@ def open_records(
         num_all = left_out.total() + len(rows)
         said.append(f"{left_out.total()} of {num_all} records are left out: {causes}")
     return RecordSource(records, images_root, rules, limits, readings=said)
+
+
+def _root_of(
+    inputs: Sequence[InputSource], records: Sequence[Mapping[str, Any]], image_key: str
+) -> Path:
+    """Where image paths start from when nobody says it: nowhere, or they are absolute."""
+    if all(one.container in _HOLD_IMAGES for one in inputs):
+        return Path()
+    if not any(is_relative(record.get(image_key)) for record in records):
+        return Path("/")
+    expected = "is needed with json: the folder of the images, which are no absolute paths"
+    raise ConfigError("images_root", None, expected)
 
 
 def _rows(

@@ -17,7 +17,7 @@ from grpo_stream.images import DEFAULT_LIMITS, SUFFIXES, ImageLimits, ResizeRule
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.records.formats.inline_image import InlineImage
 from grpo_stream.records.formats.json_stream import read_records
-from grpo_stream.records.image_files import folder_prefixes, read_image
+from grpo_stream.records.image_files import folder_prefixes, is_relative, read_image
 from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import Picture
 from grpo_stream.records.validate import Rules, judge
@@ -47,7 +47,7 @@ class RecordSource:
 
     Args:
         records: Mappings with ``image``, ``prompt`` and ``solution``.
-        images_root: Folder that the image paths are relative to.
+        images_root: Folder that the image paths are relative to; not needed where all are absolute.
         rules: How the records are written, all of them or each.
         limits: What an image may be at most; that of the stream that reads them.
         readings: How their numbers are read, in words.
@@ -68,9 +68,9 @@ class RecordSource:
     ) -> None:
         if not records:
             raise ConfigError("records", [], "must hold at least one record")
-        self._root = _checked_root(images_root)
         self._records = records
         self._rules = rules or Rules()
+        self._root = _checked_root(images_root, records, self._rules)
         self._limits = limits
         self.readings = tuple(readings)
         """How the numbers are read, in words; nothing where the caller said it."""
@@ -171,7 +171,9 @@ def sample_from_record(
         RecordError: the record is no sample.
         ImageError: its image is none.
     """
-    sample = _read(record, 0, _checked_root(images_root), Rules(), DEFAULT_LIMITS)
+    rules = Rules()
+    root = _checked_root(images_root, [record], rules)
+    sample = _read(record, 0, root, rules, DEFAULT_LIMITS)
     return StreamSample.from_sample(sample, rule)
 
 
@@ -209,7 +211,18 @@ def _read(record: object, position: int, root: Path, rules: Rules, limits: Image
     return judge(record, key, rules, open_picture).sample
 
 
-def _checked_root(images_root: str | Path | None) -> Path:
+def _checked_root(
+    images_root: str | Path | None,
+    records: Sequence[Mapping[str, Any]],
+    rules: Rules | Sequence[Rules],
+) -> Path:
+    if images_root is None:
+        all_rules = [rules] * len(records) if isinstance(rules, Rules) else rules
+        if not any(
+            isinstance(record, Mapping) and is_relative(record.get(own.image_key))
+            for record, own in zip(records, all_rules, strict=True)
+        ):
+            return Path("/")
     if images_root is None or not Path(images_root).is_dir():
         value = None if images_root is None else str(images_root)
         raise ConfigError("images_root", value, "must be the folder that image paths start from")

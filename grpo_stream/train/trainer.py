@@ -32,11 +32,13 @@ from grpo_stream.train.models.master_weights import (
     check_trained_weights,
     with_master_weights,
 )
-from grpo_stream.train.models.policy import policy_config
+from grpo_stream.train.models.model_path import base_model_of
+from grpo_stream.train.models.policy import continued_adapter, policy_config
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
+from grpo_stream.train.observe.tensorboard_log import resume_tensorboard
 from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
@@ -67,7 +69,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     group, ahead of the step. Under ``shared_prefix`` the prompt is also computed once per group.
 
     Args:
-        model: Folder or hub id, or a model.
+        model: Folder or hub id, or a model. A LoRA adapter's folder is trained further.
         reward_funcs: Functions with trl's signature, or names for
             :func:`grpo_stream.grounding.rewards.load_reward`. They receive the columns
             ``solution`` (frame ``original``), ``scales`` (original size), ``model_size``,
@@ -78,7 +80,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         eval_dataset: The same, for evaluation while training.
         processing_class: The model's processor; loaded from ``model`` when None.
         image_processor: Used for images instead of the processor's own.
-        images_root: Folder that the ``image`` of a raw record is relative to.
+        images_root: Folder that the ``image`` of a raw record is relative to; None: all of them
+            are absolute paths.
         data_collator: From samples to a batch; a :class:`PromptCollator` when None.
         prompt_template: Name or YAML file of the words around an instruction.
         answer_frame: Frame the model answers in; None takes the model family's.
@@ -167,7 +170,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         template, frame = check_policy(
             config, args, prompt_template=prompt_template, answer_frame=answer_frame
         )
-        if isinstance(model, str) and kwargs.get("peft_config") is None:
+        has_adapter = kwargs.get("peft_config") is not None or base_model_of(model_id)
+        if isinstance(model, str) and not has_adapter:
             dtype = (args.model_init_kwargs or {}).get("dtype")
             check_dtype(dtype, config, args, master_weights)
         rewards = [named_reward(with_template(one, template)) for one in checked.rewards]
@@ -183,7 +187,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
         empty = Dataset.from_dict({"prompt": []})
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
-        super().__init__(model, rewards, args, empty, empty_eval, processor, **kwargs)
+        policy = continued_adapter(model, args)
+        super().__init__(policy, rewards, args, empty, empty_eval, processor, **kwargs)
         self.data_collator = data_collator or PromptCollator(
             processor,
             template,
@@ -255,6 +260,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             data_wait_seconds=lambda: feed.data_wait_seconds,
             awaited=lambda: feed.awaited(self._step),
         )
+        resume_tensorboard(self.callback_handler)
         show = show_in_trackers(self.callback_handler, self.args.report_to)
         self._feed = feed
         self._observer = Observer(log, self.args, facts, show)

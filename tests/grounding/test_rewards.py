@@ -3,6 +3,7 @@ import inspect
 import math
 import pickle
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,19 @@ def test_nothing_is_guessed(columns, field):
     with pytest.raises(ConfigError) as caught:
         iou_reward(**({"completions": ["(1, 1)"], "solution": [BOX]} | columns))
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["accuracy_reward_coord", "iou_reward", "gaussian_reward"])
+def test_the_error_shows_the_lines_that_work_with_plain_trl(name):
+    columns = {"prompts": ["Click"], "completions": ["(40, 30)"], "solution": [BOX]}
+    with pytest.raises(ConfigError, match="PersonalizedGRPOTrainer passes the column") as caught:
+        REWARDS[name](**columns)
+    lines = [line[4:] for line in str(caught.value).splitlines() if line.startswith("    ")]
+    assert len(lines) == 2
+    scope: dict[str, Any] = {name: REWARDS[name]}
+    exec("\n".join(lines), scope)  # noqa: S102 - what a user would do with them
+    (reward,) = scope["reward_funcs"]
+    assert reward(**columns) == REWARDS[name](**columns, answer_frame="original")
 
 
 def test_original_answers_need_no_size_but_distance_does():

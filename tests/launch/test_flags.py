@@ -36,8 +36,10 @@ def alone(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     compiled = tmp_path / "extensions"
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(compiled))
-    handlers = [(one, signal.getsignal(one)) for one in (signal.SIGTERM, signal.SIGUSR1)]
+    ending = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = [(one, signal.getsignal(one)) for one in ending]
     yield compiled
+    signal.set_wakeup_fd(-1)
     for one, handler in handlers:
         signal.signal(one, handler)
     assert not distributed.is_initialized()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from grpo_stream.grounding.rewards import accuracy_reward_coord
+from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
 from grpo_stream.train.setup import run_plan
 from tests.launch.support import load_script
@@ -56,3 +57,4 @@ def main():
 if __name__ == "__main__":
     # trl finds the reward under the module's own name; there must be one KEYS, not two.
     importlib.import_module("tests.multiprocess.probe").main()
+    end_process(0)

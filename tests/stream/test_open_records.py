@@ -93,6 +93,13 @@ def test_files_that_write_boxes_in_different_ways(images):
     assert len(source.readings) == 2
 
 
+def test_absolute_paths_need_no_folder(images):
+    path = write(images, "data.json", [PLAIN | {"image": str(images / PLAIN["image"])}])
+    found = [read_at(open_records([path], "auto", root), 0) for root in (None, images)]
+    assert found[0].image == found[1].image
+    assert found[0].solution == tuple(PLAIN["solution"])
+
+
 def test_no_folder_and_damage(images):
     with pytest.raises(ConfigError, match=r"json='.*nothing\.json'"):
         open_records([str(images / "nothing.json")], "auto", images)

@@ -140,6 +140,19 @@ def test_images_root_must_be_a_folder(root, missing):
         sample_from_record(RECORD, folder, None)
 
 
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_absolute_paths_need_no_folder(root, form):
+    records: list[Any] = [RECORD | {"image": form.format(root / "a.png")}, {"prompt": "no image"}]
+    source = RecordSource(records, None)
+    assert source.read(0, 0).image == image_bytes((8, 6))
+    assert sample_from_record(records[0], None, None).model_size == Size(8, 6)
+    assert RecordSource(records, root).read(0, 0).image == image_bytes((8, 6))  # inside one
+    with pytest.raises(RecordError, match="image_path_absolute"):
+        RecordSource(records, root / "sub").read(0, 0)
+    with pytest.raises(ConfigError, match="images_root"):
+        RecordSource([*records, RECORD], None)
+
+
 def test_sample_from_record(root):
     sample = sample_from_record(RECORD, str(root), ResizeRule())
     assert sample.model_size == ResizeRule().target(Size(8, 6))

@@ -1,6 +1,5 @@
 """A checkpoint as a plain model: what ``from_pretrained`` loads, and nothing else."""
 
-import json
 import re
 import shutil
 import tempfile
@@ -14,9 +13,9 @@ import transformers
 
 from grpo_stream.errors import CheckpointError, ConfigError
 from grpo_stream.train.checkpoints.whole_checkpoint import check_files, read_marker, sync
+from grpo_stream.train.models.model_path import ADAPTER_NAME, base_model_of
 from grpo_stream.train.models.policy import load_policy, policy_config
 
-_ADAPTER = "adapter_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _OTHERS = (
     "config.json", "generation_config.json", "task.json", "chat_template.*", "*processor*.json",
@@ -48,7 +47,7 @@ def export(checkpoint: Path, target: Path) -> str:
     if (checkpoint / "complete.json").exists() or re.fullmatch(r"checkpoint-\d+", checkpoint.name):
         check_files(checkpoint, read_marker(checkpoint))
     with _whole_folder(target) as folder:
-        if (checkpoint / _ADAPTER).is_file():
+        if (checkpoint / ADAPTER_NAME).is_file():
             source = _merge_adapter(checkpoint, folder)
         elif any((checkpoint / name).is_file() for name in _WEIGHTS):
             _copy(checkpoint, folder, ("model*.safetensors", _WEIGHTS[1]))
@@ -62,15 +61,8 @@ def export(checkpoint: Path, target: Path) -> str:
 
 
 def _merge_adapter(checkpoint: Path, folder: Path) -> str:
-    try:
-        from peft import PeftModel  # noqa: PLC0415 - an extra of trl's
-    except ImportError as error:
-        expected = "holds a LoRA adapter: merging it needs peft (pip install peft)"
-        raise ConfigError("checkpoint", str(checkpoint), expected) from error
-    base_id = json.loads((checkpoint / _ADAPTER).read_text())["base_model_name_or_path"]
-    model = PeftModel.from_pretrained(load_policy(base_id, dtype="auto"), checkpoint)
-    model.merge_and_unload().save_pretrained(folder)
-    return f"a LoRA adapter merged into {base_id}"
+    load_policy(checkpoint, dtype="auto").save_pretrained(folder)
+    return f"a LoRA adapter merged into {base_model_of(checkpoint)}"
 
 
 def _join_shards(checkpoint: Path, folder: Path) -> str:

@@ -29,6 +29,7 @@ from grpo_stream.train.cluster.preflight_report import (
 )
 from grpo_stream.train.cluster.preflight_table import NodeRow, make_table
 from grpo_stream.train.cluster.same_settings import differences
+from grpo_stream.train.cluster.waiting import waiting_for
 
 _WAIT_SECONDS = 60.0
 _ALL_REDUCE_BYTES = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
@@ -92,7 +93,8 @@ def run_preflight(
         _wait_for_all(store, world)
         raise PreflightError(verdict)
     if not is_alone:
-        rate = all_reduce_rate()
+        with waiting_for("the preflight's all-reduce"):
+            rate = all_reduce_rate()
         if world.rank == 0:
             seconds = time.perf_counter() - started
             say(f"preflight: all-reduce {rate / 1e9:.2f} GB/s a rank; took {seconds:.1f} s")
@@ -171,7 +173,8 @@ def _judge_all(
 def _heard(store: Store, key: str, seconds: float) -> bytes:
     """What rank 0 says under ``key``."""
     try:
-        store.wait([key], timedelta(seconds=seconds))
+        with waiting_for(f"rank 0 in the preflight ({key})"):
+            store.wait([key], timedelta(seconds=seconds))
     except RuntimeError as error:
         raise PreflightError(f"rank 0: preflight: no word ({key}) for {seconds:.0f} s") from error
     return bytes(store.get(key))
@@ -188,7 +191,8 @@ def _collect(store: Store, name: str, ranks: Sequence[int], seconds: float) -> d
     keys = {rank: f"{name}/{rank}" for rank in ranks}
     try:
         if keys:
-            store.wait(list(keys.values()), timedelta(seconds=seconds))
+            with waiting_for("other ranks in the preflight"):
+                store.wait(list(keys.values()), timedelta(seconds=seconds))
     except RuntimeError:
         keys = {rank: key for rank, key in keys.items() if store.check([key])}
     return {rank: bytes(store.get(key)) for rank, key in keys.items()}

@@ -12,6 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.stream.world import find_world
+from grpo_stream.train.cluster.operator_lock import use_operators_of_venv, wait_for_compilers
+from grpo_stream.train.cluster.waiting import waiting_for
 
 _ALONE = {
     "RANK": "0",
@@ -36,19 +38,25 @@ _LOST = (
 def start_process_group(*, use_cpu: bool) -> None:
     """Joins the other ranks; one process alone becomes a world of one.
 
+    Before that it waits for whoever compiles DeepSpeed's operators here
+    (:mod:`grpo_stream.train.cluster.operator_lock`).
+
     On the CPU this must come before a model is loaded: ``zero.Init`` otherwise takes the world
     size for 1 and every rank would hold all weights. On a GPU ``GRPOConfig`` joins.
 
     Raises:
-        ConfigError: see :func:`grpo_stream.stream.world.find_world` and :func:`naming_taken_port`.
+        ConfigError: see :func:`grpo_stream.stream.world.find_world`, :func:`joining_ranks` and
+            :func:`~grpo_stream.train.cluster.operator_lock.wait_for_compilers`.
     """
     find_world()
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
+    use_operators_of_venv()
+    wait_for_compilers(removes_stale=os.environ["LOCAL_RANK"] == "0")
     if use_cpu:
         import deepspeed  # noqa: PLC0415 - slow to import, and not needed here on a GPU
 
-        with contextlib.redirect_stdout(sys.stderr), naming_taken_port():
+        with contextlib.redirect_stdout(sys.stderr), joining_ranks():
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
 
@@ -59,14 +67,15 @@ def stay_alone() -> None:
 
 
 @contextlib.contextmanager
-def naming_taken_port() -> Iterator[None]:
-    """Around what joins ranks: another program at their port is told as that.
+def joining_ranks() -> Iterator[None]:
+    """Around what joins ranks: says whom it waits for, and names another program at their port.
 
     Raises:
         ConfigError: the port at which rank 0 was to wait for the others is taken.
     """
     try:
-        yield
+        with waiting_for(_whom):
+            yield
     except torch.distributed.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -75,6 +84,12 @@ def naming_taken_port() -> Iterator[None]:
             "is in use on this machine, perhaps by another run; start with another one, as in"
         )
         raise ConfigError("master_port", port, f"{expected} --master_port 29511") from error
+
+
+def _whom() -> str:
+    host, port = (os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
+    size = os.environ.get("WORLD_SIZE", "1")
+    return f"the other ranks of {size} to come to {host}:{port}; their own logs say where they are"
 
 
 def leave_process_group() -> None:

@@ -8,10 +8,15 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from grpo_stream.train.cluster.early_end import EarlyEnd
+
 logger = logging.get_logger("grpo_stream.train")
 
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to end and saved a checkpoint: ``EX_TEMPFAIL``, try again."""
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C, as a shell gives it."""
 
 STOP_FILE = "stop"
 """Name of the file in the run's output folder that asks it to end."""
@@ -25,7 +30,8 @@ class StopOnDemand(TrainerCallback):
 
     A signal to any rank asks, or a file ``stop`` in the output folder, which works through every
     launcher. The ranks add up who was asked, in one collective of an integer per global step, so
-    that all of them save and end after the same one.
+    that all of them save and end after the same one. Before the first step of this start there is
+    nothing to save: a signal, Ctrl-C too, then ends the process at once.
 
     Attributes:
         has_stopped: Training was ended before its last global step.
@@ -34,15 +40,34 @@ class StopOnDemand(TrainerCallback):
     def __init__(self) -> None:
         self.has_stopped = False
         self._received: signal.Signals | None = None
+        codes = dict.fromkeys(SIGNALS, EXIT_STOPPED) | {signal.SIGINT: EXIT_INTERRUPTED}
+        self._early: EarlyEnd | None = EarlyEnd(codes)
 
     def listen(self) -> None:
-        """From now on the signals ask instead of ending this process. For the main thread."""
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+        """From now on signals end this process, and once training has begun ask it to.
+
+        For the main thread.
+        """
+        if self._early is not None:
+            self._early.begin()
 
     def is_asked(self) -> bool:
         """Whether this rank has received a signal."""
         return self._received is not None
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - transformers' signature
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        """Overrides ``TrainerCallback.on_step_begin`` (transformers 5.23): now signals only ask."""
+        if self._early is not None and self._early.is_listening:
+            self._early.finish()
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+        self._early = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -22,7 +22,7 @@ from grpo_stream.stream.sources import Source, StreamSample
 from grpo_stream.stream.world import World
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
-from grpo_stream.train.cluster.process_group import leave_process_group, naming_taken_port
+from grpo_stream.train.cluster.process_group import joining_ranks, leave_process_group
 from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
 
 _LONGEST_WAIT = timedelta(hours=24)  # of the rank that is done first for the one that is last
@@ -203,7 +203,7 @@ def score(
 def join_ranks(world: World) -> None:
     """Joins the other ranks, over gloo on any device: only answers travel, once, at the end."""
     if world.world_size > 1:
-        with naming_taken_port():
+        with joining_ranks():
             dist.init_process_group(
                 "gloo", rank=world.rank, world_size=world.world_size, timeout=_LONGEST_WAIT
             )

@@ -14,7 +14,8 @@ class EvaluateArguments:
 
     model: str = field(
         metadata={
-            "help": "Folder or hub id of the policy: a checkpoint, or what training left.",
+            "help": "Folder or hub id of the policy: a checkpoint, what training left, or a LoRA "
+            "adapter.",
             "aliases": ["--model_name_or_path", "--model-name-or-path"],
         }
     )

@@ -1,11 +1,15 @@
-"""What a user names as the model: a folder, or an id of the hub."""
+"""What a user names as the model: a folder, also of a LoRA adapter, or an id of the hub."""
 
+import json
 from pathlib import Path
 
 from grpo_stream.errors import ConfigError
 
 EXAMPLE = "Qwen/Qwen2.5-VL-3B-Instruct"
 """An id of the hub."""
+
+ADAPTER_NAME = "adapter_config.json"
+"""File of a folder that holds a LoRA adapter."""
 
 
 def check_model_path(model_id: str | Path) -> None:
@@ -20,6 +24,26 @@ def check_model_path(model_id: str | Path) -> None:
         found = "is no folder" if Path(text).exists() else "does not exist"
         expected = f"{found}; give a folder or a hub id, for example {EXAMPLE}"
         raise ConfigError("model_name_or_path", text, expected)
+
+
+def base_model_of(model_id: str | Path) -> str | None:
+    """The base model of a LoRA adapter's folder; None for anything else.
+
+    Raises:
+        ConfigError: the adapter names no base, or one that has gone.
+    """
+    path = Path(model_id, ADAPTER_NAME)
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        if not base:
+            raise ConfigError("model_name_or_path", base, "must be a folder or a hub id")
+        check_model_path(base)
+    except ConfigError as error:
+        expected = f"is the base of this adapter and {error.expected}; write it into {path}"
+        raise ConfigError("base_model_name_or_path", base, expected) from error
+    return str(base)
 
 
 def cannot_load(model_id: str | Path, what: str, error: Exception) -> ConfigError:

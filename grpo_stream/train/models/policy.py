@@ -1,6 +1,7 @@
 """The policy: loading it, and the class name that older scripts of this field use."""
 
 import functools
+import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -14,7 +15,12 @@ from transformers.conversion_mapping import (
 )
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.train.models.model_path import EXAMPLE, cannot_load, check_model_path
+from grpo_stream.train.models.model_path import (
+    EXAMPLE,
+    base_model_of,
+    cannot_load,
+    check_model_path,
+)
 
 
 class Qwen2_5_VLForConditionalGenerationWithLogits(Qwen2_5_VLForConditionalGeneration):  # noqa: N801
@@ -81,13 +87,14 @@ def policy_config(model_id: str | Path, revision: str = "main") -> Any:
     """The configuration of an image-and-text model.
 
     Args:
-        model_id: Folder or hub id.
+        model_id: Folder or hub id; for the folder of a LoRA adapter its base model's is given.
         revision: Branch, tag or commit of a hub id; a folder has none.
 
     Raises:
         ConfigError: there is none, or it names no image-and-text model that transformers knows.
     """
     check_model_path(model_id)
+    model_id = base_model_of(model_id) or model_id
     try:
         config = AutoConfig.from_pretrained(model_id, revision=revision)
     except (OSError, ValueError) as error:
@@ -106,8 +113,53 @@ def policy_config(model_id: str | Path, revision: str = "main") -> Any:
 def load_policy(model_id: str | Path, **model_init_kwargs: Any) -> Any:
     """The model of a folder or hub id, with the class that its configuration names.
 
+    A LoRA adapter is merged into its base model.
+
     Raises:
-        ConfigError: see :func:`policy_config`.
+        ConfigError: see :func:`policy_config`; or the package peft is missing.
     """
+    model = load_adapter(model_id, is_trainable=False, **model_init_kwargs)
+    if model is not None:
+        return model.merge_and_unload()
     architecture = getattr(transformers, policy_config(model_id).architectures[0])
     return architecture.from_pretrained(model_id, **model_init_kwargs)
+
+
+def load_adapter(model_id: str | Path, *, is_trainable: bool, **model_init_kwargs: Any) -> Any:
+    """A LoRA adapter on its base model, as peft has it; None where the folder holds none.
+
+    Args:
+        model_id: The adapter's folder.
+        is_trainable: Whether its weights are to be trained further.
+        **model_init_kwargs: For loading the base model.
+
+    Raises:
+        ConfigError: the package peft is missing, or the base model.
+    """
+    base = base_model_of(model_id)
+    if base is None:
+        return None
+    if importlib.util.find_spec("peft") is None:
+        expected = "holds a LoRA adapter, which needs peft: pip install 'grpo_stream[lora]'"
+        raise ConfigError("model_name_or_path", str(model_id), expected)
+    from peft import PeftModel  # noqa: PLC0415 - an extra
+
+    loaded = load_policy(base, **model_init_kwargs)
+    return PeftModel.from_pretrained(loaded, model_id, is_trainable=is_trainable)
+
+
+def continued_adapter(model: Any, args: Any) -> Any:
+    """A folder with a LoRA adapter as a model that trl (1.16) trains further; else ``model``.
+
+    Args:
+        model: What a trainer is given.
+        args: trl's settings. Their ``model_init_kwargs`` are used up with such a folder: trl warns
+            of them where it gets a model.
+    """
+    if not isinstance(model, str):
+        return model
+    loaded = load_adapter(model, is_trainable=True, **(args.model_init_kwargs or {}))
+    if loaded is None:
+        return model
+    args.model_init_kwargs = None
+    return loaded

@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from grpo_stream.errors import ConfigError
 from grpo_stream.families import QWEN_PROCESSORS
 from grpo_stream.images import ResizeRule
-from grpo_stream.train.models.model_path import cannot_load, check_model_path
+from grpo_stream.train.models.model_path import base_model_of, cannot_load, check_model_path
 
 
 class ImageTextProcessor(Qwen2_5_VLProcessor):
@@ -75,7 +75,8 @@ def load_processor(
     """The processor of a model, padding on the left as generation needs it.
 
     Args:
-        model_id: Folder or hub id.
+        model_id: Folder or hub id; for the folder of a LoRA adapter without a processor its base
+            model's is given.
         min_pixels: Smallest image area in pixels after resizing; None keeps the model's own.
         max_pixels: Largest image area in pixels after resizing; None keeps the model's own.
         revision: Branch, tag or commit of a hub id; a folder has none.
@@ -89,6 +90,8 @@ def load_processor(
         ConfigError: there is no such folder or hub id, or it holds no processor.
     """
     check_model_path(model_id)
+    if (base := base_model_of(model_id)) and not [*Path(model_id).glob("*processor*.json")]:
+        model_id = base
     try:
         processor = _loaded(model_id, revision)
     except (OSError, ValueError) as error:

@@ -48,7 +48,9 @@ class DataArguments:
     coords: Coords | None = setting(
         None, "Of json: what numbers are; None: what the format and all records say."
     )
-    images_root: str | None = setting(None, "Folder that the records' image paths start from.")
+    images_root: str | None = setting(
+        None, "Folder that the records' image paths start from; None: they are absolute."
+    )
     eval_shards: list[str] | None = setting(
         None, "Shards for evaluation while training (eval_strategy), as `shards`."
     )
@@ -89,14 +91,11 @@ class DataArguments:
         """Checks what needs no file.
 
         Raises:
-            ConfigError: not exactly one of ``shards`` and ``json``, no ``images_root``, or a size
-                that is none.
+            ConfigError: not exactly one of ``shards`` and ``json``, or a size that is none.
         """
         if (self.shards is None) == (self.json is None):
             expected = f"give exactly one of shards and json (json={self.json!r}), as in shards=DIR"
             raise ConfigError("shards", self.shards, expected)
-        if self.json is not None and self.images_root is None:
-            raise ConfigError("images_root", None, "is needed with json: the images' folder")
         if self.json is not None and self.cache_dir is not None:
             expected = "keeps shards; leave it out with json"
             raise ConfigError("cache_dir", self.cache_dir, expected)

@@ -18,7 +18,7 @@ from grpo_stream.images import ResizeRule
 from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
 from grpo_stream.train.models.master_weights import check_dtype
-from grpo_stream.train.models.model_path import EXAMPLE, check_model_path
+from grpo_stream.train.models.model_path import EXAMPLE, base_model_of, check_model_path
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
@@ -257,8 +257,11 @@ def _check_model(settings: Settings) -> tuple[PromptTemplate, Frame | None, Resi
     if model.use_peft and importlib.util.find_spec("peft") is None:
         raise ConfigError("use_peft", True, "needs the package peft: pip install grpo_stream[lora]")
     check_model_path(name)
+    if model.use_peft and base_model_of(name):
+        expected = "is for a new adapter, and model_name_or_path holds one with its own; use False"
+        raise ConfigError("use_peft", True, expected)
     is_folder = Path(name).is_dir()
-    if not model.use_peft:
+    if not model.use_peft and not base_model_of(name):
         dtype = (settings.args.model_init_kwargs or {}).get("dtype", model.dtype)
         config = policy_config(name) if is_folder else None
         check_dtype(dtype, config, settings.args, task.master_weights)

@@ -21,6 +21,7 @@ from grpo_stream.train.setup.deepspeed_config import (
     check_zero_config,
     load_zero_config,
 )
+from grpo_stream.train.setup.trackers import check_trackers
 from grpo_stream.train.setup.unsupported_settings import REFUSED
 
 RewardFunction = Callable[..., list[float | None]]
@@ -219,6 +220,7 @@ def check_supported(args: GRPOConfig) -> None:
     if args.use_vllm and importlib.util.find_spec("vllm") is None:
         expected = "needs the package vllm: pip install 'trl[vllm]'; or use False"
         raise ConfigError("use_vllm", True, expected)
+    check_trackers(args.report_to)
     for name, (works, why) in REFUSED.items():
         value = getattr(args, name)
         if (value or None) != (works or None):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from trl import GRPOConfig
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.record_source import RecordSource
@@ -45,7 +46,8 @@ def open_datasets(
         checks_sizes: Whether images must come in sizes that the model takes as they are.
 
     Raises:
-        ConfigError: a stream's lanes, rank or sizes are not those of the run.
+        ConfigError: a stream's lanes, rank or sizes are not those of the run, or data that are
+            neither a stream nor a sequence.
     """
     rule = known_rule(images.processor) if checks_sizes else None
     train_stream = _open(train_dataset, args, num_lanes, images)
@@ -63,6 +65,14 @@ def _open(
 ) -> PromptStream:
     if isinstance(data, PromptStream):
         return data
+    if isinstance(data, str | Mapping) or not hasattr(data, "__len__"):
+        raise ConfigError(
+            "train_dataset",
+            type(data).__name__,
+            "is neither a PromptStream nor a sequence of records: the order of samples is planned "
+            "over all of them. Make shards of what cannot be held in memory (shard-builder build), "
+            "and a list of the rest, as in train_dataset=list(dataset)",
+        )
     rule = known_rule(images.processor)
     config = StreamConfig(num_lanes=num_lanes, stream_seed=args.seed, resize=rule)
     source = RecordSource(data, images.root, limits=config.limits)

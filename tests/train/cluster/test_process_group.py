@@ -9,8 +9,8 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.train.cluster.process_group import (
     bound_waiting,
     is_lost_rank,
+    joining_ranks,
     leave_process_group,
-    naming_taken_port,
 )
 
 
@@ -42,12 +42,12 @@ def test_a_taken_port_is_named(monkeypatch):
     first = TCPStore("127.0.0.1", 0, 1, is_master=True)
     monkeypatch.setenv("MASTER_PORT", str(first.port))
     message = f"master_port='{first.port}': is in use on this machine.*--master_port"
-    with pytest.raises(ConfigError, match=message), naming_taken_port():
+    with pytest.raises(ConfigError, match=message), joining_ranks():
         TCPStore("127.0.0.1", first.port, 1, is_master=True)
 
 
 def test_other_errors_of_the_network_are_left(monkeypatch):
-    with pytest.raises(distributed.DistNetworkError, match="gone"), naming_taken_port():
+    with pytest.raises(distributed.DistNetworkError, match="gone"), joining_ranks():
         raise distributed.DistNetworkError("gone")
 
 

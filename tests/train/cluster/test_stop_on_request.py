@@ -13,10 +13,11 @@ from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, SIGNALS, Sto
 
 @pytest.fixture
 def stop():
-    """Listens; afterwards the handlers are as before."""
+    """Listens, in a run that has begun; afterwards the handlers are as before."""
     before = [signal.getsignal(number) for number in SIGNALS]
     stop = StopOnDemand()
     stop.listen()
+    stop.on_step_begin(None, None, None)
     yield stop
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
@@ -98,3 +99,7 @@ def test_a_storm_of_signals_is_one_request(tmp_path):
             for number in SIGNALS * 500:
                 run.send_signal(number)
         assert run.returncode == EXIT_STOPPED, said.read().decode()
+
+
+def test_ctrl_c_is_pythons_own_once_training_has_begun(stop):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,8 +1,11 @@
 """From what a trainer is given to what it runs on."""
 
 import json
+from typing import Any
 
 import pytest
+from datasets import Dataset
+from torch.utils.data import IterableDataset
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ResizeRule
@@ -14,6 +17,13 @@ from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.models.patches import image_inputs
 from grpo_stream.train.models.processor import load_processor
 from tests.train.runs import NUM_LANES, KeySpy, spread_reward
+
+
+class Streamed(IterableDataset[Any]):
+    """What a trainer of texts would stream from."""
+
+    def __iter__(self):
+        return iter([])
 
 
 class TestRawRecords:
@@ -49,9 +59,30 @@ class TestRawRecords:
         ).train()
         assert {tuple(size) for size in sizes} == {(56, 56)}
 
+    def test_absolute_paths_need_no_images_root(self, make_trainer, make_args, shapes):
+        records = [one | {"image": str(shapes.images / one["image"])} for one in shapes.records]
+        make_trainer(make_args(max_steps=1), train_dataset=records).train()
+
     def test_images_root_is_needed(self, make_trainer, shapes):
         with pytest.raises(ConfigError, match="images_root"):
             make_trainer(train_dataset=shapes.records)
+
+    @pytest.mark.parametrize("kind", ["datasets", "torch", "generator", "dict", "path"])
+    def test_what_is_no_sequence_is_refused(self, make_trainer, shapes, kind):
+        data = {
+            "datasets": lambda: Dataset.from_list(shapes.records).to_iterable_dataset(),
+            "torch": Streamed,
+            "generator": lambda: iter(shapes.records),
+            "dict": lambda: {"train": shapes.records},
+            "path": lambda: "records.json",
+        }[kind]()
+        message = f"train_dataset='{type(data).__name__}': is neither .*shard-builder build.*list"
+        with pytest.raises(ConfigError, match=message):
+            make_trainer(train_dataset=data, images_root=shapes.images)
+
+    def test_a_table_is_a_sequence(self, make_trainer, make_args, shapes):
+        table = Dataset.from_list(shapes.records)
+        make_trainer(make_args(max_steps=1), train_dataset=table, images_root=shapes.images).train()
 
     @pytest.mark.parametrize("makes_patches", [False, True], ids=["images", "patches"])
     def test_another_collator_is_used(self, make_trainer, make_args, processor, makes_patches):
