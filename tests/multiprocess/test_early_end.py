@@ -45,11 +45,7 @@ def end_at(place, number, code, flags, num_ranks=1):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [
-        (signal.SIGTERM, EXIT_STOPPED),
-        (signal.SIGUSR1, EXIT_STOPPED),
-        (signal.SIGINT, EXIT_INTERRUPTED),
-    ],
+    [(signal.SIGUSR1, EXIT_STOPPED), (signal.SIGINT, EXIT_INTERRUPTED)],
 )
 def test_while_the_other_rank_does_not_come(number, code, flags, monkeypatch):
     monkeypatch.setenv("NUM_MISSING_RANKS", "1")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-_GRACE_SECONDS = 3.0
+_GRACE_SECONDS = 2.0
 
 
 class EndedEarly(SystemExit):
