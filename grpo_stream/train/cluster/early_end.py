@@ -7,7 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+"""What ``signal.signal`` takes."""
 
 _GRACE_SECONDS = 2.0
 
@@ -63,11 +67,6 @@ class EarlyEnd:
         self._grace_seconds = grace_seconds
         self._writer: int | None = None
 
-    @property
-    def is_listening(self) -> bool:
-        """Whether a signal would end this process now."""
-        return self._writer is not None
-
     def begin(self) -> None:
         """From now on. For the main thread."""
         reader, self._writer = os.pipe()
@@ -77,18 +76,19 @@ class EarlyEnd:
             signal.signal(number, self._raise)
         threading.Thread(target=self._watch, args=(reader,), name="early-end", daemon=True).start()
 
-    def finish(self) -> None:
-        """No longer: the signals do what they do by default. For the main thread."""
+    def finish(self, then: Mapping[signal.Signals, Handler]) -> None:
+        """No longer: ``then`` has the handler of each signal. For the main thread."""
         if self._writer is None:
             return
         signal.set_wakeup_fd(-1)
         os.close(self._writer)
         self._writer = None
         for number in self._codes:
-            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            signal.signal(number, usual)
+            signal.signal(number, then[number])
 
     def _raise(self, number: int, _frame: object) -> None:
+        for other in self._codes:  # once is enough: the next would end what this one undoes
+            signal.signal(other, signal.SIG_IGN)
         raise EndedEarly(self._codes[signal.Signals(number)])
 
     def _watch(self, reader: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from grpo_stream.train.cluster.early_end import EarlyEnd
+from grpo_stream.train.cluster.early_end import EarlyEnd, Handler
 
 logger = logging.get_logger("grpo_stream.train")
 
@@ -63,10 +63,9 @@ class StopOnDemand(TrainerCallback):
         **_: Any,
     ) -> None:
         """Overrides ``TrainerCallback.on_step_begin`` (transformers 5.23): now signals only ask."""
-        if self._early is not None and self._early.is_listening:
-            self._early.finish()
-            for number in SIGNALS:
-                signal.signal(number, self._receive)
+        if self._early is not None:
+            asking: dict[signal.Signals, Handler] = dict.fromkeys(SIGNALS, self._receive)
+            self._early.finish(asking | {signal.SIGINT: signal.default_int_handler})
         self._early = None
 
     def on_step_end(

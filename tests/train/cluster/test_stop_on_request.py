@@ -72,12 +72,21 @@ def test_a_run_that_is_done_was_not_stopped(stop, tmp_path):
 STORM = """
 import sys
 from pathlib import Path
+from grpo_stream.train.cluster.early_end import EndedEarly, leave_now
 from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
 from tests.train.cluster.test_stop_on_request import after_step
 stop = StopOnDemand()
-stop.listen()
-print("listens", flush=True)
 sys.setrecursionlimit(200)
+try:
+    stop.listen()
+    if sys.argv[2] == "training":
+        stop.on_step_begin(None, None, None)
+    print("listens", flush=True)
+    while sys.argv[2] == "loading":
+        pass
+except EndedEarly as ended:
+    sum(range(3_000_000))  # what the main thread undoes
+    leave_now(ended.status)
 global_step = 0
 while not after_step(stop, Path(sys.argv[1]), global_step, 1 << 60).should_training_stop:
     global_step += 1
@@ -87,10 +96,13 @@ sys.exit(EXIT_STOPPED if stop.has_stopped else 0)
 """
 
 
-def test_a_storm_of_signals_is_one_request(tmp_path):
+@pytest.mark.parametrize("place", ["loading", "training"])
+def test_a_storm_of_signals_is_one_request(tmp_path, place):
     """Handlers run within handlers; and Python gives up its own while it ends."""
     run = subprocess.Popen(
-        [sys.executable, "-c", STORM, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-c", STORM, tmp_path, place],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert run.stdout is not None
     with run.stdout as said:
