@@ -36,7 +36,7 @@ class DataArguments:
     shards: list[str] | None = setting(
         None,
         "Folders or URLs with a manifest.json, as shard-builder writes it; several with weights, "
-        "as in a=0.7 b=0.3.",
+        "as in 0.7:s3://b/web 0.3:s3://b/apps.",
     )
     json: str | None = setting(
         None, "Raw records instead of shards: a file, glob, URL or datasets:SPEC."
