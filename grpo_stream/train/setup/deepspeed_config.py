@@ -64,11 +64,8 @@ def keeps_float32(args: TrainingArguments) -> bool:
         return False
     if (config.get("zero_optimization") or {}).get("stage", 0):
         return True
-    asked = [(config.get(name) or {}).get("enabled", _AUTO) for name in ("bf16", "fp16")]
-    return any(
-        asked[i] is True or (asked[i] == _AUTO and on)
-        for i, on in enumerate((bool(args.bf16), bool(args.fp16)))
-    )
+    asked = {name: (config.get(name) or {}).get("enabled", _AUTO) for name in ("bf16", "fp16")}
+    return any(on is True or (on == _AUTO and args.mixed_precision == n) for n, on in asked.items())
 
 
 def check_zero_config(
