@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.rewards import named_reward, with_template
 from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.batches.complete_batch import CompletedCollator
 from grpo_stream.train.batches.finite_rewards import check_finite
 from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
@@ -82,7 +83,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         image_processor: Used for images instead of the processor's own.
         images_root: Folder that the ``image`` of a raw record is relative to; None: all of them
             are absolute paths.
-        data_collator: From samples to a batch; a :class:`PromptCollator` when None.
+        data_collator: From samples to a batch; a :class:`PromptCollator` when None. What it leaves
+            out is added, see :class:`CompletedCollator`.
         prompt_template: Name or YAML file of the words around an instruction.
         answer_frame: Frame the model answers in; None takes the model family's.
         shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
@@ -189,7 +191,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
         policy = continued_adapter(model, args)
         super().__init__(policy, rewards, args, empty, empty_eval, processor, **kwargs)
-        self.data_collator = data_collator or PromptCollator(
+        own = PromptCollator(
             processor,
             template,
             frame,
@@ -198,6 +200,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             chat_template_kwargs=args.chat_template_kwargs,
             max_prompt_tokens=streams[0].config.max_prompt_tokens,
         )
+        self.data_collator = data_collator or own
+        collate = own if data_collator is None else CompletedCollator(data_collator, own)
         if freeze_vision_tower:
             freeze_tower(self.model)
         check_trained_weights(self.model, args, master_weights)
@@ -205,7 +209,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.shared_prefix = self._use_shared_prefix(shared_prefix)
         self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
-            Feed(*streams, self.data_collator, args, allow_new_lanes=allow_new_lanes),
+            Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
             RunState(
                 args,
                 self.accelerator,
