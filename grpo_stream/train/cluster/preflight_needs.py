@@ -8,7 +8,7 @@ from grpo_stream.stream.open_shards import parse_shards
 from grpo_stream.train.cluster.preflight import RunChecks
 from grpo_stream.train.cluster.preflight_report import Needs
 from grpo_stream.train.cluster.same_settings import run_settings
-from grpo_stream.train.setup.accelerate_launch import precision_of
+from grpo_stream.train.setup.accelerate_launch import deepspeed_config_of, precision_of
 from grpo_stream.train.setup.memory_estimate import Zero, state_memory
 from grpo_stream.train.setup.model_sizes import MetaModel, find_config
 from grpo_stream.train.setup.run_plan import Settings
@@ -24,6 +24,7 @@ def run_checks(settings: Settings) -> RunChecks:
     urls = parse_shards(data.shards)[0] if data.shards else []
     urls += parse_shards(data.eval_shards)[0] if data.eval_shards else []
     compared = run_settings(settings)
+    compared["deepspeed"] = compared["deepspeed"] or deepspeed_config_of(settings.args)
     return RunChecks(
         settings=compared,
         urls=list(dict.fromkeys(urls)),

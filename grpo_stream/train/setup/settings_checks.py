@@ -15,12 +15,15 @@ from grpo_stream.grounding.rewards import load_reward
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.world import World
-from grpo_stream.train.setup.accelerate_launch import check_launcher, precision_of
+from grpo_stream.train.setup.accelerate_launch import (
+    check_launcher,
+    deepspeed_config_of,
+    precision_of,
+)
 from grpo_stream.train.setup.arguments import LogArguments, PackedAttention, SharedPrefix
 from grpo_stream.train.setup.deepspeed_config import (
     check_batch_arithmetic,
     check_zero_config,
-    deepspeed_config_of,
 )
 from grpo_stream.train.setup.trackers import check_trackers
 from grpo_stream.train.setup.unsupported_settings import REFUSED
