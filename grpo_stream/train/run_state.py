@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,37 +19,19 @@ from trl import GRPOConfig
 
 from grpo_stream.errors import CheckpointError, ConfigError
 from grpo_stream.train.checkpoints.optimizer_settings import OptimizerSettings
-from grpo_stream.train.checkpoints.output_lease import OutputLease, holding_on_rank_0
+from grpo_stream.train.checkpoints.output_folder import OutputFolder
 from grpo_stream.train.checkpoints.reference import (
     check_reference,
     load_reference,
     save_reference,
-)
-from grpo_stream.train.checkpoints.rotation import rotate
-from grpo_stream.train.checkpoints.run_id import (
-    clear_way,
-    move_aside,
-    new_run_id,
-    read_run_id,
-    write_run_id,
 )
 from grpo_stream.train.checkpoints.universal import (
     fitting_marker,
     load_universal,
     restore_groups,
     universal_in,
-    zero_stage_of,
 )
-from grpo_stream.train.checkpoints.whole_checkpoint import (
-    Marker,
-    begin,
-    last_checkpoint,
-    next_sequence,
-    others_in,
-    seal,
-    sync,
-)
-from grpo_stream.train.cluster.together import together
+from grpo_stream.train.checkpoints.whole_checkpoint import Marker, last_checkpoint, sync
 
 RUN_STATE_NAME = "run_state_{rank}.pt"
 """File of a checkpoint, one per rank: what was gathered since the last log, the batch in use."""
@@ -84,33 +65,19 @@ class RunState:
         self,
         args: GRPOConfig,
         accelerator: Any,
-        *,
         old_checkpoints: str = "refuse",
         master_weights: str = "none",
     ) -> None:
         self._args = args
         self._accelerator = accelerator
-        self._old_checkpoints = old_checkpoints
+        self.output = OutputFolder(args, old_checkpoints)
+        """Where checkpoints are."""
         self.optimizer_settings = OptimizerSettings(args, master_weights)
         """What optimizer and schedule are made with."""
-        self._run_id = ""
-        self._lease: OutputLease | None = None
         self._marker: Marker | None = None
         self._checkpoint: Path | None = None
         self._read: dict[str, Any] = {}
         self._generation: tuple[list[str], dict[str, Any]] | None = None
-
-    @contextmanager
-    def holding_output(self) -> Iterator[None]:
-        """Keeps other runs out of the output folder; every rank must enter.
-
-        Raises:
-            ConfigError: another run is in it.
-        """
-        args = self._args
-        is_rank_0 = args.process_index == 0
-        with holding_on_rank_0(Path(args.output_dir), is_rank_0=is_rank_0) as self._lease:
-            yield
 
     # ---------------------------------------------------------------- resuming
 
@@ -137,31 +104,8 @@ class RunState:
             self._marker = fitting_marker(Path(resume_from), self._args)
             self.optimizer_settings.check(Path(resume_from))
             check_reference(Path(resume_from), self._args)
-        self._enter_output(resume_from or None)
+        self.output.enter(Path(resume_from) if resume_from else None, self._marker)
         return resume_from or None
-
-    def _enter_output(self, checkpoint: str | None) -> None:
-        """Makes this run the one of its output folder."""
-        args, folder = self._args, Path(self._args.output_dir)
-        is_auto = str(args.resume_from_checkpoint).lower() == "auto"
-        is_inside = checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()
-
-        def decide() -> tuple[str, bool]:
-            present = read_run_id(folder)
-            if self._marker is not None:
-                return self._marker.run_id, is_inside or self._marker.run_id == present
-            # Killed before its first checkpoint: it is the same run, and others were let be.
-            is_present = is_auto and present is not None
-            return (present or "") if is_present else new_run_id(), is_present
-
-        def enter(run_id: str, *, is_present: bool) -> None:
-            if not is_present:
-                clear_way(folder, others_in(folder, run_id), self._old_checkpoints)
-            write_run_id(folder, run_id)
-
-        run_id, is_present = next(filter(None, together(decide, does=args.process_index == 0)))
-        together(partial(enter, run_id, is_present=is_present), does=args.should_save)
-        self._run_id = run_id
 
     def begin_run(self, checkpoint: str | None) -> None:
         """Notes what the run resumes from; None: it begins anew."""
@@ -258,29 +202,15 @@ class RunState:
         Raises:
             CheckpointError: this rank could not write its part.
         """
-        args = self._args
         try:
-            if self._lease is not None:
-                self._lease.check()
-            if args.should_save:
-                if folder in others_in(folder.parent, self._run_id):
-                    move_aside([folder])
-                begin(folder)
+            self.output.begin(folder)
             self._accelerator.wait_for_everyone()
-            with self.rotating_itself():
+            with self.output.rotating_itself():
                 yield
-            if args.local_process_index == 0:
+            if self._args.local_process_index == 0:
                 sync(folder)
             self._accelerator.wait_for_everyone()
-            if args.should_save:
-                seal(
-                    folder,
-                    num_ranks=args.world_size,
-                    zero_stage=zero_stage_of(args),
-                    is_resumable=not args.save_only_model,
-                    run_id=self._run_id,
-                    sequence=next_sequence(folder.parent),
-                )
+            self.output.seal(folder)
         except Exception as error:
             if not _is_of_writing(error):
                 raise
@@ -320,22 +250,6 @@ class RunState:
             "num_bad_steps": gathered.num_bad_steps,
         }
         torch.save(state, folder / RUN_STATE_NAME.format(rank=self._args.process_index))
-
-    @contextmanager
-    def rotating_itself(self) -> Iterator[None]:
-        """Keeps transformers from removing checkpoints: by their times, and those of other runs."""
-        args = self._args
-        limit, args.save_total_limit = args.save_total_limit, None
-        try:
-            yield
-        finally:
-            args.save_total_limit = limit
-
-    def rotate(self, newest: Path, best: str | None) -> None:
-        """Removes checkpoints above ``save_total_limit``, but for the newest and the best one."""
-        if self._args.should_save:
-            best_folder = None if best is None else Path(best)
-            rotate(newest.parent, self._args.save_total_limit, newest=newest, best=best_folder)
 
 
 def refill_columns(columns: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.rewards import named_reward, with_template
 from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.batches.complete_batch import CompletedCollator
 from grpo_stream.train.batches.finite_rewards import check_finite
 from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
@@ -82,7 +83,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         image_processor: Used for images instead of the processor's own.
         images_root: Folder that the ``image`` of a raw record is relative to; None: all of them
             are absolute paths.
-        data_collator: From samples to a batch; a :class:`PromptCollator` when None.
+        data_collator: From samples to a batch; a :class:`PromptCollator` when None. What it leaves
+            out is added, see :class:`CompletedCollator`.
         prompt_template: Name or YAML file of the words around an instruction.
         answer_frame: Frame the model answers in; None takes the model family's.
         shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
@@ -147,8 +149,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     ) -> None:
         args = args or GRPOConfig("out")
         log = log or LogArguments()
-        check_old_checkpoints(old_checkpoints)
-        check_max_bad_steps(max_bad_steps)
+        _check_arguments(old_checkpoints, max_bad_steps, kwargs)
         checked = check_settings(
             args,
             log,
@@ -159,9 +160,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             has_eval_data=eval_dataset is not None,
         )
         self.packed_attention = checked.packed_attention
-        for name in _TRL_ROLLOUTS:
-            if kwargs.get(name) is not None:
-                raise ConfigError(name, kwargs[name], "makes prompts of its own; leave it out")
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
         model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
@@ -189,7 +187,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
         policy = continued_adapter(model, args)
         super().__init__(policy, rewards, args, empty, empty_eval, processor, **kwargs)
-        self.data_collator = data_collator or PromptCollator(
+        own = PromptCollator(
             processor,
             template,
             frame,
@@ -198,6 +196,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             chat_template_kwargs=args.chat_template_kwargs,
             max_prompt_tokens=streams[0].config.max_prompt_tokens,
         )
+        self.data_collator = data_collator or own
+        collate = own if data_collator is None else CompletedCollator(data_collator, own)
         if freeze_vision_tower:
             freeze_tower(self.model)
         check_trained_weights(self.model, args, master_weights)
@@ -205,13 +205,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.shared_prefix = self._use_shared_prefix(shared_prefix)
         self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
-            Feed(*streams, self.data_collator, args, allow_new_lanes=allow_new_lanes),
-            RunState(
-                args,
-                self.accelerator,
-                old_checkpoints=old_checkpoints,
-                master_weights=master_weights,
-            ),
+            Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
+            RunState(args, self.accelerator, old_checkpoints, master_weights),
             RolloutSettings(
                 refill_zero_variance=refill_zero_variance,
                 packed_attention=self.packed_attention if self.shared_prefix else None,
@@ -305,7 +300,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             ConfigError: it does not fit this run, or True was given and there is none; or another
                 run is in the output folder, or has left checkpoints there.
         """
-        with self._run_state.holding_output():
+        with self._run_state.output.holding():
             return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -510,18 +505,18 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             is_in_use = self._feed.in_use(self._step) > 0
             self._run_state.write(folder, gathered, self.ref_model, is_in_use=is_in_use)
             super()._save_checkpoint(model, trial)
-        self._run_state.rotate(folder, self.state.best_model_checkpoint)
+        self._run_state.output.rotate(folder, self.state.best_model_checkpoint)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Extends ``Trainer._finalize_training`` (transformers 5.23): only own checkpoints go.
 
         With ``save_total_limit=1`` upstream leaves the best one alone of all that are there.
         """
-        with self._run_state.rotating_itself():
+        with self._run_state.output.rotating_itself():
             output = super()._finalize_training(*args, **kwargs)
         best = self.state.best_model_checkpoint
         if best is not None and self.args.save_total_limit == 1:
-            self._run_state.rotate(Path(best), best)
+            self._run_state.output.rotate(Path(best), best)
         return output
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -604,3 +599,11 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if "train_runtime" in logs:  # the end: trackers are closed next
             self._observer.wait()
         super().log(logs, start_time)
+
+
+def _check_arguments(old_checkpoints: str, max_bad_steps: int, others: dict[str, Any]) -> None:
+    check_old_checkpoints(old_checkpoints)
+    check_max_bad_steps(max_bad_steps)
+    for name in _TRL_ROLLOUTS:
+        if others.get(name) is not None:
+            raise ConfigError(name, others[name], "makes prompts of its own; leave it out")

@@ -87,11 +87,7 @@ class PromptCollator:
         """See the class."""
         samples = [self._loaded(feature) for feature in features]
         prompts = [self._messages(sample) for sample in samples]
-        if self.rule is None:
-            pixels, texts = [sample.pixels for sample in samples], map(self._text, prompts)
-            encoded = encode_by_processor(self.processor, pixels, list(texts))
-        else:
-            encoded = self._encoded(samples, prompts)
+        encoded = self.encoded(samples, prompts)
         for sample, ids in zip(samples, encoded["prompt_ids"], strict=True):
             if len(ids) > self.max_prompt_tokens:
                 detail = f"key={sample.key!r}: {len(ids)} tokens are more than max_prompt_tokens="
@@ -107,18 +103,32 @@ class PromptCollator:
             "extra": [sample.extra for sample in samples],
         }
 
-    def _encoded(self, samples: Sequence[StreamSample], prompts: Sequence[Any]) -> Batch:
+    def encoded(self, samples: Sequence[StreamSample], prompts: Sequence[Any]) -> Batch:
+        """The columns of a batch that the processor makes: images and token ids.
+
+        Args:
+            samples: Whose pixels they are.
+            prompts: Per sample a conversation with the place of its image.
+        """
+        if self.rule is None:
+            pixels, texts = [sample.pixels for sample in samples], map(self._text, prompts)
+            return encode_by_processor(self.processor, pixels, list(texts))
         images, grids = self._images(samples)
+        columns = {"pixel_values": images, "patch_rule": self.patch_rule, "image_grid_thw": grids}
+        return columns | self.ids_of(prompts, grids)
+
+    def ids_of(self, prompts: Sequence[Any], grids: torch.Tensor) -> Batch:
+        """Token ids and their types, for images of patches.
+
+        Args:
+            prompts: Per sample a conversation with the place of its image.
+            grids: int64, shape (samples, 3): patches in time, height and width.
+        """
         prompt_ids = [
             self._prompt_ids(prompt, grid) for prompt, grid in zip(prompts, grids, strict=True)
         ]
-        return {
-            "pixel_values": images,
-            "patch_rule": self.patch_rule,
-            "image_grid_thw": grids,
-            "prompt_ids": prompt_ids,
-            "mm_token_type_ids": [(ids == self._image_token_id).long() for ids in prompt_ids],
-        }
+        types = [(ids == self._image_token_id).long() for ids in prompt_ids]
+        return {"prompt_ids": prompt_ids, "mm_token_type_ids": types}
 
     def _loaded(self, feature: StreamSample | Mapping[str, Any]) -> StreamSample:
         if isinstance(feature, StreamSample):

@@ -8,6 +8,7 @@ from grpo_stream.stream.open_shards import parse_shards
 from grpo_stream.train.cluster.preflight import RunChecks
 from grpo_stream.train.cluster.preflight_report import Needs
 from grpo_stream.train.cluster.same_settings import run_settings
+from grpo_stream.train.setup.accelerate_launch import deepspeed_config_of, precision_of
 from grpo_stream.train.setup.memory_estimate import Zero, state_memory
 from grpo_stream.train.setup.model_sizes import MetaModel, find_config
 from grpo_stream.train.setup.run_plan import Settings
@@ -23,6 +24,7 @@ def run_checks(settings: Settings) -> RunChecks:
     urls = parse_shards(data.shards)[0] if data.shards else []
     urls += parse_shards(data.eval_shards)[0] if data.eval_shards else []
     compared = run_settings(settings)
+    compared["deepspeed"] = compared["deepspeed"] or deepspeed_config_of(settings.args)
     return RunChecks(
         settings=compared,
         urls=list(dict.fromkeys(urls)),
@@ -56,7 +58,7 @@ def find_needs(settings: Settings, deepspeed: dict[str, Any] | None) -> Needs:
         num_ranks=args.world_size,
         offload_optimizer=_is_offloaded(zero, "offload_optimizer", "cpu"),
         offload_param=_is_offloaded(zero, "offload_param", "cpu"),
-        element_bytes=2 if args.bf16 or args.fp16 else 4,
+        element_bytes=4 if precision_of(args) == "float32" else 2,
         with_reference=bool(args.beta),
     )
     found = state_memory(model.num_weights, cut)

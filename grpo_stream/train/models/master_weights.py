@@ -11,8 +11,8 @@ import torch
 from trl import GRPOConfig
 
 from grpo_stream.errors import CheckpointError, ConfigError
+from grpo_stream.train.setup.accelerate_launch import deepspeed_config_of, keeps_float32
 from grpo_stream.train.setup.arguments import MasterWeightsSetting
-from grpo_stream.train.setup.deepspeed_config import deepspeed_config_of, keeps_float32
 
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 MASTER_WEIGHTS = get_args(MasterWeightsSetting)

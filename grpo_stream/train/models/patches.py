@@ -165,6 +165,29 @@ def to_patches(
     return patches.flatten(1), torch.tensor(grids, device=device)
 
 
+def cut_floats(
+    images: Sequence[torch.Tensor], patch_size: int, merge_size: int, temporal_patch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cuts images into patches that are normalised already.
+
+    Args:
+        images: float, shape (3, height, width), at the model's size.
+        patch_size: Of the model's image processor.
+        merge_size: Of the same.
+        temporal_patch_size: Of the same.
+
+    Returns:
+        As :func:`to_patches`, on the images' device.
+    """
+    rule = PatchRule(patch_size, temporal_patch_size, merge_size)
+    grids = [rule.grid(Size(image.shape[2], image.shape[1])) for image in images]
+    patches = []
+    for image, (_, height, width) in zip(images, grids, strict=True):
+        cut = _cut(image.permute(1, 2, 0).contiguous(), rule, height, width)[:, :, None]
+        patches.append(cut.expand(-1, -1, temporal_patch_size, -1).flatten(1))
+    return torch.cat(patches), torch.tensor(grids)
+
+
 def image_tensor(pixels: Pixels) -> torch.Tensor:
     """A copy of an image as a tensor, in pinned memory where there is CUDA.
 

@@ -9,8 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
-
 from grpo_stream.errors import ConfigError
 
 _AUTO = "auto"
@@ -34,41 +32,6 @@ def load_zero_config(path: str | Path) -> dict[str, Any]:
         expected = 'must hold a JSON object such as {"zero_optimization": {"stage": 3}}'
         raise ConfigError("deepspeed", str(path), expected)
     return config
-
-
-def deepspeed_config_of(args: TrainingArguments) -> dict[str, Any] | None:
-    """The DeepSpeed configuration that a run will be wrapped by, whoever has asked for it.
-
-    The setting ``deepspeed`` wins over an accelerate file, of which ``accelerate launch`` tells
-    through the environment (transformers 5.23, ``TrainingArguments.__post_init__``).
-
-    Raises:
-        ConfigError: the file of ``deepspeed`` cannot be read.
-    """
-    if isinstance(args.deepspeed, dict):
-        return args.deepspeed
-    if args.deepspeed:
-        return load_zero_config(args.deepspeed)
-    plugin = args.deepspeed_plugin
-    config: dict[str, Any] | None = None if plugin is None else plugin.hf_ds_config.config
-    return config
-
-
-def keeps_float32(args: TrainingArguments) -> bool:
-    """Whether DeepSpeed keeps a float32 copy of weights in 16 bits.
-
-    ZeRO does from stage 1 on; at stage 0 the optimizer of a half precision that it was asked for.
-    """
-    config = deepspeed_config_of(args)
-    if config is None:
-        return False
-    if (config.get("zero_optimization") or {}).get("stage", 0):
-        return True
-    asked = [(config.get(name) or {}).get("enabled", _AUTO) for name in ("bf16", "fp16")]
-    return any(
-        asked[i] is True or (asked[i] == _AUTO and on)
-        for i, on in enumerate((bool(args.bf16), bool(args.fp16)))
-    )
 
 
 def check_zero_config(

@@ -22,6 +22,7 @@ from grpo_stream.train.models.model_path import EXAMPLE, base_model_of, check_mo
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
+from grpo_stream.train.setup.accelerate_launch import describe_deepspeed, precision_of
 from grpo_stream.train.setup.arguments import (
     DataArguments,
     LogArguments,
@@ -190,9 +191,9 @@ def plan_run(settings: Settings) -> RunPlan:
         ("global steps", f"{max_steps:,} ({max_steps / per_epoch:.3g} epochs)"),
         ("rewards", ", ".join(task.reward_funcs)),
         ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
-        ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"),
+        ("precision", precision_of(args)),
         ("shared prefix", _describe_shared_prefix(settings, checked.packed_attention)),
-        ("deepspeed", str(args.deepspeed or "none")),
+        ("deepspeed", describe_deepspeed(args)),
         ("output", str(args.output_dir)),
     ]
     if settings.run.dry_run:

@@ -15,11 +15,15 @@ from grpo_stream.grounding.rewards import load_reward
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.world import World
+from grpo_stream.train.setup.accelerate_launch import (
+    check_launcher,
+    deepspeed_config_of,
+    precision_of,
+)
 from grpo_stream.train.setup.arguments import LogArguments, PackedAttention, SharedPrefix
 from grpo_stream.train.setup.deepspeed_config import (
     check_batch_arithmetic,
     check_zero_config,
-    load_zero_config,
 )
 from grpo_stream.train.setup.trackers import check_trackers
 from grpo_stream.train.setup.unsupported_settings import REFUSED
@@ -76,6 +80,7 @@ def check_settings(
         ConfigError: a setting that cannot work, named with a value that does.
     """
     num_ranks = num_ranks or args.world_size
+    check_launcher()
     check_supported(args)
     log.check()
     check_refill(refill_zero_variance, args)
@@ -286,17 +291,15 @@ def _check_rewards(args: GRPOConfig, reward_funcs: RewardArgument) -> list[Rewar
 
 
 def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
-    if not args.deepspeed:
+    config = deepspeed_config_of(args)
+    if config is None:
         return []
-    config = (
-        args.deepspeed if isinstance(args.deepspeed, dict) else load_zero_config(args.deepspeed)
-    )
     return check_zero_config(
         config,
         per_device_train_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         world_size=num_ranks,
-        bf16=bool(args.bf16),
-        fp16=bool(args.fp16),
+        bf16=precision_of(args) == "bf16",
+        fp16=precision_of(args) == "fp16",
         max_grad_norm=args.max_grad_norm,
     )

@@ -1,0 +1,284 @@
+"""A collator of one's own: what it hands over is taken, what can be worked out is added.
+
+Four things are its own: ``pixel_values``, ``prompt``, ``solution`` and ``scales``. The sample tells
+its key and further fields, the images tell sizes and grids, the processor makes token ids. What is
+neither there nor to be had is one error, at the first batch, that lists all of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from grpo_stream.boxes import Size
+from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.frames import frame_size
+from grpo_stream.grounding.prompts import messages
+from grpo_stream.stream.sources import StreamSample
+from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.models.patches import cut_floats
+
+OWN = ("pixel_values", "prompt", "solution", "scales")
+"""What a collator hands over in any case."""
+_ENCODED = ("image_grid_thw", "prompt_ids", "mm_token_type_ids")
+_IMAGES = "uint8 of shape (height, width, 3), or floats as the model takes them, (3, height, width)"
+_RGB = 3
+
+
+class CompletedCollator:
+    """Batches of a collator of one's own, completed; in the order of their samples.
+
+    ``pixel_values`` may be, per prompt or stacked, uint8 of shape (height, width, 3), or floats of
+    shape (3, height, width) as the model takes them, normalised; or float patches with or without
+    ``image_grid_thw``. ``prompt`` is an instruction, or a conversation, in which the image's place
+    may be left out. ``solution`` is a box or point in frame ``original``, ``scales`` the original
+    size (width, height).
+
+    Args:
+        collate: From samples to a mapping of columns, or to one mapping per sample.
+        own: What would collate else: its template, processor and frame are used.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Any], own: PromptCollator) -> None:
+        self._collate = collate
+        self._own = own
+
+    def __call__(self, samples: Sequence[StreamSample]) -> Batch:
+        """See the class.
+
+        Raises:
+            ConfigError: naming all that is missing or of another form.
+        """
+        given = self._collate(samples)
+        batch = _columns(given)
+        if batch is None:
+            expected = f"must return a mapping of columns: {', '.join(OWN)}"
+            raise ConfigError("data_collator", type(given).__name__, expected)
+        faults = [f"{name} is missing" for name in OWN if batch.get(name) is None]
+        faults += _wrong_lengths(batch, len(samples))
+        if not faults:
+            batch["scales"] = [_numbers(one) for one in batch["scales"]]
+            batch["solution"] = [_numbers(one) for one in batch["solution"]]
+            faults += [
+                f"scales must be (width, height) of the original image, not {one!r}"
+                for one in batch["scales"]
+                if not isinstance(one, list) or len(one) != len(("width", "height"))
+            ][:1]
+        if not faults and any(name not in batch for name in _ENCODED):
+            faults += self._encode(batch, samples)
+        if faults:
+            found = ", ".join(sorted(map(str, batch))) or "nothing"
+            raise ConfigError("data_collator", found, f"cannot be trained on: {'; '.join(faults)}")
+        return self._with_the_rest(batch, samples)
+
+    def _with_the_rest(self, batch: Batch, samples: Sequence[StreamSample]) -> Batch:
+        sizes = [_size_of(grid, self._own) for grid in batch["image_grid_thw"]]
+        rest = {
+            "patch_rule": None,
+            "model_size": [
+                size or sample.model_size for size, sample in zip(sizes, samples, strict=True)
+            ],
+            "answer_frame": [self._own.answer_frame] * len(samples),
+            "key": [sample.key for sample in samples],
+            "extra": [sample.extra for sample in samples],
+        }
+        batch["scales"] = [tuple(one) for one in batch["scales"]]
+        return rest | batch
+
+    # ---------------------------------------------------------------- images and token ids
+
+    def _encode(self, batch: Batch, samples: Sequence[StreamSample]) -> list[str]:
+        """Adds images, grids and ids to the batch; what is wrong, in words."""
+        images = _images(batch["pixel_values"])
+        if images is None and not _is_patches(batch["pixel_values"]):
+            return [f"pixel_values must be {_IMAGES}, not {_form(batch['pixel_values'])}"]
+        if self._own.rule is None:
+            return self._encode_elsewhere(batch, samples, images)
+        if images is None:
+            patches, faults = self._given_patches(batch, samples)
+        else:
+            patches, faults = {}, self._wrong_sizes(images)
+        if faults:
+            return faults
+        if images is not None and images[0].dtype != torch.uint8:
+            by = self._own.image_processor
+            values, grids = cut_floats(images, by.patch_size, by.merge_size, by.temporal_patch_size)
+            patches = {"pixel_values": values, "image_grid_thw": grids}
+        sizes: Sequence[Size | None] | None = _sizes(images)
+        if sizes is None:
+            sizes = [_size_of(grid, self._own) for grid in patches["image_grid_thw"]]
+        prompts = self._prompts(batch["prompt"], sizes, batch["scales"])
+        if patches:
+            encoded = self._own.ids_of(prompts, patches["image_grid_thw"]) | patches
+        else:
+            pixels = [image.numpy() for image in images or ()]
+            own = [replace(one, pixels=image) for one, image in zip(samples, pixels, strict=True)]
+            encoded = self._own.encoded(own, prompts)
+        batch |= encoded | {"prompt": prompts}
+        return []
+
+    def _encode_elsewhere(
+        self, batch: Batch, samples: Sequence[StreamSample], images: list[torch.Tensor] | None
+    ) -> list[str]:
+        """For a family without Qwen-VL's patches: the processor makes ids, and images of uint8."""
+        if images is None:
+            return [f"pixel_values must be {_IMAGES}, not {_form(batch['pixel_values'])}"]
+        is_bytes = images[0].dtype == torch.uint8
+        own = [
+            replace(one, pixels=image.numpy()) if is_bytes else one
+            for one, image in zip(samples, images, strict=True)
+        ]
+        sizes = [sample.model_size for sample in own]
+        prompts = self._prompts(batch["prompt"], sizes, batch["scales"])
+        encoded = self._own.encoded(own, prompts)
+        if not is_bytes:
+            shape, wanted = images[0].shape, encoded["pixel_values"].shape[1:]
+            if any(image.shape != wanted for image in images):
+                return [f"pixel_values must be floats of shape {tuple(wanted)}, not {tuple(shape)}"]
+            encoded["pixel_values"] = torch.stack(images)
+        batch |= encoded | {"prompt": prompts}
+        return []
+
+    def _given_patches(
+        self, batch: Batch, samples: Sequence[StreamSample]
+    ) -> tuple[Batch, list[str]]:
+        """Float patches with their grids: those given, else those of the samples' sizes."""
+        values, processor = batch["pixel_values"], self._own.image_processor
+        patches = values if isinstance(values, torch.Tensor) else torch.cat(list(values))
+        grids = batch.get("image_grid_thw")
+        if grids is None:
+            side = processor.patch_size
+            sizes = [sample.model_size for sample in samples]
+            grids = torch.tensor([(1, size.height // side, size.width // side) for size in sizes])
+        if int(grids.prod(dim=-1).sum()) != len(patches):
+            words = f"image_grid_thw is missing, and {len(patches)} patches are not those of "
+            return {}, [words + f"the samples' sizes, {int(grids.prod(dim=-1).sum())}"]
+        return {"pixel_values": patches, "image_grid_thw": grids}, []
+
+    def _wrong_sizes(self, images: Sequence[torch.Tensor]) -> list[str]:
+        processor = self._own.image_processor
+        multiple = processor.patch_size * processor.merge_size
+        for size in _sizes(images) or ():
+            if size.width % multiple or size.height % multiple or not size.width * size.height:
+                words = "pixel_values must have sides that are multiples of "
+                return [f"{words}{multiple} (resize_rule), not {size.width}x{size.height}"]
+        return []
+
+    def _prompts(
+        self, given: Sequence[Any], sizes: Sequence[Size | None], scales: Sequence[Any]
+    ) -> list[list[dict[str, Any]]]:
+        """Conversations, each with the place of its image."""
+        template, frame = self._own.template, self._own.answer_frame
+        prompts = []
+        for prompt, size, original in zip(given, sizes, scales, strict=True):
+            if isinstance(prompt, str):
+                original_size = Size(*map(int, original))
+                shown = frame_size(
+                    frame, model_size=size or original_size, original_size=original_size
+                )
+                prompts.append(messages(template, prompt, shown))
+            else:
+                prompts.append(_with_image(prompt))
+        return prompts
+
+
+def _columns(given: Any) -> Batch | None:
+    """A batch by columns, from a mapping or from one mapping per sample."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    is_rows = isinstance(given, Sequence) and all(isinstance(row, Mapping) for row in given)
+    if not is_rows or not given:
+        return None
+    names = [name for name in given[0] if all(name in row for row in given)]
+    return {name: [row[name] for row in given] for name in names}
+
+
+def _wrong_lengths(batch: Batch, num_samples: int) -> list[str]:
+    faults = []
+    for name in OWN:
+        value = batch.get(name)
+        if value is None or (name == "pixel_values" and _is_patches(value)):
+            continue
+        if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != num_samples:
+            length = len(value) if hasattr(value, "__len__") else "no"
+            faults.append(f"{name} has {length} entries for {num_samples} samples")
+    return faults
+
+
+def _is_patches(values: Any) -> bool:
+    if isinstance(values, torch.Tensor):
+        return values.dim() == len(("patches", "numbers")) and values.is_floating_point()
+    return isinstance(values, Sequence) and bool(values) and all(map(_is_patch_tensor, values))
+
+
+def _is_patch_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and _is_patches(value)
+
+
+def _images(values: Any) -> list[torch.Tensor] | None:
+    """Per prompt uint8 (height, width, 3) or float32 (3, height, width); None: something else."""
+    found = [_image(value) for value in values]
+    images = [image for image in found if image is not None]
+    if len(images) != len(found) or len({image.dtype for image in images}) != 1:
+        return None
+    return images
+
+
+def _image(value: Any) -> torch.Tensor | None:
+    if isinstance(value, Image.Image):
+        value = np.array(value.convert("RGB"))
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.array(value))  # a copy, as a stream's pixels are read-only
+    if not isinstance(value, torch.Tensor) or value.dim() != len(("height", "width", "channels")):
+        return None
+    if value.dtype == torch.uint8:
+        value = value if value.shape[-1] == _RGB else value.permute(1, 2, 0)
+        return value.contiguous() if value.shape[-1] == _RGB else None
+    return value.float() if value.is_floating_point() and value.shape[0] == _RGB else None
+
+
+def _sizes(images: Sequence[torch.Tensor] | None) -> list[Size] | None:
+    if images is None:
+        return None
+    shapes = [i.shape[:2] if i.dtype == torch.uint8 else i.shape[1:] for i in images]
+    return [Size(width, height) for height, width in shapes]
+
+
+def _size_of(grid: torch.Tensor, own: PromptCollator) -> Size | None:
+    """Of an image of patches; None for a family without."""
+    if own.rule is None:
+        return None
+    _, height, width = grid.tolist()
+    side = own.image_processor.patch_size
+    return Size(width * side, height * side)
+
+
+def _with_image(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of blocks; the image comes first where no message says where."""
+    turns = []
+    for message in conversation:
+        content = message["content"]
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+        bare = [{"type": "image"} if one.get("type") == "image" else one for one in blocks]
+        turns.append({**message, "content": bare})
+    if not any(block.get("type") == "image" for turn in turns for block in turn["content"]):
+        user = next((turn for turn in turns if turn["role"] == "user"), turns[-1])
+        user["content"] = [{"type": "image"}, *user["content"]]
+    return turns
+
+
+def _numbers(value: Any) -> Any:
+    """Numbers of a tensor, an array or a sequence, as a list."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return value.tolist()
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+
+
+def _form(values: Any) -> str:
+    first = values if isinstance(values, torch.Tensor) else next(iter(values), None)
+    shape = getattr(first, "shape", None)
+    words = type(first).__name__
+    return words if shape is None else f"{words} {getattr(first, 'dtype', '')} {tuple(shape)}"
