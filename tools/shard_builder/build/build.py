@@ -176,41 +176,55 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             found = output.begin(content, overwrite=settings.overwrite)
             if found is not None:
                 return replace(_found(found), readings=read_as[0], reading_lines=read_as[1])
-        names = words
-        run = _Run(crew, settings, names, survey.num_wanted, tell)
+        run = _Run(crew, settings, words, survey.num_wanted, tell)
         cutter = Cutter(job.limits, reading, forms.rules, settings.split, reader)
         run.build(cutter.cut(reading.records()), output)
         tell(Progress("finish", None))
         state = open_store(job.state)
         parts = {
-            split: assemble(state, split, cutter.num_chunks[split], names, temp / f"lists{split}")
+            split: assemble(state, split, cutter.num_chunks[split], words, temp / f"lists{split}")
             for split in splits
         }
-        num_samples = sum(part.totals["num_samples"] for part in parts.values())
-        rejects = _summed(part.rejects.counts for part in parts.values())
-        num_allowed = settings.max_reject_share * survey.num_wanted
-        if num_samples == 0 or sum(rejects.values()) > num_allowed:
-            if output is not None:
-                _save_lists(settings.out, parts, is_failed=True)
-                output.abandon()
-            raise _left_out(settings, survey, num_samples, rejects, parts)
-        manifests = {}
-        if output is not None:
-            output.check()
-            _save_lists(settings.out, parts)
-            for split, part in parts.items():
-                manifests[split] = part.manifest({**content, "split_name": split})
-            output.commit(manifests, {split: part.tags for split, part in parts.items()})
-        return BuildResult(
-            num_records=survey.num_wanted,
-            num_samples=num_samples,
-            rejects=rejects,
-            warnings=_summed(part.warnings.counts for part in parts.values()),
+        result = _finish(settings, content, survey, parts, output)
+        return replace(
+            result,
             first_rejects=run.first_rejects(),
-            manifests=manifests,
             readings=read_as[0],
             reading_lines=read_as[1],
         )
+
+
+def _finish(
+    settings: BuildSettings,
+    content: dict[str, Any],
+    survey: Survey,
+    parts: dict[str, Assembled],
+    output: Output | None,
+) -> BuildResult:
+    """Writes lists and manifests, the manifests last, unless too much was left out."""
+    num_samples = sum(part.totals["num_samples"] for part in parts.values())
+    rejects = _summed(part.rejects.counts for part in parts.values())
+    num_allowed = settings.max_reject_share * survey.num_wanted
+    if num_samples == 0 or sum(rejects.values()) > num_allowed:
+        if output is not None:
+            _save_lists(settings.out, parts, is_failed=True)
+            output.abandon()
+        raise _left_out(settings, survey, num_samples, rejects, parts)
+    manifests = {}
+    if output is not None:
+        output.check()
+        _save_lists(settings.out, parts)
+        for split, part in parts.items():
+            manifests[split] = part.manifest({**content, "split_name": split})
+        output.commit(manifests, {split: part.tags for split, part in parts.items()})
+    return BuildResult(
+        num_records=survey.num_wanted,
+        num_samples=num_samples,
+        rejects=rejects,
+        warnings=_summed(part.warnings.counts for part in parts.values()),
+        first_rejects=[],
+        manifests=manifests,
+    )
 
 
 class _Run:
