@@ -39,7 +39,7 @@ class Family:
     processor: QwenProcessor | None = None
     """None for any other kind: it encodes each prompt by itself (``processor_only.py``)."""
     is_packed: bool = False
-    """Whether the packed form of its groups is tested against each completion alone."""
+    """Whether its text layers attend fully, so that a group may be tried as one packed row."""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Built-in prompt templates, and those that it is asked with in their place."""
     vision_tokens: tuple[str, ...] = ()
@@ -74,8 +74,10 @@ FAMILIES: dict[str, Family] = {
     ),
     # Features of the tower go to several layers of the text model ("deepstack").
     "qwen3_vl": _QWEN3,
-    # Nothing compares it yet, and packed groups would give its balancing loss no router logits.
     "qwen3_vl_moe": replace(_QWEN3, is_packed=False),
+    # Three of four layers are a linear attention, whose state a packed row would mix.
+    "qwen3_5": replace(_QWEN3, is_packed=False),
+    "qwen3_5_moe": replace(_QWEN3, is_packed=False),
 }
 """transformers' ``config.model_type`` -> the family."""
 

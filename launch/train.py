@@ -164,6 +164,7 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
             prompt_template=task.prompt_template,
             answer_frame=task.answer_frame,
             shared_prefix=task.shared_prefix,
+            shared_prefix_check=task.shared_prefix_check,
             shared_prefix_attention=task.shared_prefix_attention,
             freeze_vision_tower=task.freeze_vision_tower,
             refill_zero_variance=task.refill_zero_variance,
@@ -175,8 +176,8 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
             peft_config=get_peft_config(settings.model),
         )
     if args.process_index == 0:
-        attention = f"on, each prompt is computed once per group, {trainer.packed_attention}"
-        print(f"shared_prefix: {attention if trainer.shared_prefix else 'off'}", flush=True)
+        way = f"{trainer.prefix_way}, each prompt is computed once per group"
+        print(f"shared_prefix: {way if trainer.shared_prefix else 'off'}", flush=True)
         print(f"begins {f'from {checkpoint}' if checkpoint else 'anew'}", flush=True)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

@@ -47,8 +47,9 @@ class Contestants:
         groups = PromptGroups(
             prompt_ids=[torch.cat([words[:4], image, words[4:]])],
             mm_token_type_ids=[(torch.arange(num_prompt_tokens) - 4 < num_image_tokens).long()],
-            pixel_values=torch.empty(0),
-            image_grid_thw=torch.tensor([[1, _MERGED, _MERGED * num_image_tokens]]),
+            media=[
+                {"image_grid_thw": torch.tensor([[1, _MERGED, _MERGED * num_image_tokens]])}
+            ],
             sizes=[size],
             image_features=(features,),
         )
@@ -77,7 +78,7 @@ class Contestants:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             mm_token_type_ids=groups.token_types(len(prompt), num_tokens),
-            image_grid_thw=groups.image_grid_thw.expand(size, -1),
+            image_grid_thw=groups.media[0]["image_grid_thw"].expand(size, -1),
             labels=labels,
             fused_lm_head=True,
             **images,

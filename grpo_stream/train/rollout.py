@@ -23,9 +23,10 @@ from grpo_stream.train.batches.refill import (
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.rollout_sheets import Rollout
-from grpo_stream.train.prefix.backbone import prepare_prompts
-from grpo_stream.train.prefix.generation import generate_groups, trim_completions
+from grpo_stream.train.prefix.generation import trim_completions
+from grpo_stream.train.prefix.proof import proven_way
 from grpo_stream.train.prefix.scoring import GroupScorer, LogProbs
+from grpo_stream.train.prefix.ways import PrefixWay
 from grpo_stream.train.vllm import Engine, engine_images
 
 Scored = dict[str, Any]
@@ -40,9 +41,10 @@ class RolloutSettings:
 
     refill_zero_variance: int
     """How many times more prompts than are trained on may be sampled for groups that teach."""
-    packed_attention: str | None
-    """How a packed group attends, ``two_part``, ``dense`` or ``flex``; None without
-    ``shared_prefix``: then a group's prompt is computed once per completion, as in trl."""
+    ways: Sequence[PrefixWay]
+    """How a group may be computed, in order of preference."""
+    is_proof_skipped: bool
+    """The first way is taken as it is, instead of the first that proves itself."""
     reference_has_own_tower: bool
     """Whether the reference model's vision tower may be another one than the policy's."""
     pad_token_id: int
@@ -81,15 +83,16 @@ class GroupRollout:
         self._phases = phases
         self._metrics = metrics
         self._engine = engine
-        self._scorer = GroupScorer(
-            accelerator,
-            phases,
-            pad_token_id=settings.pad_token_id,
-            attention=settings.packed_attention,
-        )
+        self._scorer = GroupScorer(accelerator, phases)
+        self._proven = settings.ways[0] if settings.is_proof_skipped else None
         self._groups: PromptGroups | None = None
         self._batch: Batch = {}
         self._rewarded: Rollout | None = None
+
+    @property
+    def way(self) -> PrefixWay:
+        """How groups are computed; until the first rollout, how they are expected to be."""
+        return self._proven or self._settings.ways[0]
 
     # ---------------------------------------------------------------- rollout
 
@@ -155,9 +158,11 @@ class GroupRollout:
         self._batch = batch
         with self._phases("device_input", batch["key"]):
             groups = PromptGroups.from_batch(batch, num_generations, self._accelerator.device)
-            if self._settings.packed_attention is not None:
-                unwrapped = self._accelerator.unwrap_model(model)
-                groups = prepare_prompts(unwrapped, groups, self._accelerator.autocast)
+            if self._proven is None:
+                ways = self._settings.ways
+                self._proven = proven_way(ways, model, groups, self._accelerator)
+            unwrapped = self._accelerator.unwrap_model(model)
+            groups = self.way.prepare(unwrapped, groups, self._accelerator.autocast)
         if saved is None:
             rows = reward_rows(batch, num_generations)
             check_groups([row["key"] for row in rows], num_generations)
@@ -212,17 +217,17 @@ class GroupRollout:
             gradient_checkpointing_kwargs=self._args.gradient_checkpointing_kwargs,
         ) as unwrapped:
             pad = self._settings.pad_token_id
-            completion_ids = generate_groups(unwrapped, groups, generation_config, pad)
+            completion_ids = self.way.sample(unwrapped, groups, generation_config, pad)
         return trim_completions(completion_ids, eos_token_ids)
 
-    def generate_upstream(
+    def generate_by_engine(
         self,
         upstream: Callable[..., Any],
         prompt_ids: list[list[int]],
         num_generations: int,
         mode: Mode,
     ) -> Any:
-        """Completions, and with vLLM their log-probabilities, by trl's own way.
+        """Completions and their log-probabilities by vLLM.
 
         Args:
             upstream: trl's ``_generate_single_turn``.
@@ -230,12 +235,8 @@ class GroupRollout:
             num_generations: Completions of each prompt.
             mode: What they are for.
         """
-        groups, engine = self._current_groups(len(prompt_ids)), self._engine
-        if engine is None:  # without token types M-RoPE would fall back to text positions
-            longest = max(len(ids) for ids in prompt_ids)
-            fields = groups.model_inputs(longest, 0)
-            return upstream(prompt_ids, None, fields, num_generations)
-        keys = self._batch["key"]
+        engine, keys = self._engine, self._batch["key"]
+        assert engine is not None  # noqa: S101 - the trainer has use_vllm
         images = engine_images(self._batch["pixel_values"], keys, num_generations)
         engine.begin(keys, num_generations)
         before = engine.num_payload_bytes
@@ -246,7 +247,6 @@ class GroupRollout:
 
     def score(
         self,
-        upstream: Callable[..., LogProbs],
         model: Any,
         input_ids: torch.Tensor,
         *args: Any,
@@ -260,7 +260,7 @@ class GroupRollout:
         groups = self._current_groups(len(input_ids))
         if is_reference and self._settings.reference_has_own_tower:
             groups = replace(groups, image_features=None)
-        return self._scorer.score(upstream, model, groups, input_ids, *args, **kwargs)
+        return self._scorer.score(self.way, model, groups, input_ids, *args, **kwargs)
 
     def rewarded(self, completions: list[Any], parts: NDArray[np.float32]) -> Rollout:
         """What this rank has sampled, with what it was worth.

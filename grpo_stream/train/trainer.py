@@ -44,14 +44,14 @@ from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
 from grpo_stream.train.prefix.generation import suppressed_token_ids
-from grpo_stream.train.prefix.packing import shared_prefix_obstacle
 from grpo_stream.train.prefix.scoring import LogProbs
+from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay, ways_to_try
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
 from grpo_stream.train.run_state import Gathered, RunState, refill_columns
 from grpo_stream.train.setup.arguments import LogArguments
 from grpo_stream.train.setup.settings_checks import (
     RewardArgument,
-    check_obstacle,
+    check_ways,
     check_policy,
     check_settings,
 )
@@ -88,7 +88,10 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         prompt_template: Name or YAML file of the words around an instruction.
         answer_frame: Frame the model answers in; None takes the model family's.
         shared_prefix: ``auto`` computes a group's prompt once where the model allows it and logs
-            the reason where not; ``on`` refuses instead; ``off`` takes trl's own way.
+            the reason where not; ``on`` refuses instead; ``packed`` and ``forked`` are one of the
+            two ways; ``off`` takes trl's layout.
+        shared_prefix_check: The way is proven on the model before the first rollout
+            (:mod:`grpo_stream.train.prefix.proof`).
         shared_prefix_attention: How packed groups attend, see
             :func:`grpo_stream.train.setup.settings_checks.packed_attention`.
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
@@ -110,8 +113,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     Attributes:
         train_stream: What is trained on; ``train_loader`` reads it ahead, and ``eval_loader``, if
             any, what is evaluated.
-        shared_prefix: Whether a group's prompt is computed once; ``packed_attention`` says how its
-            completions attend.
+        packed_attention: How completions of packed groups attend.
         phases: Stopwatch of this rank.
         run_metrics: The route by which a number reaches the log.
 
@@ -137,6 +139,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         prompt_template: str = "point",
         answer_frame: str | None = None,
         shared_prefix: str = "auto",
+        shared_prefix_check: bool = True,
         shared_prefix_attention: str = "auto",
         freeze_vision_tower: bool = False,
         refill_zero_variance: int = 0,
@@ -202,14 +205,15 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             freeze_tower(self.model)
         check_trained_weights(self.model, args, master_weights)
         self._master_weights = master_weights
-        self.shared_prefix = self._use_shared_prefix(shared_prefix)
+        ways = self._ways_to_try(shared_prefix)
         self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
             Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
             RunState(args, self.accelerator, old_checkpoints, master_weights),
             RolloutSettings(
                 refill_zero_variance=refill_zero_variance,
-                packed_attention=self.packed_attention if self.shared_prefix else None,
+                ways=ways,
+                is_proof_skipped=not shared_prefix_check,
                 reference_has_own_tower=not isinstance(model, str),
                 pad_token_id=self._tokenizer.pad_token_id,
                 reward_names=self.reward_func_names,
@@ -219,15 +223,31 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             log,
         )
 
-    def _use_shared_prefix(self, wanted: str) -> bool:
-        obstacle = shared_prefix_obstacle(self.model.config)
-        check_obstacle(wanted, obstacle)
-        if obstacle and wanted == "auto" and self.accelerator.is_main_process:
-            logger.warning("shared_prefix is off: %s", obstacle)
-        is_used = wanted != "off" and obstacle is None
-        for model in filter(None, (self.model, self.ref_model)) if is_used else ():
-            use_shared_prefix_attention(self.accelerator.unwrap_model(model))
-        return is_used
+    @property
+    def prefix_way(self) -> str:
+        """``packed``, ``forked`` or ``plain``; before the first rollout, what is expected."""
+        return self._rollout.way.name
+
+    @property
+    def shared_prefix(self) -> bool:
+        """Whether a group's prompt is computed once; before the first rollout, what is expected."""
+        return self._rollout.way is not PLAIN
+
+    def _ways_to_try(self, wanted: str) -> list[PrefixWay]:
+        ways, reasons = ways_to_try(
+            self.model.config,
+            wanted,
+            attention=None,
+            packed_attention=self.packed_attention,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        check_ways(wanted, ways, reasons)
+        if ways == [PLAIN] and reasons and self.accelerator.is_main_process:
+            logger.warning("shared_prefix is off: %s", "; ".join(reasons))
+        if any(isinstance(way, Packed) for way in ways):
+            for model in filter(None, (self.model, self.ref_model)):
+                use_shared_prefix_attention(self.accelerator.unwrap_model(model))
+        return ways
 
     def _ban_tokens(self, banned: list[int], image_processor: Any) -> Engine | None:
         """Keeps tokens out of completions; the engine that samples, with ``use_vllm``."""
@@ -419,12 +439,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     ) -> Any:
         """Replaces ``GRPOTrainer._generate_single_turn`` (trl 1.16) by one prefill per group.
 
-        With ``use_vllm`` and without ``shared_prefix`` trl's own way is left, with what it lacks.
+        With ``use_vllm`` trl's own way is left, with what it lacks.
         """
-        if self.use_vllm or not self.shared_prefix:
+        if self.use_vllm:
             upstream = super()._generate_single_turn
             is_training = self.model.training
-            return self._rollout.generate_upstream(
+            return self._rollout.generate_by_engine(
                 upstream, prompt_ids, num_generations, "train" if is_training else "eval"
             )
         sampling = (self.generation_config, self.generation_kwargs, self.eos_token_ids)
@@ -452,13 +472,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         return rewards
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> LogProbs:
-        """Replaces ``GRPOTrainer._get_per_token_logps_and_entropies`` (trl 1.16): packed groups.
+        """Replaces ``GRPOTrainer._get_per_token_logps_and_entropies`` (trl 1.16): whole groups.
 
         Policy, old and reference log-probabilities all come through here.
         """
-        upstream = super()._get_per_token_logps_and_entropies
         is_reference = model is self.ref_model
-        return self._rollout.score(upstream, model, *args, is_reference=is_reference, **kwargs)
+        return self._rollout.score(model, *args, is_reference=is_reference, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Extends ``GRPOTrainer._compute_loss`` (trl 1.16): says whose completions are scored."""

@@ -10,11 +10,11 @@ from trl import GRPOConfig
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import decode
 from grpo_stream.stream import sources
-from grpo_stream.train import trainer as trainer_module
 from grpo_stream.train.models import patches as patches_module
 from grpo_stream.train.models.patches import to_patches
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.phases import Phases
+from grpo_stream.train.prefix import ways
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
 from tests.train.runs import NUM_LANES, logged, spread_reward, weights_of
 from tests.train.support import make_groups, write_shapes
@@ -82,7 +82,11 @@ def test_each_record_is_worked_on_once(
         beta=0.0,
     )
     trainer = make_trainer(
-        args, num_lanes=2, folder=tmp_path / "shards", freeze_vision_tower=frozen
+        args,
+        num_lanes=2,
+        folder=tmp_path / "shards",
+        freeze_vision_tower=frozen,
+        shared_prefix_check=False,  # which would be counted, too
     )
     images: list[int] = []
     positions: list[int] = []
@@ -140,9 +144,11 @@ def test_vision_tokens_are_never_sampled(make_trainer, processor):
 
 
 def test_shared_prefix_falls_back_with_the_reason(make_trainer, monkeypatch):
-    monkeypatch.setattr(trainer_module, "shared_prefix_obstacle", lambda _: "it is Tuesday")
+    monkeypatch.setattr(ways, "shared_prefix_obstacle", lambda *_: "it is Tuesday")
+    assert make_trainer().prefix_way == "forked"
+    monkeypatch.setattr(ways, "forked_obstacle", lambda _: "nor on Mondays")
     assert make_trainer().shared_prefix is False
-    with pytest.raises(ConfigError, match="it is Tuesday"):
+    with pytest.raises(ConfigError, match="not packed, it is Tuesday; not forked, nor on Mondays"):
         make_trainer(shared_prefix="on")
 
 
@@ -160,7 +166,7 @@ def test_prompts_that_an_evaluation_repeats_have_no_reward(make_trainer):
 
 
 def test_rows_of_other_prompts_are_not_scored(processor):
-    settings = RolloutSettings(0, "two_part", False, 0, ["r"], np.ones(1, np.float32))
+    settings = RolloutSettings(0, [ways.PLAIN], False, False, 0, ["r"], np.ones(1, np.float32))
     tools = (GRPOConfig("out", use_cpu=True, bf16=False), None, Phases(), RunMetrics({}))
     rollout = GroupRollout(settings, *tools)
     with pytest.raises(RuntimeError, match="2 completions are scored, no prompts were announced"):

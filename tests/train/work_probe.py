@@ -126,6 +126,7 @@ def run(policy, shards, out, world=None, **changes):
             PromptStream(source, config, world),
             processing_class=processor,
             shared_prefix="on",
+            shared_prefix_check=False,  # which would be counted, too
         )
         work.watch(trainer)
         trainer.train()

@@ -44,8 +44,10 @@ class PromptCollator:
       in pinned memory where there is CUDA; ``patches.image_inputs`` makes the model's patches of
       them on its device. A collator of your own may give a float tensor instead, shape
       (patches of all images, patch dimension), which the trainer takes as it is;
-      In a family without Qwen-VL's patches the processor makes all of it, in a float tensor with
-      one entry per image (:func:`~grpo_stream.train.models.processor_only.encode_by_processor`);
+      In a family without Qwen-VL's patches the processor makes all of it, per prompt;
+    * ``media``: in such a family, per prompt all that its processor has made of its images
+      (:func:`~grpo_stream.train.models.processor_only.encode_by_processor`), in the place of the
+      next two;
     * ``patch_rule``: how those images are normalised and cut; None beside float patches;
     * ``image_grid_thw``: int64, shape (prompts, 3): patches in time, height and width;
     * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;

@@ -1,6 +1,6 @@
 """The prompts of a micro-batch and how many completions each has: groups, kept whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ _TRL_COLUMNS = frozenset(
 )  # fmt: skip
 
 
+Media = dict[str, Any]
+"""What a processor makes of one prompt's images, each under the name that the model has for it."""
+
+
 @dataclass(frozen=True, eq=False)
 class PromptGroups:
     """Prompts with their images, each followed by a run of completions.
@@ -32,10 +36,10 @@ class PromptGroups:
     """Per prompt int64, shape (prompt length,)."""
     mm_token_type_ids: list[torch.Tensor]
     """Per prompt int64, the same shape: 0 text, 1 image."""
-    pixel_values: torch.Tensor
-    """float, shape (patches of all images, patch dimension); or one entry per image."""
-    image_grid_thw: torch.Tensor
-    """int64, shape (prompts, 3): its product says how many entries of ``pixel_values`` each has."""
+    media: list[Media]
+    """Per prompt its images, whatever their number: tensors (or lists) as its processor makes them
+    of this prompt alone. Qwen-VL's: ``pixel_values``, float, shape (patches, patch dimension), and
+    ``image_grid_thw``, int64, shape (images, 3)."""
     sizes: list[int]
     """Completions per prompt."""
     positions: list[torch.Tensor] | None = None
@@ -54,12 +58,10 @@ class PromptGroups:
 
         Images are normalised and cut into patches here, on ``device``, once per prompt.
         """
-        pixel_values, image_grid_thw = image_inputs(batch, device)
         return cls(
             prompt_ids=[ids.to(device) for ids in batch["prompt_ids"]],
             mm_token_type_ids=[ids.to(device) for ids in batch["mm_token_type_ids"]],
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
+            media=_media(batch, device),
             sizes=[num_generations] * len(batch["prompt_ids"]),
             types_name=batch.get("types_name", cls.types_name),
             keys=tuple(batch.get("key", ())),
@@ -75,14 +77,11 @@ class PromptGroups:
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
         starts = [end - size for end, size in zip(ends, self.sizes, strict=True)]
         kept = [i for i in range(len(ends)) if starts[i] < stop and ends[i] > start]
-        prompts = slice(kept[0], kept[-1] + 1)  # neighbours: their images are one view
-        num_patches = self.image_grid_thw.prod(dim=-1).tolist()
-        patches = slice(sum(num_patches[: prompts.start]), sum(num_patches[: prompts.stop]))
+        prompts = slice(kept[0], kept[-1] + 1)
         return PromptGroups(
             prompt_ids=self.prompt_ids[prompts],
             mm_token_type_ids=self.mm_token_type_ids[prompts],
-            pixel_values=self.pixel_values[patches],
-            image_grid_thw=self.image_grid_thw[prompts],
+            media=self.media[prompts],
             sizes=[min(stop, ends[i]) - max(start, starts[i]) for i in kept],
             positions=None if self.positions is None else self.positions[prompts],
             image_features=None if self.image_features is None else self.image_features[prompts],
@@ -98,8 +97,7 @@ class PromptGroups:
         return cls(
             prompt_ids=[ids for part in parts for ids in part.prompt_ids],
             mm_token_type_ids=[types for part in parts for types in part.mm_token_type_ids],
-            pixel_values=torch.cat([part.pixel_values for part in parts]),
-            image_grid_thw=torch.cat([part.image_grid_thw for part in parts]),
+            media=[own for part in parts for own in part.media],
             sizes=[size for part in parts for size in part.sizes],
             positions=[own for part in positions for own in part] or None,
             image_features=tuple(own for part in features for own in part) or None,
@@ -107,21 +105,16 @@ class PromptGroups:
             keys=tuple(key for part in parts for key in part.keys),
         )
 
-    def repeated_images(self) -> dict[str, Any]:
-        """``pixel_values`` and, of patches, ``image_grid_thw`` once per completion, as in trl."""
-        num_entries = self.image_grid_thw.prod(dim=-1).tolist()
-        images = self.pixel_values.split(num_entries)
-        repeated = [
-            image.repeat(size, *[1] * (image.dim() - 1))
-            for image, size in zip(images, self.sizes, strict=True)
-        ]
-        if self.pixel_values.dim() > 2:  # not patches, but one entry per image
-            return {"pixel_values": torch.cat(repeated)}
-        sizes = torch.tensor(self.sizes, device=self.image_grid_thw.device)
-        return {
-            "pixel_values": torch.cat(repeated),
-            "image_grid_thw": self.image_grid_thw.repeat_interleave(sizes, dim=0),
-        }
+    def each(self) -> Iterator["PromptGroups"]:
+        """One prompt after another, with its completions."""
+        end = 0
+        for size in self.sizes:
+            end += size
+            yield self.rows(end - size, end)
+
+    def images(self) -> Media:
+        """The images of all prompts, one behind the other, where the model takes them so."""
+        return {name: _joined([own[name] for own in self.media]) for name in self.media[0]}
 
     def token_types(self, prompt_length: int, completion_length: int) -> torch.Tensor:
         """Types of padded rows: without them M-RoPE falls back to text positions.
@@ -139,13 +132,6 @@ class PromptGroups:
             for _ in range(size)
         ]
         return torch.stack(rows)
-
-    def model_inputs(self, prompt_length: int, completion_length: int) -> dict[str, Any]:
-        """What a model takes besides tokens: repeated images, and token types where it has them."""
-        inputs = self.repeated_images()
-        if self.types_name is not None:
-            inputs[self.types_name] = self.token_types(prompt_length, completion_length)
-        return inputs
 
 
 def reward_rows(batch: Batch, num_generations: int) -> list[dict[str, Any]]:
@@ -221,3 +207,25 @@ def pad_left(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(
         list(rows), batch_first=True, padding_value=value, padding_side="left"
     )
+
+
+def _media(batch: Batch, device: torch.device) -> list[Media]:
+    if "media" in batch:  # a processor's own
+        return [
+            {name: _on(device, value) for name, value in own.items()} for own in batch["media"]
+        ]
+    pixel_values, image_grid_thw = image_inputs(batch, device)
+    patches = pixel_values.split(image_grid_thw.prod(dim=-1).tolist())
+    grids = image_grid_thw.split(1)
+    return [
+        {"pixel_values": own, "image_grid_thw": grid}
+        for own, grid in zip(patches, grids, strict=True)
+    ]
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -86,18 +86,19 @@ def log_refill(
 def select_prompts(batch: Batch, numbers: Sequence[int]) -> Batch:
     """A collated batch of some of its prompts."""
     num_prompts = len(batch["key"])
-    images = batch["pixel_values"]
-    if isinstance(images, torch.Tensor):  # patches of all images, one behind the other
-        parts = images.split(batch["image_grid_thw"].prod(-1).tolist())
-        images = torch.cat([parts[number] for number in numbers])
-    else:
-        images = [images[number] for number in numbers]
-    return {
+    part = {
         name: [value[number] for number in numbers]
         if isinstance(value, list) and len(value) == num_prompts
         else value
         for name, value in batch.items()
-    } | {"pixel_values": images, "image_grid_thw": batch["image_grid_thw"][list(numbers)]}
+    }
+    images, grids = batch["pixel_values"], batch.get("image_grid_thw")
+    if isinstance(images, torch.Tensor):  # patches of all images, one behind the other
+        parts = images.split(batch["image_grid_thw"].prod(-1).tolist())
+        part["pixel_values"] = torch.cat([parts[number] for number in numbers])
+    if grids is not None:
+        part["image_grid_thw"] = grids[list(numbers)]
+    return part
 
 
 def merge_scored(

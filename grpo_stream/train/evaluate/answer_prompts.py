@@ -145,8 +145,7 @@ def greedy_answers(
             attention_mask=pad_left([torch.ones_like(row) for row in prompts.prompt_ids], 0),
             # Without it M-RoPE falls back to text positions, silently.
             mm_token_type_ids=pad_left(prompts.mm_token_type_ids, 0),
-            pixel_values=prompts.pixel_values,
-            image_grid_thw=prompts.image_grid_thw,
+            **prompts.images(),
             generation_config=config,
         )
     completions = trim_completions(sequences[:, ids.size(1) :], config.eos_token_id)

@@ -1,7 +1,7 @@
 """Model families without Qwen-VL's patches: their own processor encodes each prompt, once.
 
-They train in trl's own layout (``shared_prefix`` is off), with the tensors that trl 1.16 hands to
-such a model: ``pixel_values`` with one entry per image, and token types where it has them.
+Whatever tensors it makes (tiles, masks, sizes) stay as they are, a dict for each prompt: nothing
+has to know how they belong to images.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ def encode_by_processor(
         texts: Per prompt the rendered conversation with one image token.
 
     Returns:
-        ``pixel_values``, float, one entry per prompt; ``image_grid_thw``, ones of shape (prompts,
-        3), which says the same; ``prompt_ids`` and ``mm_token_type_ids`` per prompt; and
-        ``types_name``, the name that the model has for the latter, or None.
+        Per prompt ``media``, what belongs to its images, and of that ``pixel_values``;
+        ``prompt_ids`` and ``mm_token_type_ids``; and ``types_name``, the name that the model has
+        for the latter, or None.
 
     Raises:
         RecordError: the processor takes a text for one of another number of images.
-        ConfigError: it makes other tensors, or several entries of an image.
+        ConfigError: it makes no pixels.
     """
     encoded = []
     for image, text in zip(pixels, texts, strict=True):
@@ -45,19 +45,17 @@ def encode_by_processor(
             raise RecordError("image_token", f"{error}: {text!r}") from error
     names = {name for one in encoded for name in one}
     (named, *_) = [*(name for name in _TOKEN_TYPES if name in names), None]
-    others = sorted(names - _TEXT - {"pixel_values", named})
-    shapes = sorted({tuple(one["pixel_values"].shape) for one in encoded})
-    if others or len(shapes) > 1 or shapes[0][0] != 1:
-        raise ConfigError(
-            "model_name_or_path",
-            type(processor).__name__,
-            f"makes {', '.join(others) or 'only pixel_values'}, of shapes {shapes}; a processor is "
-            "supported that makes pixel_values alone, one of the same shape per image, as LLaVA's",
-        )
+    media = [
+        {name: value for name, value in one.items() if name not in (*_TEXT, *_TOKEN_TYPES)}
+        for one in encoded
+    ]
+    if not all("pixel_values" in own for own in media):
+        expected = f"makes {', '.join(sorted(names))}, but no pixel_values"
+        raise ConfigError("model_name_or_path", type(processor).__name__, expected)
     ids = [one["input_ids"][0] for one in encoded]
     return {
-        "pixel_values": torch.cat([one["pixel_values"] for one in encoded]),
-        "image_grid_thw": torch.ones(len(encoded), 3, dtype=torch.long),
+        "pixel_values": [own["pixel_values"] for own in media],
+        "media": media,
         "prompt_ids": ids,
         "mm_token_type_ids": [one[named][0] for one in encoded]
         if named

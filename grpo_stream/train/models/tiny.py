@@ -42,6 +42,27 @@ SPECIAL_TOKENS = (
 _WIDTH = 128  # of the text model
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": _WIDTH}
 _NUM_LAYERS = 3
+_QWEN3_TOWER = _TOWER | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
+_QWEN3_IMAGES = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "decoder_sparse_step": 1,
+    "router_aux_loss_coef": 0.0,
+}
+_LINEAR = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+}
 _FULL = {"layer_types": ["full_attention"] * _NUM_LAYERS}
 
 
@@ -60,14 +81,11 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "qwen2_5_vl": Recipe(_TOWER | {"fullatt_block_indexes": [1]}, _FULL),
     "qwen2_vl": Recipe({"embed_dim": 64, "hidden_size": _WIDTH, "mlp_ratio": 2}, _FULL),
-    "qwen3_vl": Recipe(
-        _TOWER | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]},
-        {"head_dim": 32},
-        {
-            "image_mean": [0.5] * 3,
-            "image_std": [0.5] * 3,
-            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
-        },
+    "qwen3_vl": Recipe(_QWEN3_TOWER, {"head_dim": 32}, _QWEN3_IMAGES),
+    "qwen3_vl_moe": Recipe(_QWEN3_TOWER, {"head_dim": 32} | _EXPERTS, _QWEN3_IMAGES),
+    "qwen3_5": Recipe(_QWEN3_TOWER, _LINEAR, _QWEN3_IMAGES),
+    "qwen3_5_moe": Recipe(
+        _QWEN3_TOWER, _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 64}, _QWEN3_IMAGES
     ),
 }
 """A row of ``grpo_stream.families.FAMILIES`` by its key -> how a tiny policy of it is made."""

@@ -31,9 +31,11 @@ def prompt_positions(backbone: Any, groups: PromptGroups) -> list[torch.Tensor]:
     if groups.positions is not None:
         return groups.positions
     return [
-        backbone.get_rope_index(ids[None], types[None], image_grid_thw=grid[None])[0][:, 0]
-        for ids, types, grid in zip(
-            groups.prompt_ids, groups.mm_token_type_ids, groups.image_grid_thw, strict=True
+        backbone.get_rope_index(ids[None], types[None], image_grid_thw=own["image_grid_thw"])[0][
+            :, 0
+        ]
+        for ids, types, own in zip(
+            groups.prompt_ids, groups.mm_token_type_ids, groups.media, strict=True
         )
     ]
 
@@ -73,9 +75,7 @@ def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
         the text model (D = 0 elsewhere).
     """
     with torch.no_grad():
-        encoded = backbone_of(model).get_image_features(
-            groups.pixel_values, groups.image_grid_thw, return_dict=True
-        )
+        encoded = backbone_of(model).get_image_features(**groups.images(), return_dict=True)
     layers = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or [])]
     return tuple(torch.stack(own) for own in zip(*layers, strict=True))
 
@@ -102,7 +102,7 @@ def prepare_prompts(
 def image_kwargs(groups: PromptGroups) -> dict[str, Any]:
     """What ``model(...)`` takes for the images: their features where known, or their pixels."""
     if groups.image_features is None:
-        return {"pixel_values": groups.pixel_values, "image_grid_thw": groups.image_grid_thw}
+        return groups.images()
     first, *others = zip(*groups.image_features, strict=True)
     encoded = BaseModelOutputWithDeepstackFeatures(pooler_output=first, deepstack_features=others)
     return {"mm_encoder_outputs": {"image": encoded}}

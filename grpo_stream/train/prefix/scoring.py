@@ -1,14 +1,12 @@
-"""Log-probabilities of completions, pass by pass: from packed groups, or as trl computes them."""
+"""Log-probabilities of completions, pass by pass, in the way that the run's groups are computed."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.observe.phases import Phases
-from grpo_stream.train.prefix.backbone import backbone_of, prompt_positions
-from grpo_stream.train.prefix.packing import pack_groups, score_packed
+from grpo_stream.train.prefix.ways import PrefixWay
 
 LogProbs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 """Log-probabilities, entropies where they are asked for, and an auxiliary loss, which is None."""
@@ -20,22 +18,15 @@ class GroupScorer:
     Args:
         accelerator: accelerate's, ready.
         phases: Stopwatch of this rank.
-        pad_token_id: Fills packed rows up.
-        attention: How a packed group attends: ``two_part``, ``dense`` or ``flex``; None: groups
-            are not packed, trl's own way is taken, with the images repeated per completion.
     """
 
-    def __init__(
-        self, accelerator: Any, phases: Phases, *, pad_token_id: int, attention: str | None
-    ) -> None:
+    def __init__(self, accelerator: Any, phases: Phases) -> None:
         self._accelerator = accelerator
         self._phases = phases
-        self._pad_token_id = pad_token_id
-        self._attention = attention
 
     def score(
         self,
-        upstream: Callable[..., LogProbs],
+        way: PrefixWay,
         model: Any,
         groups: PromptGroups,
         input_ids: torch.Tensor,
@@ -49,7 +40,7 @@ class GroupScorer:
         """Log-probabilities and entropies, shape (completions, longest completion).
 
         Args:
-            upstream: trl's ``_get_per_token_logps_and_entropies``.
+            way: How the groups are computed.
             model: What scores.
             groups: The prompts of all rows.
             input_ids: int64, shape (completions, prompt and completion), as trl pads them.
@@ -59,67 +50,24 @@ class GroupScorer:
             compute_entropy: Whether entropies are asked for.
             **_: What else trl passes: images, which the groups have, and what is refused.
         """
+        completion_ids = input_ids[:, -logits_to_keep:]
+        completion_mask = attention_mask[:, -logits_to_keep:]
         step = min(batch_size or len(input_ids), len(input_ids))
         log_probs, entropies = [], []
         for start in range(0, len(input_ids), step):
             rows = slice(start, min(start + step, len(input_ids)))
-            tensors = (groups.rows(rows.start, rows.stop), input_ids[rows], attention_mask[rows])
-            with self._phases("update" if torch.is_grad_enabled() else "scoring"):
-                if self._attention is None:
-                    scored = _score_plain(
-                        upstream, model, *tensors, logits_to_keep, compute_entropy=compute_entropy
-                    )
-                else:
-                    scored = self._score_packed(
-                        model, *tensors, logits_to_keep, compute_entropy=compute_entropy
-                    )
-            log_probs.append(scored[0])
-            entropies.append(scored[1])
+            with (
+                self._phases("update" if torch.is_grad_enabled() else "scoring"),
+                self._accelerator.autocast(),
+            ):
+                found, entropy = way.score(
+                    model,
+                    groups.rows(rows.start, rows.stop),
+                    completion_ids[rows],
+                    completion_mask[rows],
+                    compute_entropy=compute_entropy,
+                )
+            log_probs.append(found)
+            entropies.append(entropy)
         entropy = torch.cat([e for e in entropies if e is not None]) if compute_entropy else None
         return torch.cat(log_probs), entropy, None
-
-    def _score_packed(
-        self,
-        model: Any,
-        groups: PromptGroups,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        *,
-        compute_entropy: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        completion_mask = attention_mask[:, -logits_to_keep:]
-        packed = pack_groups(
-            groups,
-            input_ids[:, -logits_to_keep:],
-            completion_mask,
-            prompt_positions(backbone_of(self._accelerator.unwrap_model(model)), groups),
-            self._pad_token_id,
-            self._attention or "",
-        )
-        with self._accelerator.autocast():
-            return score_packed(
-                model, packed, groups, completion_mask, compute_entropy=compute_entropy
-            )
-
-
-def _score_plain(
-    upstream: Callable[..., LogProbs],
-    model: Any,
-    groups: PromptGroups,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    logits_to_keep: int,
-    *,
-    compute_entropy: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    log_probs, entropies, _ = upstream(
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        compute_entropy=compute_entropy,
-        num_images=[1] * groups.num_rows,
-        **groups.model_inputs(input_ids.size(1) - logits_to_keep, logits_to_keep),
-    )
-    return log_probs, entropies

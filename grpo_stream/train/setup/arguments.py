@@ -16,7 +16,7 @@ from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 
-SharedPrefix = Literal["auto", "on", "off"]
+SharedPrefix = Literal["auto", "on", "packed", "forked", "off"]
 PackedAttention = Literal["auto", "two_part", "dense", "flex"]
 MasterWeightsSetting = Literal["none", "float32", "optimizer"]
 OldCheckpoints = Literal["refuse", "move", "keep"]
@@ -131,7 +131,14 @@ class TaskArguments:
     answer_frame: str | None = setting(
         None, "original, model or per_mille; None: what the model family answers in."
     )
-    shared_prefix: SharedPrefix = setting("auto", "Compute a group's prompt once.")
+    shared_prefix: SharedPrefix = setting(
+        "auto",
+        "Compute a group's prompt once; on refuses where it cannot be, packed and forked are the "
+        "two ways.",
+    )
+    shared_prefix_check: bool = setting(
+        True, "Before the first rollout, compare that with plain rows; fall back where it differs."
+    )
     shared_prefix_attention: PackedAttention = setting(
         "auto",
         "How completions attend to the prompt they share; flex is for CUDA, auto is two_part.",

@@ -21,7 +21,7 @@ from grpo_stream.train.models.master_weights import check_dtype
 from grpo_stream.train.models.model_path import EXAMPLE, base_model_of, check_model_path
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
-from grpo_stream.train.prefix.packing import shared_prefix_obstacle
+from grpo_stream.train.prefix.ways import ways_to_try
 from grpo_stream.train.setup.accelerate_launch import describe_deepspeed, precision_of
 from grpo_stream.train.setup.arguments import (
     DataArguments,
@@ -45,7 +45,7 @@ from grpo_stream.train.setup.run_summary import (
     describe_prompt,
 )
 from grpo_stream.train.setup.settings_checks import (
-    check_obstacle,
+    check_ways,
     check_policy,
     check_settings,
     num_eval_lanes,
@@ -283,13 +283,21 @@ def _check_model(settings: Settings) -> tuple[PromptTemplate, Frame | None, Resi
 def _describe_shared_prefix(settings: Settings, attention: str) -> str:
     """How groups will be computed, as far as settings and the policy's folder tell."""
     task, model = settings.task, settings.model
-    if task.shared_prefix == "off":
-        return "off"
-    if Path(model.model_name_or_path).is_dir():
-        config = policy_config(model.model_name_or_path)
-        obstacle = shared_prefix_obstacle(config, model.attn_implementation or "sdpa")
-        check_obstacle(task.shared_prefix, obstacle)
-        if obstacle:
-            return f"off: {obstacle}"
-    tower = ", features of the frozen vision tower once per prompt"
-    return f"{task.shared_prefix}, attention {attention}{tower if task.freeze_vision_tower else ''}"
+    if task.shared_prefix == "off" or not Path(model.model_name_or_path).is_dir():
+        return task.shared_prefix
+    ways, reasons = ways_to_try(
+        policy_config(model.model_name_or_path),
+        task.shared_prefix,
+        attention=model.attn_implementation or "sdpa",
+        packed_attention=attention,
+        pad_token_id=0,
+    )
+    check_ways(task.shared_prefix, ways, reasons)
+    if ways[0].name == "plain":
+        return f"off: {'; '.join(reasons)}"
+    detail = f", attention {attention}" if ways[0].name == "packed" else ""
+    if task.freeze_vision_tower and ways[0].name == "packed":
+        detail += ", features of the frozen vision tower once per prompt"
+    proof = "proves itself first" if task.shared_prefix_check else "unproven"
+    others = "".join(f", else {way.name}" for way in ways[1:] if task.shared_prefix_check)
+    return f"{task.shared_prefix}: {ways[0].name}{detail} ({proof}{others})"

@@ -129,14 +129,21 @@ def check_policy(
     return template, answer_frame_for(config.model_type, answer_frame)
 
 
-def check_obstacle(shared_prefix: str, obstacle: str | None) -> None:
+def check_ways(shared_prefix: str, ways: Sequence[Any], reasons: Sequence[str]) -> None:
     """Refuses ``shared_prefix`` where it was asked for and the model cannot do it.
 
+    Args:
+        shared_prefix: The setting.
+        ways: How groups may be computed.
+        reasons: Why not in others.
+
     Raises:
-        ConfigError: with the reason.
+        ConfigError: there is no way left, with the reasons.
     """
-    if shared_prefix == "on" and obstacle:
-        raise ConfigError("shared_prefix", "on", f"cannot be: {obstacle}; use 'auto'")
+    if not ways:
+        raise ConfigError(
+            "shared_prefix", shared_prefix, f"cannot be: {'; '.join(reasons)}; use 'auto'"
+        )
 
 
 def check_stream(

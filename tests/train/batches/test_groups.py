@@ -45,9 +45,9 @@ class TestRows:
         assert part.sizes == sizes
         assert part.num_rows == stop - start
         assert ids_of(part) == [ids_of(groups)[i] for i in kept]
-        assert part.image_grid_thw.tolist() == [groups.image_grid_thw[i].tolist() for i in kept]
-        images = groups.pixel_values.split(PATCHES)
-        assert torch.equal(part.pixel_values, torch.cat([images[i] for i in kept]))
+        assert [len(own["pixel_values"]) for own in part.media] == [PATCHES[i] for i in kept]
+        for name, joined in part.images().items():
+            assert torch.equal(joined, torch.cat([groups.media[i][name] for i in kept]))
 
     def test_of_rows(self, groups):
         part = groups.rows(2, 10).rows(1, 5)  # rows 3 to 7
@@ -61,12 +61,10 @@ class TestRows:
         assert rows == [ids for ids in ids_of(groups) for _ in range(4)]
 
 
-def test_images_once_per_completion(groups):
-    repeated = groups.rows(2, 9).repeated_images()
-    images = groups.pixel_values.split(PATCHES)
-    order = [0, 0, 1, 1, 1, 1, 2]
-    assert torch.equal(repeated["pixel_values"], torch.cat([images[i] for i in order]))
-    assert torch.equal(repeated["image_grid_thw"], groups.image_grid_thw[order])
+def test_one_prompt_after_another(groups):
+    found = list(groups.rows(2, 9).each())
+    assert [part.sizes for part in found] == [[2], [4], [1]]
+    assert [ids_of(part) for part in found] == [[ids] for ids in ids_of(groups)]
 
 
 def test_token_types_of_padded_rows(groups):
@@ -85,19 +83,21 @@ def test_from_batch_holds_each_image_once(processor):
     groups = PromptGroups.from_batch(batch, 8, CPU)
     assert groups.sizes == [8, 8, 8]
     assert groups.num_rows == 24
-    assert groups.pixel_values.shape == (sum(PATCHES), 1176)
-    assert groups.pixel_values.dtype == torch.float32
+    pixels = [own["pixel_values"] for own in groups.media]
+    assert [own.shape for own in pixels] == [(number, 1176) for number in PATCHES]
+    assert {own.dtype for own in pixels} == {torch.float32}
     # Micro-batches look into them: no copy, however a generation batch is cut.
-    storage = groups.pixel_values.untyped_storage().data_ptr()
-    for part in (groups.rows(0, 8), groups.rows(9, 20), groups.rows(20, 24)):
-        assert part.pixel_values.untyped_storage().data_ptr() == storage
+    for start, stop, number in ((0, 8, 0), (9, 16, 1), (20, 24, 2)):
+        (own,) = groups.rows(start, stop).media
+        assert own["pixel_values"] is pixels[number]
+        assert groups.rows(start, stop).images()["pixel_values"] is pixels[number]
 
 
 def test_patches_of_a_collator_are_taken_as_they_are(processor):
     batch = make_collator(processor)([make_stream_sample(n, s) for n, s in enumerate(SIZES)])
     own = torch.randn(sum(PATCHES), 1176)
     groups = PromptGroups.from_batch(batch | {"pixel_values": own}, 8, CPU)
-    assert groups.pixel_values.data_ptr() == own.data_ptr()
+    assert groups.media[0]["pixel_values"].data_ptr() == own.data_ptr()
 
 
 def test_images_without_a_rule_are_refused(processor):

@@ -92,8 +92,7 @@ class TestEvaluate:
             ids = model.generate(
                 input_ids=groups.prompt_ids[0][None],
                 mm_token_type_ids=groups.mm_token_type_ids[0][None],
-                pixel_values=groups.pixel_values,
-                image_grid_thw=groups.image_grid_thw,
+                **groups.media[0],
                 do_sample=False,
                 max_new_tokens=5,
             )[0, len(groups.prompt_ids[0]) :]

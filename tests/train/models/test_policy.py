@@ -77,8 +77,7 @@ def inputs(processor):
     return {
         "input_ids": groups.prompt_ids[0][None],
         "mm_token_type_ids": groups.mm_token_type_ids[0][None],
-        "pixel_values": groups.pixel_values,
-        "image_grid_thw": groups.image_grid_thw,
+        **groups.media[0],
     }
 
 

@@ -31,8 +31,7 @@ def pack(prompts, completions, attention) -> PackedGroups:
     groups = PromptGroups(
         prompt_ids=[torch.ones(length, dtype=torch.long) for length in prompts],
         mm_token_type_ids=[torch.zeros(length, dtype=torch.long) for length in prompts],
-        pixel_values=torch.empty(0),
-        image_grid_thw=torch.ones(len(prompts), 3, dtype=torch.long),
+        media=[{} for _ in prompts],
         sizes=sizes,
     )
     mask = torch.arange(longest) < lengths[:, None]

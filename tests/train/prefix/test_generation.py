@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
+from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.backbone import encode_images
 from grpo_stream.train.prefix.generation import (
     generate_groups,
@@ -30,17 +31,15 @@ def generation_config(processor, **changes):
 
 def generate_alone(model, groups, config):
     """Each prompt by plain ``generate``, without padding or a shared prefill."""
-    images = groups.pixel_values.split(groups.image_grid_thw.prod(dim=-1).tolist())
     completions = []
-    for ids, types, image, grid in zip(
-        groups.prompt_ids, groups.mm_token_type_ids, images, groups.image_grid_thw, strict=True
+    for ids, types, media in zip(
+        groups.prompt_ids, groups.mm_token_type_ids, groups.media, strict=True
     ):
         sequences = model.generate(
             input_ids=ids[None],
             attention_mask=torch.ones_like(ids)[None],
             mm_token_type_ids=types[None],
-            pixel_values=image,
-            image_grid_thw=grid[None],
+            **media,
             generation_config=config,
         )
         completions.append(sequences[0, len(ids) :].tolist())
@@ -101,7 +100,7 @@ def generate_padded(model, groups, config):
         input_ids=pad(ids, padding_value=config.pad_token_id),
         attention_mask=pad([torch.ones_like(row) for row in ids]),
         mm_token_type_ids=groups.token_types(longest, 0),
-        **groups.repeated_images(),
+        **PromptGroups.joined([one for one in groups.each() for _ in range(one.num_rows)]).images(),
         generation_config=config,
     )
     return sequences[:, longest:]
@@ -183,7 +182,7 @@ def test_stops_when_all_have_ended(model, processor):
     sampled = generate(model, groups, generation_config(processor, eos_token_id=ends))
     assert sampled.shape == (4, 1)
     assert texts == [longest - 1, 1]
-    assert patches == [len(groups.pixel_values)]
+    assert patches == [len(groups.images()["pixel_values"])]
 
 
 def test_features_of_the_tower_in_place_of_pixels(model, processor):

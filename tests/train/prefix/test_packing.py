@@ -33,7 +33,6 @@ def lengths_for(groups):
 def score_one_by_one(model, groups, ids, mask):
     """The meaning of it all: every completion behind its own prompt, no padding, no packing."""
     log_probs, entropies = torch.zeros(ids.shape), torch.zeros(ids.shape)
-    images = groups.pixel_values.split(groups.image_grid_thw.prod(dim=-1).tolist())
     row = 0
     for prompt, size in enumerate(groups.sizes):
         for _ in range(size):
@@ -43,8 +42,7 @@ def score_one_by_one(model, groups, ids, mask):
             logits = model(
                 input_ids=torch.cat([own, ids[row, :length]])[None],
                 mm_token_type_ids=torch.nn.functional.pad(types, (0, length))[None],
-                pixel_values=images[prompt],
-                image_grid_thw=groups.image_grid_thw[prompt][None],
+                **groups.media[prompt],
             ).logits[0, len(own) - 1 : len(own) - 1 + length]
             all_log_probs = logits.log_softmax(dim=-1)
             chosen = all_log_probs.gather(1, ids[row, :length, None])[:, 0]
@@ -150,8 +148,7 @@ class TestLayout:
     GROUPS = PromptGroups(
         prompt_ids=[torch.tensor([11, 12, 13]), torch.tensor([21, 22])],
         mm_token_type_ids=[torch.zeros(3), torch.zeros(2)],
-        pixel_values=torch.zeros(2, 1),
-        image_grid_thw=torch.ones(2, 3, dtype=torch.long),
+        media=[{}, {}],
         sizes=[2, 1],
     )
     IDS = torch.tensor([[31, 32, 0], [41, 0, 0], [51, 52, 53]])

@@ -126,7 +126,7 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--model_name_or_path", "tests"], "model_name_or_path='tests'"),
         (["--load_in_4bit", "true"], "load_in_4bit"),
         (["--answer_frame", "nope"], "per_mille"),
-        (["--shared_prefix", "maybe"], "auto, on, off"),
+        (["--shared_prefix", "maybe"], "auto, on, packed, forked, off"),
         (["--shared_prefix_attention", "fast"], "auto, two_part, dense, flex"),
         (["--shared_prefix_attention", "flex"], "use two_part"),
         (["--block_shards", "0"], "block_shards=0"),
@@ -228,11 +228,12 @@ def test_the_first_prompt_is_in_the_policys_words_and_sizes(shapes, tiny_folder)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "auto, attention two_part"),
+        ([], "auto: packed, attention two_part (proves itself first, else forked, else plain)"),
         (["--shared_prefix", "off"], "off"),
-        (["--shared_prefix_attention", "dense"], "auto, attention dense"),
+        (["--shared_prefix_attention", "dense"], "auto: packed, attention dense (proves"),
         (["--freeze_vision_tower", "true"], "features of the frozen vision tower once per prompt"),
-        (["--attn_implementation", "flash_attention_2"], "off: attn_implementation 'flash_att"),
+        (["--attn_implementation", "flash_attention_2"], "auto: forked (proves itself first, "),
+        (["--shared_prefix", "forked", "--shared_prefix_check", "false"], "forked (unproven)"),
     ],
 )
 def test_how_groups_are_computed_is_shown(shapes, tiny_folder, flags, words):
@@ -246,7 +247,7 @@ def test_how_groups_are_computed_is_shown(shapes, tiny_folder, flags, words):
 
 
 def test_shared_prefix_is_refused_where_it_cannot_be(shapes, tiny_folder):
-    words = ["--model_name_or_path", str(tiny_folder), "--shared_prefix", "on"]
+    words = ["--model_name_or_path", str(tiny_folder), "--shared_prefix", "packed"]
     plan_run(settings(shapes, *words))
     with pytest.raises(ConfigError, match="knows no shared prefix; use 'sdpa'; use 'auto'"):
         plan_run(settings(shapes, *words, "--attn_implementation", "flash_attention_2"))

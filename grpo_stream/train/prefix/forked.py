@@ -1,0 +1,111 @@
+"""The forked prefix: a prompt's cache, with gradients, from which all its completions continue.
+
+The prompt without its last token is run once; what the text layers keep of it (keys and values,
+states of linear attention and convolutions, whatever the model has) is repeated for the G
+completions, which are run as a batch behind it, each opened by the prompt's last token. So it takes
+any model that can generate with a cache. Positions restart by the model's own rule for continuing a
+cache, images belong to the prompt alone, and the gradient flows back through the cache.
+
+Groups are run one after another: no padding between prompts, which some models do not take rightly,
+and it was the faster way, too (docs/shared_prefix.md).
+
+Shapes: P tokens of a prompt, G completions of one group, C longest of them.
+"""
+
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+
+from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache, new_cache, repeated
+from grpo_stream.train.prefix.plain import accepted_media
+
+_IGNORED = -100
+
+
+def score_forked(
+    model: Any,
+    group: PromptGroups,
+    completion_ids: torch.Tensor,
+    completion_mask: torch.Tensor,
+    *,
+    compute_entropy: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities (and entropies) of one group's completions, by two forwards.
+
+    Args:
+        model: The policy or reference, wrapped or not, with trl's fused head (trl 1.16,
+            ``add_fused_lm_head``).
+        group: One prompt.
+        completion_ids: int64, shape (G, C), padded on the right.
+        completion_mask: int or bool, the same shape.
+        compute_entropy: Whether entropies are wanted.
+
+    Returns:
+        Two float tensors of shape (G, C), 0 where the mask is; the second may be None.
+
+    Raises:
+        RuntimeError: the model keeps no cache of its prompt.
+    """
+    (ids,) = group.prompt_ids
+    with checkpointing_keeps_cache(model):
+        past = _prefill(model, group)
+        tail = torch.cat([ids[-1:].expand(len(completion_ids), 1), completion_ids[:, :-1]], dim=1)
+        # No mask, positions or images: the model continues its cache as it does in generation.
+        output = model(
+            input_ids=tail,
+            past_key_values=repeated(past, len(tail)),
+            shift_labels=completion_ids.masked_fill(completion_mask == 0, _IGNORED),
+            fused_lm_head=True,
+            **_types(group, torch.zeros_like(tail)),
+        )
+    return output.log_probs, output.entropy if compute_entropy else None
+
+
+def sample_forked(model: Any, group: PromptGroups, generation_config: Any) -> torch.Tensor:
+    """Samples one prompt's completions from one prefill, by the model's own ``generate``.
+
+    Args:
+        model: Unwrapped; LoRA may be around it.
+        group: One prompt.
+        generation_config: transformers' options of sampling, end tokens and length.
+
+    Returns:
+        int64, shape (G, longest completion), padded behind the end.
+    """
+    (ids,), (size,) = group.prompt_ids, group.sizes
+    with torch.no_grad():
+        past = repeated(_prefill(model, group), size, is_written=True)
+        rows = ids.expand(size, -1).contiguous()
+        sequences: torch.Tensor = model.generate(
+            input_ids=rows,
+            attention_mask=torch.ones_like(rows),
+            past_key_values=past,
+            generation_config=generation_config,
+        )
+    return sequences[:, len(ids) :]
+
+
+def _prefill(model: Any, group: PromptGroups) -> Any:
+    """The cache of one prompt without its last token."""
+    ids = group.prompt_ids[0][None, :-1]
+    past = new_cache(extract_model_from_parallel(model).config)
+    model(
+        input_ids=ids,
+        past_key_values=past,
+        use_cache=True,
+        logits_to_keep=1,
+        **accepted_media(model, group.media[0]),
+        **_types(group, group.mm_token_type_ids[0][None, :-1]),
+    )
+    if past.get_seq_length() != ids.size(1):
+        raise RuntimeError(
+            f"the model has kept {past.get_seq_length()} of a prompt's {ids.size(1)} tokens in "
+            "its cache"
+        )
+    return past
+
+
+def _types(group: PromptGroups, types: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {} if group.types_name is None else {group.types_name: types}
