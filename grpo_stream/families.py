@@ -35,7 +35,7 @@ class Family:
     """One row of :data:`FAMILIES`."""
 
     answer_frame: Frame
-    """What it was trained to answer in."""
+    """What it was trained to answer in; where it has no habit of its own, what it is asked for."""
     processor: QwenProcessor | None = None
     """None for any other kind: it encodes each prompt by itself (``processor_only.py``)."""
     is_packed: bool = False
@@ -78,6 +78,19 @@ FAMILIES: dict[str, Family] = {
     # Three of four layers are a linear attention, whose state a packed row would mix.
     "qwen3_5": replace(_QWEN3, is_packed=False),
     "qwen3_5_moe": replace(_QWEN3, is_packed=False),
+    **dict.fromkeys(
+        (
+            "glm4v",
+            "glm46v",
+            "internvl",
+            "gemma3",
+            "llava_next",
+            "llava_onevision",
+            "smolvlm",
+            "idefics3",
+        ),
+        Family(answer_frame="per_mille"),
+    ),
 }
 """transformers' ``config.model_type`` -> the family."""
 

@@ -1,4 +1,4 @@
-"""Makes a tiny from-scratch policy with the real architecture of Qwen-VL; downloads nothing.
+"""Makes a tiny from-scratch policy with a real architecture; downloads nothing.
 
     python launch/tiny_policy.py --json records.json --out out/tiny --max-coordinate 112 --snap 8
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.flags import with_dashes
-from grpo_stream.train.models.tiny import RECIPES, make_tiny_policy, read_prompts, task_texts
+from grpo_stream.train.models.tiny import TINY_FAMILIES, make_tiny_policy, read_prompts, task_texts
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the policy")
     parser.add_argument("--max-coordinate", type=int, default=112, help="in pixels, exclusive")
     parser.add_argument("--snap", type=int, default=8, help="answers are multiples of this")
-    parser.add_argument("--family", choices=RECIPES, default="qwen2_5_vl", help="model_type")
+    parser.add_argument("--family", choices=TINY_FAMILIES, default="qwen2_5_vl", help="model_type")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     args = parser.parse_args(with_dashes(argv))
     try:

@@ -47,9 +47,7 @@ class Contestants:
         groups = PromptGroups(
             prompt_ids=[torch.cat([words[:4], image, words[4:]])],
             mm_token_type_ids=[(torch.arange(num_prompt_tokens) - 4 < num_image_tokens).long()],
-            media=[
-                {"image_grid_thw": torch.tensor([[1, _MERGED, _MERGED * num_image_tokens]])}
-            ],
+            media=[{"image_grid_thw": torch.tensor([[1, _MERGED, _MERGED * num_image_tokens]])}],
             sizes=[size],
             image_features=(features,),
         )

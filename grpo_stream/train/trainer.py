@@ -51,9 +51,9 @@ from grpo_stream.train.run_state import Gathered, RunState, refill_columns
 from grpo_stream.train.setup.arguments import LogArguments
 from grpo_stream.train.setup.settings_checks import (
     RewardArgument,
-    check_ways,
     check_policy,
     check_settings,
+    check_ways,
 )
 from grpo_stream.train.setup.trainer_inputs import ImageArguments, PromptData, open_datasets
 from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits

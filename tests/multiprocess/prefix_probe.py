@@ -1,6 +1,7 @@
 """Short runs on one or two ZeRO-3 ranks, with the shared prefix and without; a process per rank.
 
-Every rank writes what it saw of each run to ``rank-N.json`` in the folder that it is given.
+Every rank writes what it saw of each run to ``rank-N.json`` in the folder that it is given. Runs
+are named behind the folder.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from peft import LoraConfig
 from trl import GRPOConfig
 
 from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
@@ -26,13 +28,29 @@ RUNS: dict[str, dict[str, Any]] = {
     "shared": {"shared_prefix": "on"},
     "checkpointing": {"shared_prefix": "on", "gradient_checkpointing": True},
     "frozen": {"shared_prefix": "on", "freeze_vision_tower": True},
+    "forked": {"shared_prefix": "forked"},
+    "slow plain": {"shared_prefix": "off", "learning_rate": 0.01},
+    "slow forked": {"shared_prefix": "forked", "learning_rate": 0.01},
+    "forked, checkpointing": {"shared_prefix": "forked", "gradient_checkpointing": True},
+    "forked, lora": {
+        "shared_prefix": "forked",
+        "lora": True,
+        "gradient_checkpointing": True,
+    },
+    "plain, lora": {"shared_prefix": "off", "lora": True},
+    "forked, sampled": {
+        "shared_prefix": "forked",
+        "is_forced": False,
+        "ds3_gather_for_generation": False,
+        "max_steps": 2,
+    },
     "sampled": {"is_forced": False, "ds3_gather_for_generation": False, "max_steps": 2},
 }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     start_process_group(use_cpu=True)
-    seen = {name: run(folder, **settings) for name, settings in RUNS.items()}
+    seen = {name: run(folder, **RUNS[name]) for name in names}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
     leave_process_group()
 
@@ -43,6 +61,8 @@ def run(
     shared_prefix: str = "on",
     freeze_vision_tower: bool = False,
     is_forced: bool = True,
+    lora: bool = False,
+    learning_rate: float = 0.5,
     **changes: Any,
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {
@@ -55,7 +75,7 @@ def run(
         "max_completion_length": 8,
         "num_iterations": 2,
         "max_steps": 4,
-        "learning_rate": 0.5,
+        "learning_rate": learning_rate,
         "lr_scheduler_type": "constant",
         "optim": "sgd",
         "max_grad_norm": 0.0,
@@ -67,10 +87,14 @@ def run(
         graded,
         GRPOConfig(**(settings | changes)),
         json.loads((folder / "records.json").read_text()),
-        processing_class=load_processor(folder / "tiny", max_pixels=28 * 28 * 16),
+        processing_class=load_processor(
+            folder / "tiny", min_pixels=28 * 28, max_pixels=32 * 32 * 16
+        ),
         images_root=ROOT / "data/screenshots",
         shared_prefix=shared_prefix,
         freeze_vision_tower=freeze_vision_tower,
+        shared_prefix_check=not freeze_vision_tower and is_forced,  # calls the tower, too
+        peft_config=LoraConfig(target_modules=["q_proj", "v_proj"], r=4) if lora else None,
     )
     completions: list[list[list[int]]] = []
     losses: list[float] = []
@@ -101,26 +125,21 @@ def run(
         )
     trainer._generate_single_turn = generated
     trainer._compute_loss = lost
-    trainer.model.model.visual.register_forward_pre_hook(called)
+    trainer.model.get_encoder("image").register_forward_pre_hook(called)
     trainer.train()
     trainer.close()
     module = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    names = (
-        "lm_head",
-        "model.language_model.layers.0.self_attn.q_proj",
-        "model.visual.merger.mlp.0",
-    )
-    weights = [module.get_submodule(name).weight for name in names]
+    weights = [weight for weight in module.parameters() if weight.requires_grad][::5]
     with deepspeed.zero.GatheredParameters(weights):
-        values = [value for weight in weights for value in weight.flatten()[:64].tolist()]
+        values = [value for weight in weights for value in weight.flatten()[:32].tolist()]
     return {
         "completions": completions,
         "losses": losses,
         "weights": values,
         "num_tower_calls": num_tower_calls[0],
-        "shared_prefix": trainer.shared_prefix,
+        "way": trainer.prefix_way,
     }
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from trl.trainer.utils import add_fused_lm_head
 
 from grpo_stream.boxes import Size
@@ -17,7 +15,6 @@ from grpo_stream.stream.sources import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.policy import load_policy
-from grpo_stream.train.models.tiny import train_tokenizer
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from launch.make_shapes import COLOURS, SHAPES, make_shape
 from tests.shards.support import write_set
@@ -102,38 +99,3 @@ def make_groups(processor, sizes=((56, 56),), num_generations=2):
     """Groups of prompts of different lengths over images of ``sizes`` (width, height)."""
     samples = [make_stream_sample(number, size) for number, size in enumerate(sizes)]
     return PromptGroups.from_batch(make_collator(processor)(samples), num_generations, CPU)
-
-
-def make_llava(folder):
-    """A tiny LLaVA: a family with a processor, patches and answers of its own."""
-    tokenizer = train_tokenizer(TASK_TEXTS)
-    image, end, pad = tokenizer.convert_tokens_to_ids(
-        ["<|image_pad|>", "<|im_end|>", "<|endoftext|>"]
-    )
-    config = LlavaConfig(
-        vision_config={
-            "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64,
-            "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
-        },
-        text_config={
-            "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 64,
-            "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": end,
-            "pad_token_id": pad,
-        },
-        image_token_id=image,
-        image_seq_length=16,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    size = {"height": 56, "width": 56}
-    LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        image_token="<|image_pad|>",
-        chat_template=tokenizer.chat_template,
-        num_additional_image_tokens=1,
-    ).save_pretrained(folder)
-    return folder

@@ -44,7 +44,7 @@ class PromptCollator:
       in pinned memory where there is CUDA; ``patches.image_inputs`` makes the model's patches of
       them on its device. A collator of your own may give a float tensor instead, shape
       (patches of all images, patch dimension), which the trainer takes as it is;
-      In a family without Qwen-VL's patches the processor makes all of it, per prompt;
+      In a family without Qwen-VL's patches the image as it came, for people and engines;
     * ``media``: in such a family, per prompt all that its processor has made of its images
       (:func:`~grpo_stream.train.models.processor_only.encode_by_processor`), in the place of the
       next two;

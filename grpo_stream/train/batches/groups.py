@@ -211,9 +211,7 @@ def pad_left(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
 
 def _media(batch: Batch, device: torch.device) -> list[Media]:
     if "media" in batch:  # a processor's own
-        return [
-            {name: _on(device, value) for name, value in own.items()} for own in batch["media"]
-        ]
+        return [{name: _on(device, value) for name, value in own.items()} for own in batch["media"]]
     pixel_values, image_grid_thw = image_inputs(batch, device)
     patches = pixel_values.split(image_grid_thw.prod(dim=-1).tolist())
     grids = image_grid_thw.split(1)

@@ -1,9 +1,12 @@
 """Loads a policy's processor, with or without torchvision, and tells the resize rule it follows."""
 
 import importlib.util
+import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -11,6 +14,14 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.families import QWEN_PROCESSORS
 from grpo_stream.images import ResizeRule
 from grpo_stream.train.models.model_path import base_model_of, cannot_load, check_model_path
+
+# They cut patches as Qwen-VL's, but count an image's pixels twice, as frames of a video, when they
+# choose its size.
+_OWN = frozenset(
+    name + end
+    for name in ("Glm4vImageProcessor", "Glm46VImageProcessor")
+    for end in ("", "Pil", "Fast")
+)
 
 
 class ImageTextProcessor(Qwen2_5_VLProcessor):
@@ -65,6 +76,32 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
+@cache
+def without_video(kind: Any) -> Any:
+    """A processor's class (transformers 5.23) without its video half, which needs torchvision.
+
+    Args:
+        kind: The class, which is given back where it has none, or cannot do without; images and texts are processed by its own methods, and it is saved under
+            its own name.
+    """
+    video = inspect.signature(kind.__init__).parameters.get("video_processor")
+    if video is None or video.default is not None:
+        return kind
+
+    class ImagesOnly(kind):  # type: ignore[misc]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in kind.get_attributes() if name != "video_processor"]
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == "video_processor":
+                return type(None)
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    ImagesOnly.__name__ = kind.__name__
+    return ImagesOnly
+
+
 def load_processor(
     model_id: str | Path,
     *,
@@ -114,8 +151,11 @@ def load_processor(
 def _loaded(model_id: str | Path, revision: str) -> Any:
     settings, _ = ImageTextProcessor.get_processor_dict(model_id, revision=revision)
     stands_for = settings.get("processor_class", Qwen2_5_VLProcessor.__name__)
-    if importlib.util.find_spec("torchvision") is not None or stands_for not in QWEN_PROCESSORS:
+    if importlib.util.find_spec("torchvision") is not None or not hasattr(transformers, stands_for):
         return AutoProcessor.from_pretrained(model_id, padding_side="left", revision=revision)
+    if stands_for not in QWEN_PROCESSORS:
+        kind = without_video(getattr(transformers, stands_for))
+        return kind.from_pretrained(model_id, padding_side="left", revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left", revision=revision)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id, revision=revision)
     # The template may be in chat_template.json, which only a processor reads.
@@ -153,4 +193,5 @@ def known_rule(image_processor: Any) -> ResizeRule | None:
     Raises:
         ConfigError: sizes that cannot be.
     """
-    return resize_rule(image_processor) if hasattr(image_processor, "merge_size") else None
+    is_known = hasattr(image_processor, "merge_size") and type(image_processor).__name__ not in _OWN
+    return resize_rule(image_processor) if is_known else None

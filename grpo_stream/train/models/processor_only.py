@@ -12,6 +12,7 @@ from PIL import Image
 
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.images import Pixels
+from grpo_stream.train.models.patches import image_tensor
 
 _TEXT = {"input_ids", "attention_mask"}
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
@@ -28,9 +29,9 @@ def encode_by_processor(
         texts: Per prompt the rendered conversation with one image token.
 
     Returns:
-        Per prompt ``media``, what belongs to its images, and of that ``pixel_values``;
-        ``prompt_ids`` and ``mm_token_type_ids``; and ``types_name``, the name that the model has
-        for the latter, or None.
+        Per prompt ``media``, what it has made of the images, and ``pixel_values``, the image
+        itself; ``prompt_ids`` and ``mm_token_type_ids``; and ``types_name``, the name that the
+        model has for the latter, or None.
 
     Raises:
         RecordError: the processor takes a text for one of another number of images.
@@ -54,7 +55,7 @@ def encode_by_processor(
         raise ConfigError("model_name_or_path", type(processor).__name__, expected)
     ids = [one["input_ids"][0] for one in encoded]
     return {
-        "pixel_values": [own["pixel_values"] for own in media],
+        "pixel_values": [image_tensor(image) for image in pixels],
         "media": media,
         "prompt_ids": ids,
         "mm_token_type_ids": [one[named][0] for one in encoded]

@@ -1,4 +1,4 @@
-"""A tiny policy with the real architecture, image processing and chat format of a Qwen-VL family.
+"""A tiny policy with the real architecture and image processing of a family of models.
 
 About a million random weights and a vocabulary trained in memory: enough to learn to point at a
 shape on two CPU cores, small enough for tests. No download.
@@ -23,6 +23,12 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.families import FAMILIES
 from grpo_stream.records.formats.json_stream import read_records
 from grpo_stream.train.models.processor import ImageTextProcessor
+from grpo_stream.train.models.tiny_families import (
+    OWN_RECIPES,
+    own_config,
+    own_processor,
+    special_tokens,
+)
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -90,14 +96,19 @@ RECIPES: dict[str, Recipe] = {
 }
 """A row of ``grpo_stream.families.FAMILIES`` by its key -> how a tiny policy of it is made."""
 
+TINY_FAMILIES = (*RECIPES, *OWN_RECIPES)
+"""Those that a tiny policy can be made of."""
+
 _CHAT_WORDS = ("user\n", "assistant\n", "system\n", ", ")  # parts of every prompt and answer
+
+_IMAGE_PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 # Qwen2.5-VL's turns, without its default system text: a system message stands where one is given.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% if part['type'] == 'image' %}" + _IMAGE_PLACE + ""
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -135,12 +146,16 @@ def task_texts(prompts: Iterable[str], max_coordinate: int, snap: int) -> list[s
     return [*prompts, *answers]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen's special tokens, trained on ``texts``.
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 512, family: str = "qwen2_5_vl"
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Qwen's special tokens, and a family's, trained on ``texts``.
 
     Whole numbers up to three digits are kept together, so that each coordinate that occurs in
     ``texts`` becomes one token; any other text still encodes, byte by byte.
     """
+    own = OWN_RECIPES.get(family)
+    special = [*SPECIAL_TOKENS, *(special_tokens(own) if own else ())]
     tokenizer = Tokenizer(models.BPE())
     # Numbers, then words; what is left, such as ", ", stays together and becomes one token too.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -153,7 +168,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -162,10 +177,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        additional_special_tokens=special[1:],
+        extra_special_tokens=own.named_tokens if own else {},
         padding_side="left",
     )
-    fast.chat_template = CHAT_TEMPLATE
+    image = own.image_token if own else _IMAGE_PLACE
+    fast.chat_template = CHAT_TEMPLATE.replace(_IMAGE_PLACE, image)
     return fast
 
 
@@ -183,12 +200,19 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl") 
     Raises:
         ConfigError: there is no such family.
     """
-    if family not in RECIPES:
-        raise ConfigError("family", family, f"must be one of {', '.join(RECIPES)}")
+    if family not in TINY_FAMILIES:
+        raise ConfigError("family", family, f"must be one of {', '.join(TINY_FAMILIES)}")
     token_id = tokenizer.convert_tokens_to_ids
-    vision = {"depth": 2, "num_heads": 4, "initializer_range": 0.08}
-    text = {
+    ends = {
         "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": token_id("<|im_end|>"),
+        "pad_token_id": token_id("<|endoftext|>"),
+    }
+    if family in OWN_RECIPES:
+        return own_config(family, tokenizer, ends)
+    vision = {"depth": 2, "num_heads": 4, "initializer_range": 0.08}
+    text = ends | {
         "hidden_size": _WIDTH,
         "intermediate_size": 384,
         "num_hidden_layers": _NUM_LAYERS,
@@ -202,9 +226,6 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl") 
         },
         "initializer_range": 0.08,
         "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": token_id("<|im_end|>"),
-        "pad_token_id": token_id("<|endoftext|>"),
     }
     return AutoConfig.for_model(
         family,
@@ -236,7 +257,7 @@ def make_tiny_policy(
     Raises:
         ConfigError: there is no such family.
     """
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(texts, family=family)
     return write_policy(folder, tiny_config(tokenizer, family), tokenizer, seed=seed)
 
 
@@ -253,18 +274,20 @@ def write_policy(
 
     Returns:
         ``folder``.
-
-    Raises:
-        ConfigError: the family's processor is not of Qwen-VL's kind.
     """
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config)
+    for weight in model.parameters():
+        if weight.dim() > 1 and not weight.any():  # as Gemma 3's projection of images is drawn
+            torch.nn.init.normal_(weight, std=0.08)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
+    if config.model_type in OWN_RECIPES:
+        own_processor(config.model_type, tokenizer, tokenizer.chat_template).save_pretrained(folder)
+        return folder
     images, kind = RECIPES[config.model_type].images, FAMILIES[config.model_type].processor
-    if kind is None:
-        raise ConfigError("family", config.model_type, "needs a recipe for its own processor, too")
+    assert kind is not None  # noqa: S101 - of Qwen-VL's kind
     ImageTextProcessor(
         Qwen2VLImageProcessorPil(patch_size=config.vision_config.patch_size, **images),
         tokenizer,

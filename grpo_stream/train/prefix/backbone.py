@@ -44,11 +44,12 @@ def freeze_vision_tower(model: Any) -> None:
     """Takes the vision tower out of training.
 
     Raises:
-        ConfigError: LoRA has weights in it, which would stay as they are; or the model has it
-            elsewhere than the Qwen-VL families.
+        ConfigError: LoRA has weights in it, which would stay as they are; or the model names no
+            encoder of images.
     """
-    tower = getattr(backbone_of(model), "visual", None)
-    if tower is None:
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    tower = base.get_encoder("image")
+    if tower in (base, base.base_model):
         expected = f"is not known for model_type {model.config.model_type!r}; use False"
         raise ConfigError("freeze_vision_tower", True, expected)
     if any(".lora_" in name for name, _ in tower.named_parameters()):

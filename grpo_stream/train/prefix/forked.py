@@ -22,6 +22,8 @@ from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache, new
 from grpo_stream.train.prefix.plain import accepted_media
 
 _IGNORED = -100
+# A call with one token is taken for a step of generation, and overwrites the state of convolutions.
+_MIN_TOKENS = 2
 
 
 def score_forked(
@@ -48,7 +50,11 @@ def score_forked(
     Raises:
         RuntimeError: the model keeps no cache of its prompt.
     """
-    (ids,) = group.prompt_ids
+    (ids,), length = group.prompt_ids, completion_ids.size(1)
+    if length < _MIN_TOKENS:
+        missing = (0, _MIN_TOKENS - length)
+        completion_ids = torch.nn.functional.pad(completion_ids, missing)
+        completion_mask = torch.nn.functional.pad(completion_mask, missing)
     with checkpointing_keeps_cache(model):
         past = _prefill(model, group)
         tail = torch.cat([ids[-1:].expand(len(completion_ids), 1), completion_ids[:, :-1]], dim=1)
@@ -60,7 +66,8 @@ def score_forked(
             fused_lm_head=True,
             **_types(group, torch.zeros_like(tail)),
         )
-    return output.log_probs, output.entropy if compute_entropy else None
+    entropy = output.entropy[:, :length] if compute_entropy else None
+    return output.log_probs[:, :length], entropy
 
 
 def sample_forked(model: Any, group: PromptGroups, generation_config: Any) -> torch.Tensor:

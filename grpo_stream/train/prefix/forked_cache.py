@@ -95,16 +95,17 @@ def checkpointing_keeps_cache(model: torch.nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
     ]
-    upstream = [layer._gradient_checkpointing_func for layer in layers]  # noqa: SLF001
+    names = ("_can_checkpoint_with_cache", "_gradient_checkpointing_func")
+    upstream = [[getattr(layer, name) for name in names] for layer in layers]
     for layer in layers:
         layer._can_checkpoint_with_cache = True  # noqa: SLF001
         layer._gradient_checkpointing_func = _checkpoint_with_cache  # noqa: SLF001
     try:
         yield
     finally:
-        for layer, function in zip(layers, upstream, strict=True):
-            del layer._can_checkpoint_with_cache  # noqa: SLF001
-            layer._gradient_checkpointing_func = function  # noqa: SLF001
+        for layer, values in zip(layers, upstream, strict=True):
+            for name, value in zip(names, values, strict=True):
+                setattr(layer, name, value)
 
 
 def _checkpoint_with_cache(function: Any, *args: Any, **_: Any) -> Any:

@@ -104,7 +104,9 @@ def proven_way(
                 logger.warning("groups are %s: %s", way.name, "; ".join(reasons))
             return way
         reasons.append(f"not {way.name}, {reason}")
-    raise ConfigError("shared_prefix", ways[-1].name, f"cannot be: {'; '.join(reasons)}; use 'auto'")
+    raise ConfigError(
+        "shared_prefix", ways[-1].name, f"cannot be: {'; '.join(reasons)}; use 'auto'"
+    )
 
 
 class _Plain:

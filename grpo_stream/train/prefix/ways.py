@@ -31,7 +31,10 @@ Scores = tuple[torch.Tensor, torch.Tensor | None]
 class PrefixWay(Protocol):
     """How a group is computed."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """``packed``, ``forked`` or ``plain``."""
+        ...
 
     def prepare(
         self,
@@ -207,10 +210,11 @@ def ways_to_try(
         return [PLAIN], []
     ways: list[PrefixWay] = []
     reasons = []
-    for way, obstacle in (
+    shared: tuple[tuple[PrefixWay, str | None], ...] = (
         (Packed(packed_attention, pad_token_id), shared_prefix_obstacle(config, attention)),
         (FORKED, forked_obstacle(config)),
-    ):
+    )
+    for way, obstacle in shared:
         if wanted in ("auto", "on", way.name):
             if obstacle is None:
                 ways.append(way)

@@ -45,9 +45,9 @@ from grpo_stream.train.setup.run_summary import (
     describe_prompt,
 )
 from grpo_stream.train.setup.settings_checks import (
-    check_ways,
     check_policy,
     check_settings,
+    check_ways,
     num_eval_lanes,
 )
 from grpo_stream.train.setup.settings_parser import SettingsParser

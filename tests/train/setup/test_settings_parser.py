@@ -61,7 +61,10 @@ class TestFlags:
             (["--learning_rate=fast"], "learning_rate='fast': must be a number, for example 1e-06"),
             (["--bf16", "maybe"], "bf16='maybe': must be true or false"),
             (["--eval_strategy", "never"], "eval_strategy='never': must be one of no, steps, epo"),
-            (["--shared_prefix", "maybe"], "shared_prefix='maybe': must be one of auto, on, packed, forked, off"),
+            (
+                ["--shared_prefix", "maybe"],
+                "shared_prefix='maybe': must be one of auto, on, packed, forked, off",
+            ),
             (["--max_steps"], "max_steps=None: expected one argument: a whole number, for example"),
             (["--shards", "--bf16", "true"], "shards=None: expected at least one argument: text"),
             (["--bogus"], "bogus=None: is no setting; --help lists all"),
