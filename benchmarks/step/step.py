@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.build.build import SCREENSHOTS
 from benchmarks.command_line import Commands, new_command
+from grpo_stream.families import FAMILIES
 
 _PARTS = ("step", "step_cpu", "input", "rollout", "score", "update")
 _MiB = 2**20
@@ -41,6 +42,14 @@ def add_command(commands: Commands) -> None:
     )
     add("--num-steps", type=int, default=2, help="timed, each round (%(default)s)")
     add("--rounds", type=int, default=2, help="(%(default)s)")
+    names = [name for name, row in FAMILIES.items() if row.processor]
+    add("--family", choices=names, default="qwen2_5_vl", help="of the policy (%(default)s)")
+    add("--way", default="on", help="shared_prefix: on, packed or forked (%(default)s)")
+    add(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="of both; layers are computed again in backward",
+    )
     add("--beta", type=float, default=0.04, help="of the KL term; 0: no scoring (%(default)s)")
     add("--threads", type=int, default=1, help="of torch (%(default)s)")
     add("--hidden-size", type=int, default=256, help="of the policy, 4 layers (%(default)s)")
@@ -66,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{figures['peak_memory_ratio']:>10.2f}")
     for name in ("max_abs_logprob_diff", "rel_grad_diff", "loss_diff", "predicted_ratio"):
         print(f"  {name:<24}{figures[name]:.3g}")
+    print(f"  groups are {figures['way']}")
     print(f"  {figures['num_prompt_tokens']} prompt tokens, {figures['num_parameters']:,} weights")
 
 
@@ -77,7 +87,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         job = {
-            "model": str(make_policy(folder / "policy", args.hidden_size)),
+            "model": str(make_policy(folder / "policy", args.hidden_size, args.family)),
+            "way": args.way,
+            "gradient_checkpointing": args.gradient_checkpointing,
             "records": str(_records(folder)),
             "images_root": str(SCREENSHOTS),
             "out": str(folder / "out"),
@@ -108,6 +120,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "peak_megabytes": {who: peak / _MiB for who, peak in peaks.items()},
         "num_prompt_tokens": prompt,
         "num_parameters": found["ours"][0]["num_parameters"],
+        "way": found["ours"][0]["way"],
         "settings": {k: v for k, v in vars(args).items() if k not in ("run", "json")},
     }
 

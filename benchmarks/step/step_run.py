@@ -18,16 +18,17 @@ import numpy as np
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFile
-from transformers import Qwen2_5_VLForConditionalGeneration, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_stream.boxes import Size
+from grpo_stream.grounding.frames import answer_frame_for, frame_size
 from grpo_stream.grounding.prompts import load_template, messages
-from grpo_stream.images import ResizeRule
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 _NUM_UNTIMED = 2  # one to compare, one to warm up
@@ -51,6 +52,7 @@ def main(path: str) -> None:
         "peak_bytes": _peak_bytes() - loaded,
         "num_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "num_prompt_tokens": spy.num_prompt_tokens,
+        "way": getattr(trainer, "prefix_way", "trl's"),
     }
     np.savez(job["found"], **spy.found)
     print(json.dumps(figures))
@@ -58,14 +60,14 @@ def main(path: str) -> None:
 
 def _trainer(job: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(job["model"])
+    model = load_policy(job["model"], dtype=torch.float32)
     processor = load_processor(job["model"], max_pixels=job["max_pixels"])
     args = GRPOConfig(
         output_dir=job["out"],
         use_cpu=True,
         bf16=False,
         report_to=[],
-        gradient_checkpointing=False,
+        gradient_checkpointing=job["gradient_checkpointing"],
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
@@ -79,21 +81,22 @@ def _trainer(job: dict[str, Any]) -> Any:
         beta=job["beta"],
         shuffle_dataset=job["who"] == "ours",  # which has its own order; trl's is to be the same
     )
-    rule = ResizeRule(max_pixels=job["max_pixels"])
+    rule = resize_rule(processor.image_processor)
     records, root = json.loads(Path(job["records"]).read_text()), Path(job["images_root"])
     config = StreamConfig(num_lanes=1, num_reader_threads=1, resize=rule)
     stream = PromptStream(RecordSource(records, root), config)
     if job["who"] == "ours":
         return PersonalizedGRPOTrainer(
-            model, _reward, args, stream, processing_class=processor, shared_prefix="on"
+            model, _reward, args, stream, processing_class=processor, shared_prefix=job["way"]
         )
-    template = load_template("point")
+    template, frame = load_template("point"), answer_frame_for(model.config.model_type)
     rows = []
     for number in range(args.max_steps):  # in the order of our stream
         (one,) = stream.slot_places(*stream.plan.place_after(0, 0, number))
         record = records[one.place.sample]
         size = rule.target(Size(record["width"], record["height"]))
-        prompt = _text_only(messages(template, record["prompt"], size))
+        shown = frame_size(frame, model_size=size, original_size=size)
+        prompt = _text_only(messages(template, record["prompt"], shown))
         rows.append({"prompt": prompt, "image": str(root / record["image"])})
     data = Dataset.from_list([{"prompt": _text_only(row["prompt"])} for row in rows])
     data = data.add_column("image", [row["image"] for row in rows]).cast_column(

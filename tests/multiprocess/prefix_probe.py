@@ -1,7 +1,7 @@
 """Short runs on one or two ZeRO-3 ranks, with the shared prefix and without; a process per rank.
 
-Every rank writes what it saw of each run to ``rank-N.json`` in the folder that it is given. Runs
-are named behind the folder.
+Every rank writes what it saw of each run to ``rank-N.json`` in the folder that it is given.
+Behind it stand the learning rate and the names of runs.
 """
 
 import json
@@ -28,41 +28,27 @@ RUNS: dict[str, dict[str, Any]] = {
     "shared": {"shared_prefix": "on"},
     "checkpointing": {"shared_prefix": "on", "gradient_checkpointing": True},
     "frozen": {"shared_prefix": "on", "freeze_vision_tower": True},
-    "forked": {"shared_prefix": "forked"},
-    "slow plain": {"shared_prefix": "off", "learning_rate": 0.01},
-    "slow forked": {"shared_prefix": "forked", "learning_rate": 0.01},
-    "forked, checkpointing": {"shared_prefix": "forked", "gradient_checkpointing": True},
-    "forked, lora": {
-        "shared_prefix": "forked",
-        "lora": True,
-        "gradient_checkpointing": True,
-    },
-    "plain, lora": {"shared_prefix": "off", "lora": True},
-    "forked, sampled": {
-        "shared_prefix": "forked",
-        "is_forced": False,
-        "ds3_gather_for_generation": False,
-        "max_steps": 2,
-    },
+    "lora": {"shared_prefix": "on", "lora": True, "gradient_checkpointing": True},
+    "plain lora": {"shared_prefix": "off", "lora": True},
     "sampled": {"is_forced": False, "ds3_gather_for_generation": False, "max_steps": 2},
 }
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path, learning_rate: float, names: list[str]) -> None:
     start_process_group(use_cpu=True)
-    seen = {name: run(folder, **RUNS[name]) for name in names}
+    seen = {name: run(folder, learning_rate, **RUNS[name]) for name in names}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
     leave_process_group()
 
 
 def run(
     folder: Path,
+    learning_rate: float,
     *,
     shared_prefix: str = "on",
     freeze_vision_tower: bool = False,
     is_forced: bool = True,
     lora: bool = False,
-    learning_rate: float = 0.5,
     **changes: Any,
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {
@@ -142,4 +128,4 @@ def run(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

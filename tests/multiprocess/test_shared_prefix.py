@@ -13,28 +13,41 @@ NUM_BATCHES = 2  # generation batches of each run, of 2 global steps each
 
 pytestmark = [
     pytest.mark.multiprocess,
-    pytest.mark.slow(reason="five trainings under ZeRO-3 on one rank, and again on two"),
+    pytest.mark.slow(reason="twenty trainings under ZeRO-3"),
 ]
+
+
+def watch(folder, family, num_ranks, learning_rate, *names):
+    """What each rank saw of each run."""
+    records = json.loads((ROOT / "data/screenshots/records.json").read_text())[:8]
+    (folder / "records.json").write_text(json.dumps(records))
+    prompts = [record["prompt"] for record in records]
+    make_tiny_policy(folder / "tiny", prompts, family=family)
+    words = ["tests.multiprocess.prefix_probe", folder, learning_rate, *names]
+    run_ranks(lambda _: words, timeout=400, num_ranks=num_ranks)
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_ranks)]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def seen(request, tmp_path_factory):
-    """What each rank saw of each run."""
-    folder = tmp_path_factory.mktemp("prefix")
-    records = json.loads((ROOT / "data/screenshots/records.json").read_text())[:8]
-    (folder / "records.json").write_text(json.dumps(records))
-    make_tiny_policy(folder / "tiny", [record["prompt"] for record in records])
-    words = ["tests.multiprocess.prefix_probe", folder]
-    run_ranks(lambda _: words, timeout=400, num_ranks=request.param)
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(request.param)]
+    names = ("plain", "shared", "checkpointing", "frozen", "sampled")
+    return watch(tmp_path_factory.mktemp("prefix"), "qwen2_5_vl", request.param, 0.5, *names)
+
+
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
+def forked(request, tmp_path_factory):
+    # Its gradients are twenty times as long: at the rate above two roundings part within a step.
+    names = ["plain", "checkpointing", "sampled"]
+    if request.param == "qwen3_5":
+        names += ["lora", "plain lora"]
+    return watch(tmp_path_factory.mktemp(request.param), request.param, 2, 0.01, *names)
 
 
 @pytest.mark.parametrize("name", ["shared", "checkpointing"])
 def test_equals_trls_own_path(seen, name):
     for rank in seen:
         found, expected = rank[name], rank["plain"]
-        assert found["shared_prefix"]
-        assert not expected["shared_prefix"]
+        assert (found["way"], expected["way"]) == ("packed", "plain")
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["weights"] == pytest.approx(expected["weights"], abs=1e-6)
     if len(seen) == 2:
@@ -47,6 +60,23 @@ def test_a_frozen_tower_runs_once_per_generation_batch_on_every_rank(seen):
         # Once for the old log-probabilities, once for each of two iterations.
         assert rank["shared"]["num_tower_calls"] == NUM_BATCHES * 3
         assert rank["frozen"]["losses"][0] == pytest.approx(rank["plain"]["losses"][0], abs=1e-5)
+
+
+def test_a_forked_prefix_equals_trls_layout(forked):
+    for rank in forked:
+        pairs = {"checkpointing": "plain", "lora": "plain lora"}
+        for name in pairs.keys() & rank.keys():
+            found, expected = rank[name], rank[pairs[name]]
+            assert (found["way"], expected["way"]) == ("forked", "plain")
+            assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+            assert found["weights"] == pytest.approx(expected["weights"], abs=1e-5)
+    assert forked[0]["checkpointing"]["losses"] != forked[1]["checkpointing"]["losses"]
+
+
+def test_a_forked_rank_that_has_ended_samples_along(forked):
+    lengths = [[len(row) for row in rank["sampled"]["completions"][0]] for rank in forked]
+    assert set(lengths[1]) == {1}
+    assert max(lengths[0]) == 8
 
 
 @pytest.mark.parametrize("seen", [2], indirect=True, ids=["two ranks"])

@@ -78,6 +78,17 @@ class TestResume:
         assert read == expected
         assert_same_run(trainer, whole)
 
+    def test_of_forked_groups(self, make_trainer, make_args, tmp_path):
+        """Which prove themselves again after the resume, and change nothing by it."""
+        way = {"shared_prefix": "forked"}
+        whole, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}), **way)
+        _, batches = run(make_trainer, make_args(**SAVING), stop_after=1, **way)
+        checkpoint = str(tmp_path / "out" / "checkpoint-1")
+        trainer, rest = run(make_trainer, make_args(**SAVING), resume_from=checkpoint, **way)
+        assert batches + rest == expected
+        assert_same_run(trainer, whole)
+        assert trainer.prefix_way == "forked"
+
     def test_a_batch_whose_prompts_have_changed_is_sampled_again(
         self, make_trainer, make_args, tmp_path
     ):

@@ -81,14 +81,14 @@ def without_video(kind: Any) -> Any:
     """A processor's class (transformers 5.23) without its video half, which needs torchvision.
 
     Args:
-        kind: The class, which is given back where it has none, or cannot do without; images and texts are processed by its own methods, and it is saved under
-            its own name.
+        kind: The class, which is given back where it has none, or cannot do without. Images and
+            texts are processed by its own methods, and it is saved under its own name.
     """
     video = inspect.signature(kind.__init__).parameters.get("video_processor")
     if video is None or video.default is not None:
         return kind
 
-    class ImagesOnly(kind):  # type: ignore[misc]
+    class ImagesOnly(kind):
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in kind.get_attributes() if name != "video_processor"]

@@ -1,4 +1,4 @@
-"""Tiny policies of families that are not of Qwen-VL's kind: their sizes and their own processors."""
+"""Tiny policies of families that are not of Qwen-VL's kind: sizes and processors of their own."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -33,7 +33,8 @@ def new_cache(config: Any) -> DynamicCache:
     made = DynamicCache(config=config)
     for layer in made.layers:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
-            layer.__class__ = _replacing(type(layer))
+            own: Any = type(layer)
+            layer.__class__ = _replacing(own)
     return made
 
 
@@ -137,7 +138,7 @@ def _replacing(layer_class: Any) -> Any:
     Without ``_layer_type``: with one, a class enters itself into transformers' table of layers.
     """
 
-    class Replacing(layer_class):  # type: ignore[misc]
+    class Replacing(layer_class):
         _layer_type = None
         update_conv_state: Callable[..., torch.Tensor] = _replace_conv_state
         update_recurrent_state: Callable[..., torch.Tensor] = _replace_recurrent_state

@@ -1,10 +1,10 @@
 """Three ways to compute a group, behind one interface: packed, forked and plain.
 
-=========  ==========================================================  =============================
-packed     one row, all completions behind the prompt (``packing.py``)  text layers that attend fully
-forked     the prompt's cache, repeated (``forked.py``)                 any model with a cache
-plain      a prompt for each completion (``plain.py``)                  any model
-=========  ==========================================================  =============================
+=======  ==============================================  =============================
+packed   all completions in the prompt's row              text layers that attend fully
+forked   all completions behind the prompt's cache        any model with a cache
+plain    each completion behind a prompt of its own       any model
+=======  ==============================================  =============================
 
 All give the same numbers. Which one a run takes is decided by ``proof.py``.
 """
