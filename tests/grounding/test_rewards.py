@@ -194,7 +194,9 @@ def test_parse_failures_are_logged_by_reason_zeros_too(function):
         assert logged == {}
         return
     outside = {"answers_outside_image"} - ({*logged} if function is format_reward else set())
-    assert {*logged} - outside == {f"parse_failures/{reason}" for reason in REASONS}
+    names = {f"parse_failures/{reason}" for reason in REASONS} | {"refusals"}
+    assert {*logged} - outside == names
+    assert logged["refusals"] == 0
     assert logged["parse_failures/empty"] == 0.2
     assert logged["parse_failures/no_numbers"] == 0.4
     assert logged["parse_failures/wrong_count"] == 0
