@@ -15,7 +15,7 @@ from grpo_stream.grounding.answers import REASONS, ParseFailure, Refusal
 from grpo_stream.grounding.cases import Case
 from grpo_stream.grounding.frames import View
 from grpo_stream.polygons import Shape
-from grpo_stream.targets import Target, Wanted, area_share, centre_of, read_target
+from grpo_stream.targets import Target, Wanted, area_share, centre_of, read_target, shape_numbers
 
 FAILURES: tuple[str, ...] = (*REASONS, "invalid_box", "refusal")
 """Why an answer gives no place: the parser's reasons, four numbers that are no box, or a refusal
@@ -82,6 +82,8 @@ class ScoredAnswer:
     """The answer says that nothing is there."""
     set_f1: float | None = None
     """F1 of all answered places against all wanted ones; None where not several are wanted."""
+    more_places: tuple[tuple[float, ...], ...] = ()
+    """Answered points and boxes after the first, as ``point`` and ``box``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -96,6 +98,7 @@ class ScoredAnswer:
         """
         lists = {name: None if row[name] is None else tuple(row[name]) for name in ("point", "box")}
         lists["solution"] = _frozen(row["solution"])
+        lists["more_places"] = _frozen(row.get("more_places", ()))
         return cls(**{**row, **lists, "scales": Size(*row["scales"])})
 
 
@@ -165,6 +168,7 @@ def score_answer(
         wanted=target.wanted,
         is_refusal=case.is_refusal,
         set_f1=_set_f1(case, point_radius),
+        more_places=_more_places(case),
     )
 
 
@@ -188,6 +192,11 @@ def _set_f1(case: Case, point_radius: float | None) -> float | None:
         return None
     by = "iou" if any(box is not None for _, box in case.places) else "hit"
     return case.set_f1(by, SET_IOU, point_radius)
+
+
+def _more_places(case: Case) -> tuple[tuple[float, ...], ...]:
+    shapes = [point if box is None else box for point, box in case.places[1:]]
+    return tuple(tuple(shape_numbers(shape)) for shape in shapes if shape is not None)
 
 
 def _failure(case: Case) -> str:
