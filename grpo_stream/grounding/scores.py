@@ -84,6 +84,10 @@ class ScoredAnswer:
     """F1 of all answered places against all wanted ones; None where not several are wanted."""
     more_places: tuple[tuple[float, ...], ...] = ()
     """Answered points and boxes after the first, as ``point`` and ``box``."""
+    first_look: Mapping[str, Any] | None = None
+    """Of a closer look: what was answered at first, and ``region``, the box that was looked at."""
+    sampled: tuple[Mapping[str, Any], ...] = ()
+    """Of a vote: ``text``, ``point`` and ``is_right`` of each answer that was sampled."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -99,6 +103,7 @@ class ScoredAnswer:
         lists = {name: None if row[name] is None else tuple(row[name]) for name in ("point", "box")}
         lists["solution"] = _frozen(row["solution"])
         lists["more_places"] = _frozen(row.get("more_places", ()))
+        lists["sampled"] = tuple(row.get("sampled", ()))
         return cls(**{**row, **lists, "scales": Size(*row["scales"])})
 
 

@@ -13,6 +13,7 @@ from grpo_stream.report.evaluation_tables import (
     difference_text,
     figure_rows,
     figure_text,
+    figure_title,
     shown_figures,
 )
 from grpo_stream.report.gallery import CARD_STYLE
@@ -65,7 +66,7 @@ def evaluation_page(
     names = [name for name in shown_figures(results) if name != "point_accuracy"]
     facts = [
         (TITLES["point_accuracy"], figure_text("point_accuracy", whole["point_accuracy"])),
-        *((TITLES[name], figure_text(name, whole[name])) for name in names),
+        *((figure_title(name), figure_text(name, whole[name])) for name in names),
     ]
     body = (
         header_html(title, lead, facts)
@@ -91,7 +92,7 @@ def _figures_html(results: Mapping[str, Any]) -> str:
             "images",
             TITLES["point_accuracy"],
             "",
-            *(TITLES[n] for n in names),
+            *(figure_title(n) for n in names),
         )
     )
     rows = []
@@ -139,7 +140,7 @@ def _comparison_html(comparison: Mapping[str, Any]) -> str:
             difference_text(name, difference),
             "clear" if is_clear else "within chance",
         ]
-        rows.append([TITLES[name], *cells])
+        rows.append([figure_title(name), *cells])
     other = f"{comparison['model']} ({comparison['path']})"
     moved = (
         f"{comparison['num_gained']:,} samples are hits here and misses there, "

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.answer_metrics import METRICS
 from grpo_stream.grounding.evaluation_metrics import (
     DEFAULT_FIELDS,
-    METRICS,
     compare_answers,
     default_fields,
     evaluation_figures,
