@@ -135,10 +135,16 @@ def answer_card(answer: Answer, image: Image.Image) -> str:
     marks += [
         Mark(on_image(read_shape(numbers)), role) for numbers in answer.get("more_places", ())
     ]
+    marks = [*_first_look(answer, on_image), *marks]
     truths = read_target(answer["solution"]).shapes
     facts = [("answer", answer["text"] or "(nothing)"), ("size", answer["size"])]
     if answer["iou"] is not None and answer["box"] is not None:
         facts.append(("IoU", f"{answer['iou']:.3f}"))
+    if answer.get("first_look"):
+        facts.append(("at first", answer["first_look"]["text"] or "(nothing)"))
+    if answer.get("sampled"):
+        num_right = sum(bool(one["is_right"]) for one in answer["sampled"])
+        facts.append(("sampled", f"{num_right} of {len(answer['sampled'])} right"))
     facts += [(name.rpartition(".")[2], str(value)) for name, value in answer["fields"].items()]
     return card_html(
         GallerySample(
@@ -151,6 +157,16 @@ def answer_card(answer: Answer, image: Image.Image) -> str:
             verdict=(role, _verdict(answer)),
         )
     )
+
+
+def _first_look(answer: Answer, on_image: Callable[[Shape], Shape]) -> list[Mark]:
+    """What was answered at first, and what was looked at again."""
+    first = answer.get("first_look")
+    if not first:
+        return []
+    role: Role = "right" if first["is_hit"] else "wrong"
+    point = Mark(on_image(Point(*first["point"])), role, "at first")
+    return [Mark(on_image(Box(*first["region"])), "zoom", "again"), point]
 
 
 def is_right(answer: Answer) -> bool:

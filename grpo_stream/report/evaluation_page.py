@@ -36,6 +36,12 @@ _NOTES = (
         "an answer that is no valid box has 0. Left out where no box was asked for or answered."
     ),
     (
+        "With refusals: hits, right refusals and whole sets, over all samples. Refusals: right "
+        "ones, where nothing is there; false refusals: where something is. Set F1: of all answered "
+        "places, where all of several are wanted."
+    ),
+    "pass@k: the chance that k of the sampled answers hold a right one (Chen et al., 2021).",
+    (
         "Mean distance: from the answered point to the true centre, as a share of the image's "
         "diagonal, over the answers that give a place."
     ),
@@ -62,7 +68,7 @@ def evaluation_page(
     title = f"Evaluation of {results['model']}"
     whole = results["figures"]
     counts = f"{whole['num_samples']:,} samples on {whole['num_images']:,} images"
-    lead = f"{counts} of {', '.join(results['data']['names'])}. Greedy answers, each sample once."
+    lead = f"{counts} of {', '.join(results['data']['names'])}. {_way(results['settings'])}"
     names = [name for name in shown_figures(results) if name != "point_accuracy"]
     facts = [
         (TITLES["point_accuracy"], figure_text("point_accuracy", whole["point_accuracy"])),
@@ -79,6 +85,15 @@ def evaluation_page(
         + notes_html("What the figures are", _NOTES)
     )
     return page_html(title, body, CARD_STYLE + _STYLE)
+
+
+def _way(settings: Mapping[str, Any]) -> str:
+    """How the samples were answered, as a sentence."""
+    count, zoom = settings.get("num_samples") or 1, settings.get("zoom")
+    if count > 1:
+        return f"The place with most votes of {count} sampled answers, each sample once."
+    looks = "" if zoom is None else f", and a second look at a crop of 1/{zoom:g} of the sides"
+    return f"Greedy answers, each sample once{looks}."
 
 
 def _figures_html(results: Mapping[str, Any]) -> str:

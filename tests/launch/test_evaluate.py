@@ -55,6 +55,7 @@ def run_ranks(flags):
 WAYS = {"zoom": ["--zoom", "2"], "vote": ["--num-samples", "3", "--temperature", "0.9"]}
 
 
+@pytest.mark.slow(reason="starts two ranks, twice")
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("way", WAYS)
 def test_closer_looks_and_votes_are_the_same_on_two_ranks(words, way, tmp_path, capsys):

@@ -132,3 +132,18 @@ def test_refusals_and_sets_are_kinds_of_their_own():
     assert picks["Wrong refusals"] == [2]
     assert picks["Incomplete sets"] == [4, 3]
     assert "Unreadable answers" not in picks
+
+
+def test_both_looks_and_samples_are_told():
+    grey = Image.new("RGB", (1200, 600), (128, 128, 128))
+    first = {
+        "text": "(900, 500)",
+        "point": [900, 500],
+        "is_hit": False,
+        "region": [600, 300, 1200, 600],
+    }
+    html = answer_card(row(first_look=first), grey)
+    assert "(900, 500)" in html
+    assert html != answer_card(row(), grey)
+    sampled = [{"text": "a", "point": None, "is_right": right} for right in (True, False, None)]
+    assert "1 of 3 right" in answer_card(row(sampled=sampled), grey)
