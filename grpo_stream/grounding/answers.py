@@ -14,8 +14,9 @@ The text is cut into tokens once and read once, so time grows in proportion to i
 import functools
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from grpo_stream.boxes import Box, Frame, Point
 from grpo_stream.grounding.number_groups import NumberGroups
@@ -79,6 +80,9 @@ class Answer:
         return Box(x1, y1, x2, y2, frame)
 
 
+LogMetric: TypeAlias = Callable[[str, float], None]
+"""Of a name and a value."""
+
 Parsed = Answer | Refusal | ParseFailure
 """What a text says first."""
 
@@ -139,6 +143,14 @@ def parse_answers(text: str) -> Answers:
         [(1.0, 2.0), (3.0, 4.0)]
     """
     return _parse_cached(text) if len(text) <= _MAX_CACHED_CHARS else _parse(text)
+
+
+def log_failures(answers: Sequence[Parsed], log_metric: LogMetric) -> None:
+    """Logs ``parse_failures/<reason>`` for every reason, and ``refusals``, as shares."""
+    reasons = [answer.reason for answer in answers if isinstance(answer, ParseFailure)]
+    for reason in REASONS:
+        log_metric(f"parse_failures/{reason}", reasons.count(reason) / len(answers))
+    log_metric("refusals", sum(map(is_refusal, answers)) / len(answers))
 
 
 def _parse(text: str) -> Answers:

@@ -3,17 +3,15 @@
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.answers import (
-    REASONS,
     Answer,
-    Parsed,
-    ParseFailure,
-    is_refusal,
+    LogMetric,
+    log_failures,
     parse_answers,
 )
 from grpo_stream.grounding.frames import View, to_original
@@ -32,7 +30,6 @@ from grpo_stream.targets import WANTED_FIELD, Target, has_extent, read_target
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or a conversation ``[{"role": "assistant", "content": text}]``."""
 Numbers: TypeAlias = Sequence[float]
-LogMetric: TypeAlias = Callable[[str, float], None]
 
 _UNUSED = Size(1, 1)
 
@@ -136,11 +133,13 @@ class Case:
 
     def iou(self) -> float | None:
         """Intersection over union, in [0, 1]."""
-        return best([self._of_box(region_iou, 0.0, truth) for truth in self._regions()])
+        box = self.box
+        return best([0.0 if box is None else region_iou(box, t) for t in self._regions()])
 
     def giou(self) -> float | None:
         """Generalised intersection over union, in [-1, 1]; -1 without a valid box."""
-        return best([self._of_box(giou, -1.0, truth) for truth in self._regions()])
+        box = self.box
+        return best([-1.0 if box is None else giou(box, t) for t in self._regions()])
 
     def distance(self) -> float | None:
         """``max(0, 1 - (d / dmax)^2)`` in coordinates divided by the image's sides."""
@@ -211,14 +210,6 @@ class Case:
             reach = (point_radius or 0.0) * math.hypot(*self.size)
         return point is not None and any(is_hit(point, truth, reach) for truth in truths)
 
-    def _of_box(
-        self,
-        measure: Callable[[Box, Box | Polygon], float],
-        least: float,
-        truth: Box | Polygon,
-    ) -> float:
-        return least if self.box is None else measure(self.box, truth)
-
 
 def cases_of(
     completions: Sequence[Completion],
@@ -279,14 +270,6 @@ def cases_of(
             num_outside = sum(bool(case.is_outside) and not case.is_refusal for case in cases)
             log_metric("answers_outside_image", num_outside / len(cases))
     return cases
-
-
-def log_failures(answers: Sequence[Parsed], log_metric: LogMetric) -> None:
-    """Logs ``parse_failures/<reason>`` for every reason, and ``refusals``, as shares."""
-    reasons = [answer.reason for answer in answers if isinstance(answer, ParseFailure)]
-    for reason in REASONS:
-        log_metric(f"parse_failures/{reason}", reasons.count(reason) / len(answers))
-    log_metric("refusals", sum(map(is_refusal, answers)) / len(answers))
 
 
 def _sizes(original: Numbers, model: Numbers, frame: str) -> tuple[Size | None, Size | None]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answers import Answer, parse_answer
-from grpo_stream.grounding.cases import Completion, LogMetric, completion_text, log_failures
+from grpo_stream.grounding.answers import Answer, LogMetric, log_failures, parse_answer
+from grpo_stream.grounding.cases import Completion, completion_text
 from grpo_stream.grounding.prompts import PromptTemplate, load_template
 
 Rewards: TypeAlias = list[float | None]
