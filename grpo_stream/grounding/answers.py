@@ -1,10 +1,12 @@
-"""One tolerant parser for what models answer with: a point or a box, in whatever dress.
+"""One tolerant parser for what models answer with: points and boxes, in whatever dress, or none.
 
 Understood are ``(x, y)``, ``x, y``, ``[x1, y1, x2, y2]``, ``(x1,y1),(x2,y2)``, JSON and tool calls
 with ``bbox_2d``, ``point_2d``, ``bbox``, ``point``, ``coordinate`` or x and y, ``click(x=1, y=2)``,
 ``<point>x y</point>``, ``<point x="1" y="2">``, ``<|box_start|>...<|box_end|>``, fenced code, and
 any of them inside ``<answer>...</answer>``. Of several answers the first counts, before all others
-the first behind a known key. What is inside ``<think>...</think>`` is never an answer.
+the first behind a known key; :func:`parse_answers` gives all of them. What is inside
+``<think>...</think>`` is never an answer. That nothing is there is an answer, too: ``[-1, -1]``, or
+one of the forms of :mod:`~grpo_stream.grounding.refusals`.
 
 The text is cut into tokens once and read once, so time grows in proportion to its length.
 """
@@ -12,13 +14,18 @@ The text is cut into tokens once and read once, so time grows in proportion to i
 import functools
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 from grpo_stream.boxes import Box, Frame, Point
+from grpo_stream.grounding.number_groups import NumberGroups
+from grpo_stream.grounding.refusals import is_worded_refusal
 
 MAX_ANSWER_CHARS = 65_536
 """Longest text that is read; a completion of 8,192 tokens has about half as many characters."""
+MAX_ANSWERS = 100
+"""Places of a text that are kept; COCO's evaluation takes as many boxes of an image."""
 
 Reason = Literal[
     "empty",  # nothing but white space, or nothing after the thoughts
@@ -41,6 +48,11 @@ class ParseFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A text that says, in words or by an empty list, that nothing is there to be pointed at."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """Two or four finite numbers as the model gave them; which frame they are in, the caller knows.
 
@@ -49,6 +61,11 @@ class Answer:
     """
 
     numbers: tuple[float, ...]
+
+    @property
+    def is_refusal(self) -> bool:
+        """All numbers are -1, as benchmarks ask for where nothing is there."""
+        return all(number == -1 for number in self.numbers)
 
     def point(self, frame: Frame) -> Point:
         """The point, or the centre of the box, in ``frame``."""
@@ -63,62 +80,94 @@ class Answer:
         return Box(x1, y1, x2, y2, frame)
 
 
-# Each alternative fails within a few characters or not at all, so the scan never goes far back.
-_TOKEN = re.compile(
-    r"(?P<number>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,9})?)"
-    r"|(?P<special>[-+]?(?i:nan|inf|infinity)\b)"
-    r"|(?P<word>[A-Za-z_][A-Za-z_0-9]*)"
-    r"|(?P<mark>\S)"
-)
+LogMetric: TypeAlias = Callable[[str, float], None]
+"""Of a name and a value."""
+
+Parsed = Answer | Refusal | ParseFailure
+"""What a text says first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """All that a text says."""
+
+    first: Parsed
+    """What :func:`parse_answer` gives."""
+    places: tuple[Answer, ...] = ()
+    """The places it names, in its order, ``first`` first; none where that is no place."""
+
+    @property
+    def is_refusal(self) -> bool:
+        """It says that nothing is there; places after a refusal do not count."""
+        return is_refusal(self.first)
+
+
+def is_refusal(parsed: Parsed) -> bool:
+    """Whether what was read says that nothing is there: in words, or all numbers are -1."""
+    return isinstance(parsed, Refusal) or (isinstance(parsed, Answer) and parsed.is_refusal)
+
+
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,32}\|>")
 _WIDE = str.maketrans(
     "\uff08\uff09\uff0c\uff1a\uff1b\uff3b\uff3d\u3010\u3011\uff5b\uff5d", "(),:;[][]{}"
 )
 _SCOPES = (("<|box_start|>", "<|box_end|>"), ("<point>", "</point>"), ("<box>", "</box>"))
-_KEYS = frozenset(("bbox_2d", "point_2d", "bbox", "point", "coordinate", "coordinates"))
-_AXES = {name: name for name in ("x", "y", "x1", "y1", "x2", "y2")} | {
-    "xmin": "x1",
-    "ymin": "y1",
-    "xmax": "x2",
-    "ymax": "y2",
-}
-_SIZE_WORDS = frozenset(("w", "h", "width", "height"))
-_GLUE_WORDS = frozenset(("px", "json"))
-_GLUE_MARKS = frozenset(",;:='\"`")
-_OPEN = frozenset("([{")
-_CLOSE = frozenset(")]}")
 _MAX_CACHED_CHARS = 2_048
 
 
-def parse_answer(text: str) -> Answer | ParseFailure:
-    """Reads the answer out of a completion's text; never raises.
-
-    The answers of the last few thousand short texts are remembered: several rewards read the same.
+def parse_answer(text: str) -> Parsed:
+    """Reads the (first) answer out of a completion's text; never raises.
 
     Example:
         >>> parse_answer("<think>left of it</think><answer>(12, 34.5)</answer>")
         Answer(numbers=(12.0, 34.5))
         >>> parse_answer("I cannot see it.")
         ParseFailure(reason='no_numbers')
+        >>> parse_answer("There is no such button.")
+        Refusal()
+    """
+    return parse_answers(text).first
+
+
+def parse_answers(text: str) -> Answers:
+    """Reads all answers out of a completion's text; never raises.
+
+    Where known keys are, only what follows one is an answer. Two pairs of numbers side by side
+    are a box, three or more are points. Numbers without brackets, key or axes are one answer at
+    most. At most :data:`MAX_ANSWERS` are kept.
+
+    The answers of the last few thousand short texts are remembered: several rewards read the same.
+
+    Example:
+        >>> [answer.numbers for answer in parse_answers("(1, 2) or (3, 4)").places]
+        [(1.0, 2.0), (3.0, 4.0)]
     """
     return _parse_cached(text) if len(text) <= _MAX_CACHED_CHARS else _parse(text)
 
 
-def _parse(text: str) -> Answer | ParseFailure:
+def log_failures(answers: Sequence[Parsed], log_metric: LogMetric) -> None:
+    """Logs ``parse_failures/<reason>`` for every reason, and ``refusals``, as shares."""
+    reasons = [answer.reason for answer in answers if isinstance(answer, ParseFailure)]
+    for reason in REASONS:
+        log_metric(f"parse_failures/{reason}", reasons.count(reason) / len(answers))
+    log_metric("refusals", sum(map(is_refusal, answers)) / len(answers))
+
+
+def _parse(text: str) -> Answers:
     if len(text) > MAX_ANSWER_CHARS:
-        return ParseFailure("too_long")
+        return Answers(ParseFailure("too_long"))
     said = _behind_thoughts(text)
     if said is None:
-        return ParseFailure("unclosed_think")
-    said = _inside(said, "<answer>", "</answer>")
+        return Answers(ParseFailure("unclosed_think"))
+    pieces = _insides(said, "<answer>", "</answer>")[:1]
     for opening, closing in _SCOPES:
-        said = _inside(said, opening, closing)
-    said = _SPECIAL_TOKEN.sub(" ", said)
-    if not said.isascii():
-        said = said.translate(_WIDE)  # Chinese punctuation, as Qwen writes at times
-    if not said.strip():
-        return ParseFailure("empty")
-    return _Reading(said).answer()
+        pieces = [part for piece in pieces for part in _insides(piece, opening, closing)]
+    first, places = _read_piece(pieces[0])
+    if not places:
+        return Answers(first)
+    for piece in pieces[1:MAX_ANSWERS]:
+        places += _read_piece(piece)[1]
+    return Answers(first, tuple(places[:MAX_ANSWERS]))
 
 
 _parse_cached = functools.lru_cache(maxsize=16_384)(_parse)
@@ -142,123 +191,45 @@ def _behind_thoughts(text: str) -> str | None:
     return answered + rest if answered and "</answer>" in rest else None
 
 
-def _inside(text: str, opening: str, closing: str) -> str:
-    """What stands between the first pair of tags; everything when there is none."""
-    _, found, rest = text.partition(opening)
-    # The closing tag may be missing: engines cut it off when it is their stop word.
-    return rest.partition(closing)[0] if found else text
+def _insides(text: str, opening: str, closing: str) -> list[str]:
+    """What is between each pair of tags; everything where there is none."""
+    found, start = [], text.find(opening)
+    while start >= 0:
+        start += len(opening)
+        end = text.find(closing, start)
+        # The closing tag may be missing: engines cut it off when it is their stop word.
+        found.append(text[start:] if end < 0 else text[start:end])
+        start = -1 if end < 0 else text.find(opening, end)
+    return found or [text]
 
 
-@dataclass(slots=True)
-class _Run:
-    """Numbers side by side: nothing but separators and axis names stands between them."""
-
-    has_key: bool = False  # is after a known key
-    is_whole: bool = True  # its brackets hold nothing else
-    follows: bool = False  # only separators since the last group
-    numbers: list[float] = field(default_factory=list)
-    axes: dict[str, float] = field(default_factory=dict)
-
-    def values(self) -> list[float]:
-        """The numbers in the order x, y, or x1, y1, x2, y2."""
-        for names in (("x1", "y1", "x2", "y2"), ("x", "y")):
-            if all(name in self.axes for name in names):
-                return [self.axes[name] for name in names]
-        return self.numbers
-
-    @property
-    def fits(self) -> bool:
-        return len(self.values()) in (2, 4)
-
-    @property
-    def is_explicit(self) -> bool:
-        """Known for an answer without brackets of its own: by its key or its axes."""
-        return self.has_key or self.values() is not self.numbers
+def _read_piece(said: str) -> tuple[Parsed, list[Answer]]:
+    """The first answer of a text without tags, and all of its places where that is one."""
+    said = _SPECIAL_TOKEN.sub(" ", said)
+    if not said.isascii():
+        said = said.translate(_WIDE)  # Chinese punctuation, as Qwen writes at times
+    if not said.strip():
+        return ParseFailure("empty"), []
+    found = NumberGroups(said)
+    shapes = found.shapes()
+    parsed = _finite(shapes[0]) if shapes else _without_shape(found)
+    if isinstance(parsed, ParseFailure):
+        is_wordy = not (found.groups or found.is_cut)
+        return (Refusal() if is_wordy and is_worded_refusal(said) else parsed), []
+    others = [answer for answer in map(_finite, shapes[1:]) if isinstance(answer, Answer)]
+    return parsed, [parsed, *others]
 
 
-class _Reading:
-    """One pass over the tokens: groups that look like an answer, and runs in bare prose."""
-
-    def __init__(self, text: str) -> None:
-        self.groups: list[_Run] = []
-        self.bare: list[_Run] = []
-        self.num_numbers = 0
-        self.is_cut = False
-        self._read(text)
-
-    def _read(self, text: str) -> None:
-        stack = [_Run(is_whole=False)]  # its first entry is what is outside all brackets
-        gap_is_glue = False  # only separators since the last group ended
-        axis: str | None = None
-        for token in _TOKEN.finditer(text):
-            kind, word = token.lastgroup, token.group()
-            if kind in {"number", "special"}:
-                run, value = stack[-1], float(word)
-                self.num_numbers += 1
-                run.numbers.append(value)
-                if axis is not None:
-                    run.axes.setdefault(axis, value)
-                    axis = None
-            elif word in _GLUE_MARKS:
-                pass
-            elif word in _OPEN:
-                if stack[-1].numbers:
-                    stack[-1] = self._next(stack)
-                stack.append(_Run(has_key=stack[-1].has_key, follows=gap_is_glue))
-                axis = None
-            elif word in _CLOSE:
-                if len(stack) > 1:
-                    run = stack.pop()
-                    if run.numbers and (run.is_whole or run.is_explicit):
-                        self.groups.append(run)
-                        gap_is_glue = True
-                    elif run.numbers:
-                        gap_is_glue = False
-            elif kind == "word" and (name := word.lower()) in _AXES:
-                axis = _AXES[name]
-            elif kind == "mark" or name not in _GLUE_WORDS:
-                gap_is_glue, axis = False, None
-                if kind == "word" and name in _SIZE_WORDS:
-                    stack[-1].axes.clear()  # x, y, width, height: not the point x, y
-                stack[-1] = self._next(stack, has_key=word in _KEYS)
-        if stack[0].numbers:
-            self._next(stack[:1])
-        self.is_cut = len(stack) > 1
-
-    def _next(self, stack: list[_Run], *, has_key: bool = False) -> _Run:
-        """Ends the run on top, which something follows, and begins another in its place."""
-        run = stack[-1]
-        if run.numbers and run.is_explicit:
-            self.groups.append(run)
-        elif run.numbers and len(stack) == 1:
-            self.bare.append(run)
-        return _Run(has_key=has_key, is_whole=False)
-
-    def answer(self) -> Answer | ParseFailure:
-        keyed = next((i for i, g in enumerate(self.groups) if g.has_key and g.fits), None)
-        first = next((i for i, g in enumerate(self.groups) if g.fits), None)
-        chosen = first if keyed is None else keyed
-        if chosen is not None:
-            return _finite(self._shape_at(chosen))
-        if self.num_numbers == 0:
-            return ParseFailure("no_numbers")
-        if self.is_cut:
-            return ParseFailure("unclosed_bracket")
-        # Without brackets, key or axes: only if all numbers of the text are side by side.
-        is_one_run = len(self.bare) == 1 and len(self.bare[0].numbers) == self.num_numbers
-        if is_one_run and self.bare[0].fits:
-            return _finite(self.bare[0].numbers)
-        return ParseFailure("wrong_count" if self.groups or is_one_run else "no_shape")
-
-    def _shape_at(self, start: int) -> list[float]:
-        """The group's numbers; two pairs side by side, and no third, are a box."""
-        end = start + 1
-        while end < len(self.groups) and self.groups[end].follows:
-            end += 1
-        run = [group.values() for group in self.groups[start:end]]
-        if len(run) == 2 and all(len(numbers) == 2 for numbers in run):
-            return run[0] + run[1]
-        return run[0]
+def _without_shape(found: NumberGroups) -> Answer | ParseFailure:
+    if found.num_numbers == 0:
+        return ParseFailure("no_numbers")
+    if found.is_cut:
+        return ParseFailure("unclosed_bracket")
+    # Without brackets, key or axes: only if all numbers of the text are side by side.
+    is_one_run = len(found.bare) == 1 and len(found.bare[0].numbers) == found.num_numbers
+    if is_one_run and found.bare[0].fits:
+        return _finite(found.bare[0].numbers)
+    return ParseFailure("wrong_count" if found.groups or is_one_run else "no_shape")
 
 
 def _finite(numbers: list[float]) -> Answer | ParseFailure:

@@ -1,22 +1,37 @@
 """A completion and its truth, side by side in frame ``original``: what every reward measures."""
 
+import functools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size, iou
+from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answers import REASONS, Answer, ParseFailure, parse_answer
-from grpo_stream.grounding.frames import to_original
+from grpo_stream.grounding.answers import (
+    Answer,
+    LogMetric,
+    log_failures,
+    parse_answers,
+)
+from grpo_stream.grounding.frames import View, to_original
+from grpo_stream.grounding.shape_measures import (
+    best,
+    f1_score,
+    giou,
+    hill,
+    is_hit,
+    nearness,
+    num_matched,
+)
+from grpo_stream.polygons import Polygon, Shape, region_iou
+from grpo_stream.targets import WANTED_FIELD, Target, has_extent, read_target
 
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or a conversation ``[{"role": "assistant", "content": text}]``."""
 Numbers: TypeAlias = Sequence[float]
-LogMetric: TypeAlias = Callable[[str, float], None]
 
 _UNUSED = Size(1, 1)
-_HUGE = Size(10**160, 10**160)
 
 
 def completion_text(completion: Completion) -> str:
@@ -34,42 +49,73 @@ class Case:
 
     Args:
         text: The completion's text.
-        truth: The true box or point, in frame ``original``.
+        truth: The target, or the one true place, in frame ``original``.
         original: Size of the original image; may be None where nothing needs it.
         model: Size of the resized image; may be None where nothing needs it.
         frame: Frame of the answer.
+        view: The part of the original that was shown, where that is not all of it.
 
-    Each measure is None where it does not apply to the truth, and 0 without a usable answer.
+    Measures of one answer look at the first one of the text. Each is None where it does not apply
+    to the truth, and 0 without a usable answer. Of several places any of which counts it is that
+    of the best; it does not apply where all are wanted, or none is there.
     """
 
     def __init__(
-        self, text: str, truth: Point | Box, original: Size | None, model: Size | None, frame: Frame
+        self,
+        text: str,
+        truth: Shape | Target,
+        original: Size | None,
+        model: Size | None,
+        frame: Frame,
+        view: View | None = None,
     ) -> None:
-        self.answer = parse_answer(text)
+        self.answers = parse_answers(text)
+        self.answer = self.answers.first
         self.size = original
-        self.truth = truth
+        self.target = truth if isinstance(truth, Target) else Target((truth,))
+        self.truth: Shape | None = self.target.shapes[0] if self.target.shapes else None
+        """The (first) true place; None where nothing is there."""
+        # Frame "original" uses no size, and _sizes has made sure of those that are used.
+        self._sizes = {"model_size": model or _UNUSED, "original_size": original or _UNUSED}
+        self._frame, self._view = frame, view
         self.point: Point | None = None
         """The predicted point or centre in ``original``; None without a usable answer."""
         self.box: Box | None = None
         """The predicted box in ``original``; None without one that is valid."""
         if isinstance(self.answer, Answer):
-            # Frame "original" uses no size, and _sizes has made sure of those that are used.
-            sizes = {"model_size": model or _UNUSED, "original_size": original or _UNUSED}
-            box = self.answer.box(frame)
-            if box is None:
-                point: Point | None = to_original(self.answer.point(frame), **sizes)
-            else:
-                box = to_original(box, **sizes)
-                self.box = box if box.is_valid else None
-                point = None if self.box is None else self.box.centre
-            # Numbers near the largest float become infinite when they are scaled or added.
-            if point is not None and math.isfinite(point.x) and math.isfinite(point.y):
-                self.point = point
+            self.point, self.box = self._placed(self.answer)
+
+    def _placed(self, answer: Answer) -> tuple[Point | None, Box | None]:
+        """The point and the valid box of an answer, in ``original``."""
+        box = answer.box(self._frame)
+        valid: Box | None = None
+        if box is None:
+            point: Point | None = to_original(
+                answer.point(self._frame), view=self._view, **self._sizes
+            )
+        else:
+            box = to_original(box, view=self._view, **self._sizes)
+            valid = box if box.is_valid else None
+            point = None if valid is None else valid.centre
+        # Numbers near the largest float become infinite when they are scaled or added.
+        if point is not None and not (math.isfinite(point.x) and math.isfinite(point.y)):
+            point = None
+        return point, valid
+
+    @functools.cached_property
+    def places(self) -> list[tuple[Point | None, Box | None]]:
+        """Point and box of every answer of the text, as :attr:`point` and :attr:`box`."""
+        return [self._placed(answer) for answer in self.answers.places]
+
+    @property
+    def is_refusal(self) -> bool:
+        """The text says that nothing is there."""
+        return self.answers.is_refusal
 
     @property
     def can_score(self) -> bool:
-        """The truth is a point or a valid box, whose area is no rounding error either."""
-        return isinstance(self.truth, Point) or (self.truth.is_valid and self.truth.area > 0)
+        """Any true place is a point or a valid region, whose area is no rounding error either."""
+        return any(map(has_extent, self.target.shapes))
 
     @property
     def is_outside(self) -> bool | None:
@@ -80,56 +126,89 @@ class Case:
 
     def accuracy(self, point_radius: float | None) -> float | None:
         """1 for a hit, else 0; a true point is hit within ``point_radius`` x the diagonal."""
-        if not self.can_score:
+        truths = self._scored_truths(point_radius)
+        if not truths:
             return None
-        if isinstance(self.truth, Box):
-            return float(self.point is not None and self.truth.contains(self.point))
-        if point_radius is None:
-            return None
-        if self.size is None:
-            raise _missing("scales", "point_radius is a share of the image's diagonal")
-        if self.point is None:
-            return 0.0
-        away = math.hypot(self.point.x - self.truth.x, self.point.y - self.truth.y)
-        return float(away <= point_radius * math.hypot(*self.size))
+        return float(self._hits(self.point, truths, point_radius))
 
     def iou(self) -> float | None:
         """Intersection over union, in [0, 1]."""
-        if isinstance(self.truth, Point) or not self.can_score:
-            return None
-        return 0.0 if self.box is None else iou(self.box, self.truth)
+        box = self.box
+        return best([0.0 if box is None else region_iou(box, t) for t in self._regions()])
 
     def giou(self) -> float | None:
         """Generalised intersection over union, in [-1, 1]; -1 without a valid box."""
-        if isinstance(self.truth, Point) or not self.can_score:
-            return None
-        return -1.0 if self.box is None else _giou(self.box, self.truth)
+        box = self.box
+        return best([-1.0 if box is None else giou(box, t) for t in self._regions()])
 
     def distance(self) -> float | None:
         """``max(0, 1 - (d / dmax)^2)`` in coordinates divided by the image's sides."""
-        if self.size is None:
+        size = self.size
+        if size is None:
             raise _missing("scales", "the distance is one in shares of the image's sides")
-        if not self.can_score:
-            return None
-        if self.point is None:
-            return 0.0
-        width, height = self.size
-        centre = self.truth.centre if isinstance(self.truth, Box) else self.truth
-        x, y = centre.x / width, centre.y / height
-        away = math.hypot(self.point.x / width - x, self.point.y / height - y)
-        ratio = away / math.hypot(max(x, 1 - x), max(y, 1 - y))
-        return max(0.0, 1 - ratio * ratio)
+        point = self.point
+        return best(
+            [0.0 if point is None else nearness(point, t, size) for t in self._any_truths()]
+        )
 
     def gaussian(self) -> float | None:
         """``exp(-((dx / sx)^2 + (dy / sy)^2) / 2)`` with half of the true sides as sx, sy."""
-        if isinstance(self.truth, Point) or not self.can_score:
+        point = self.point
+        return best([0.0 if point is None else hill(point, t) for t in self._regions()])
+
+    def set_f1(self, by: str, threshold: float, point_radius: float | None) -> float | None:
+        """F1 of all answers against all places; see :func:`~.rewards.set_reward`.
+
+        None where any of several counts, or where none can be scored.
+        """
+        truths = [truth for truth in self.target.shapes if has_extent(truth)]
+        if by == "iou" or point_radius is None:
+            truths = [truth for truth in truths if not isinstance(truth, Point)]
+        if not truths or (len(self.target.shapes) > 1 and not self.target.wants_all):
             return None
-        if self.point is None:
-            return 0.0
-        centre = self.truth.centre
-        x = (self.point.x - centre.x) / (self.truth.width / 2)
-        y = (self.point.y - centre.y) / (self.truth.height / 2)
-        return math.exp(-(x * x + y * y) / 2)
+        places = [] if self.is_refusal else self.places
+
+        def fits(answer: int, number: int) -> bool:
+            point, box = places[answer]
+            truth = truths[number]
+            if by == "hit" or isinstance(truth, Point):
+                return self._hits(point, [truth], point_radius)
+            return box is not None and region_iou(box, truth) >= threshold
+
+        matched = num_matched(len(places), len(truths), fits)
+        return f1_score(matched, len(places), len(truths))
+
+    def first_hit(self, point_radius: float | None) -> int | None:
+        """The place, from 1, of the first answer that hits; 0 if none does, None as accuracy."""
+        truths = self._scored_truths(point_radius)
+        if not truths:
+            return None
+        places = [] if self.is_refusal else self.places
+        hits = (self._hits(point, truths, point_radius) for point, _ in places)
+        return next((rank for rank, hit in enumerate(hits, 1) if hit), 0)
+
+    def _any_truths(self) -> list[Shape]:
+        """The places that one answer can be measured by."""
+        shapes = self.target.shapes
+        if len(shapes) > 1 and self.target.wants_all:
+            return []
+        return [shape for shape in shapes if has_extent(shape)]
+
+    def _regions(self) -> list[Box | Polygon]:
+        return [truth for truth in self._any_truths() if not isinstance(truth, Point)]
+
+    def _scored_truths(self, point_radius: float | None) -> Sequence[Shape]:
+        return self._regions() if point_radius is None else self._any_truths()
+
+    def _hits(
+        self, point: Point | None, truths: Sequence[Shape], point_radius: float | None
+    ) -> bool:
+        reach = 0.0
+        if any(isinstance(truth, Point) for truth in truths):
+            if self.size is None:
+                raise _missing("scales", "point_radius is a share of the image's diagonal")
+            reach = (point_radius or 0.0) * math.hypot(*self.size)
+        return point is not None and any(is_hit(point, truth, reach) for truth in truths)
 
 
 def cases_of(
@@ -146,13 +225,16 @@ def cases_of(
 
     Args:
         completions: Texts or conversations.
-        solution: Truths: 4 numbers of a box or 2 of a point, in frame ``original``.
+        solution: Truths in frame ``original``: 4 numbers of a box, 2 of a point, 6 or more of a
+            polygon, a list of these, or an empty one (:mod:`grpo_stream.targets`). Of several the
+            column ``solution_wanted`` says ``any`` or ``all``, where records have it.
         scales: Sizes of the original images.
         model_size: Sizes of the resized images.
         answer_frame: Frame of the answers: one name, or one per completion.
         log_metric: trl's logger. Receives ``parse_failures/<reason>``, the share of completions
             that failed for each reason, and, with ``scales``, ``answers_outside_image``, the share
-            whose point is not in the image: many of them speak of a wrong frame. All are logged,
+            whose point is not in the image: many of them speak of a wrong frame; and ``refusals``,
+            the share that says that nothing is there. All are logged,
             zeros too: trl averages over the calls that logged a name, so that a share left out
             would not count as 0. Several rewards that log the same shares do no harm.
 
@@ -167,6 +249,8 @@ def cases_of(
         "scales": [()] * count if scales is None else scales,
         "model_size": [()] * count if model_size is None else model_size,
         "answer_frame": [answer_frame] * count if isinstance(answer_frame, str) else answer_frame,
+        # A field of the records' own, so it is not there where no record of the batch has it.
+        WANTED_FIELD: _.get(WANTED_FIELD) or [None] * count,
     }
     for name, column in columns.items():
         if len(column) != count:
@@ -176,34 +260,16 @@ def cases_of(
     for completion, *row in zip(completions, *columns.values(), strict=True):
         # The completions of a group share their row's objects: those are checked once.
         if not last or any(map(operator.is_not, row, last)):
-            truth, original, model, frame = row
-            shared = _shape(truth), *_sizes(original, model, frame), frame
+            truth, original, model, frame, wanted = row
+            shared = read_target(truth, wanted), *_sizes(original, model, frame), frame
             last = tuple(row)
         cases.append(Case(completion_text(completion), *shared))
     if log_metric is not None and cases:
         log_failures([case.answer for case in cases], log_metric)
         if scales is not None:
-            num_outside = sum(bool(case.is_outside) for case in cases)
+            num_outside = sum(bool(case.is_outside) and not case.is_refusal for case in cases)
             log_metric("answers_outside_image", num_outside / len(cases))
     return cases
-
-
-def log_failures(answers: Sequence[Answer | ParseFailure], log_metric: LogMetric) -> None:
-    """Logs ``parse_failures/<reason>`` for every reason, as a share of ``answers``."""
-    reasons = [answer.reason for answer in answers if isinstance(answer, ParseFailure)]
-    for reason in REASONS:
-        log_metric(f"parse_failures/{reason}", reasons.count(reason) / len(answers))
-
-
-def _giou(a: Box, b: Box) -> float:
-    """``iou - (hull - union) / hull`` of two valid boxes; the hull is the least box around both."""
-    hull = Box(min(a.x1, b.x1), min(a.y1, b.y1), max(a.x2, b.x2), max(a.y2, b.y2))
-    if hull.area > 1e300:  # nearly as wide as floats go: the same boxes, smaller
-        a, b, hull = (box.scaled(_HUGE, _UNUSED, "original") for box in (a, b, hull))
-    share = iou(a, b)
-    # Of iou = overlap / union and area + area = union + overlap, the union.
-    union = (a.area + b.area) / (1 + share)
-    return share - (1 - union / hull.area)
 
 
 def _sizes(original: Numbers, model: Numbers, frame: str) -> tuple[Size | None, Size | None]:
@@ -224,17 +290,6 @@ def _size(name: str, numbers: Numbers) -> Size | None:
             name, numbers, "must be (width, height) in pixels, for example (640, 480)"
         )
     return Size(int(numbers[0]), int(numbers[1]))
-
-
-def _shape(numbers: Numbers) -> Point | Box:
-    values = [float(number) for number in numbers]
-    if len(values) == 4:
-        x1, y1, x2, y2 = values
-        return Box(x1, y1, x2, y2)
-    if len(values) == 2:
-        x, y = values
-        return Point(x, y)
-    raise ConfigError("solution", numbers, "must be a box of 4 numbers or a point of 2")
 
 
 def _missing(name: str, remedy: str) -> ConfigError:

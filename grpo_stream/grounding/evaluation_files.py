@@ -15,8 +15,9 @@ RESULTS_NAME = "results.json"
 """Figures, settings, versions; written last: without it there is no evaluation."""
 ANSWERS_NAME = "answers.jsonl"
 """One line per sample: what was asked, answered and scored."""
-VERSION = 1
-"""Of both files."""
+VERSION = 2
+"""Of both files; 2 adds targets of several places, polygons and none, further looks and samples."""
+_READABLE = (1, VERSION)
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def read_run(path: str | Path) -> SavedRun:
     folder = path if path.is_dir() else path.parent
     try:
         results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
-        if results["version"] != VERSION:
-            raise ValueError(f"version {results['version']}, this program reads {VERSION}")
+        if results["version"] not in _READABLE:
+            raise ValueError(f"version {results['version']}, this program reads {_READABLE}")
         with (folder / ANSWERS_NAME).open(encoding="utf-8", errors="surrogatepass") as lines:
             answers = [ScoredAnswer.from_dict(json.loads(line)) for line in lines]
     except (OSError, KeyError, TypeError, ValueError) as error:

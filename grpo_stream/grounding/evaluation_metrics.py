@@ -3,14 +3,15 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.scores import FAILURES, POINT_SIZE, SIZES, ScoredAnswer
+from grpo_stream.grounding.answer_metrics import REFUSAL_METRICS, metrics_of
+from grpo_stream.grounding.scores import ABSENT_SIZE, FAILURES, POINT_SIZE, SIZES, ScoredAnswer
 from grpo_stream.report.intervals import bootstrap_intervals, wilson_interval
 
 DEFAULT_FIELDS = (
@@ -34,36 +35,13 @@ NO_VALUE = "(none)"
 
 _MOST_DEFAULT_VALUES = 40  # a field of more is a name or a number, not a kind
 
-IOU_LEVEL = 0.5
-
-METRICS: dict[str, Callable[[ScoredAnswer], float | None]] = {
-    "point_accuracy": lambda answer: answer.is_hit,
-    "mean_iou": lambda answer: answer.iou,
-    "acc_50": lambda answer: None if answer.iou is None else answer.iou >= IOU_LEVEL,
-    "parse_failures": lambda answer: answer.failure is not None,
-    "mean_distance": lambda answer: answer.distance,
-    "outside_image": lambda answer: answer.is_outside,
-}
-"""Name of a figure and a sample's part in it; the figure is the mean over the samples that have
-one.
-
-* ``point_accuracy``: the answered point, or the answered box's centre, is in the true box; an
-  answer that gives no place is a miss.
-* ``mean_iou`` and ``acc_50``: intersection over union with the true box, and the share with
-  at least 0.5 of it. Over all samples with a true box; an answer that is no valid box counts 0.
-* ``parse_failures``: the answer gives no place.
-* ``mean_distance``: from the answered point to the true centre, as a share of the image's
-  diagonal, at most 1. Over the answers that give a place.
-* ``outside_image``: the answered point is outside of the image.
-"""
-
 _BOX_METRICS = ("mean_iou", "acc_50")
 _WITHOUT_WILSON = ("mean_distance",)
 
 Figures = dict[str, Any]
-"""``num_samples``, ``num_images``, and for each of :data:`METRICS` a mapping of ``value``, ``low``,
-``high`` (95 % interval) and ``num_samples`` (that it is the mean of), or None where it does not
-apply. ``low`` and ``high`` are None where one image tells nothing of their spread."""
+"""``num_samples``, ``num_images``, and for each of :func:`~.metrics_of` a mapping of ``value``,
+``low``, ``high`` (95 % interval) and ``num_samples`` (that it is the mean of), or None where it
+does not apply. ``low`` and ``high`` are None where one image tells nothing of their spread."""
 
 
 def evaluation_figures(
@@ -98,7 +76,7 @@ def evaluation_figures(
 
     failures = Counter(answer.failure for answer in answers)
     chosen = default_fields(answers) if fields is None else fields
-    sizes = (POINT_SIZE, *(name for name, _ in SIZES))
+    sizes = (ABSENT_SIZE, POINT_SIZE, *(name for name, _ in SIZES))
     slices = {SIZE_SLICE: _split([answer.size for answer in answers], sizes)}
     for name in chosen:
         words = [value_name(answer.fields.get(name)) for answer in answers]
@@ -152,7 +130,9 @@ def compare_answers(
     )
     places = np.arange(len(ours))
     differences = _Table(ours, applies_boxes=True)
-    differences.values = here.values - there.values
+    shared = [name for name in here.names if name in there.names]
+    differences.names = shared
+    differences.values = here.column(shared) - there.column(shared)
     return {
         "here": here.figures(places, num_resamples, seed),
         "there": there.figures(places, num_resamples, seed),
@@ -196,12 +176,21 @@ class _Table:
     """The answers as columns: one row per sample, one column per metric."""
 
     def __init__(self, answers: Sequence[ScoredAnswer], applies_boxes: bool) -> None:
-        rows = [[_number(part(answer)) for part in METRICS.values()] for answer in answers]
+        metrics = metrics_of(answers)
+        self.names = list(metrics)
+        rows = [[_number(part(answer)) for part in metrics.values()] for answer in answers]
         self.values = np.array(rows, dtype=np.float64)
-        if not applies_boxes:
-            self.values[:, [list(METRICS).index(name) for name in _BOX_METRICS]] = math.nan
+        blank = [] if applies_boxes else [*_BOX_METRICS]
+        if not any(answer.wanted == "none" for answer in answers):
+            blank += REFUSAL_METRICS
+        self.values[:, [self.names.index(name) for name in blank]] = math.nan
         images = {image: number for number, image in enumerate({a.image: 0 for a in answers})}
         self.images = np.array([images[answer.image] for answer in answers])
+
+    def column(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """The values of some metrics, in this order."""
+        chosen: NDArray[np.float64] = self.values[:, [self.names.index(name) for name in names]]
+        return chosen
 
     def figures(
         self, places: NDArray[np.int64], num_resamples: int, seed: int, *, is_share: bool = True
@@ -210,7 +199,7 @@ class _Table:
         num_images = len(np.unique(images))
         ends = bootstrap_intervals(values, images, num_resamples=num_resamples, seed=seed)
         found: Figures = {"num_samples": len(values), "num_images": num_images}
-        for column, name in enumerate(METRICS):
+        for column, name in enumerate(self.names):
             known = values[~np.isnan(values[:, column]), column]
             if not len(known):
                 found[name] = None
@@ -239,7 +228,7 @@ def _split(words: Sequence[str], order: Sequence[str]) -> list[tuple[str, NDArra
 
 
 def _names(slices: str, word: str) -> dict[str, str]:
-    if slices != SIZE_SLICE or word == POINT_SIZE:
+    if slices != SIZE_SLICE or word in (POINT_SIZE, ABSENT_SIZE):
         return {"name": word}
     names = [name for name, _ in SIZES]
     place = names.index(word)

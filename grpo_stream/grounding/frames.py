@@ -1,5 +1,6 @@
 """Which frame a model answers in, and the arithmetic to ``original`` and back."""
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size
@@ -44,18 +45,49 @@ def frame_size(frame: Frame, *, model_size: Size, original_size: Size) -> Size:
     return Size(*model_size) if frame == "model" else _PER_MILLE
 
 
-def to_original(shape: Shape, *, model_size: Size, original_size: Size) -> Shape:
+@dataclass(frozen=True, slots=True)
+class View:
+    """A part of the original that is shown as an image of its own."""
+
+    region: Box
+    """In frame ``original``."""
+    size: Size
+    """Width and height in pixels of the image that is shown, before any resize for the model."""
+
+
+def to_original(
+    shape: Shape, *, model_size: Size, original_size: Size, view: View | None = None
+) -> Shape:
     """A point or box of any frame as one in ``original`` pixels.
 
     Args:
         shape: The point or box; its ``frame`` says where it comes from.
         model_size: The resized image in pixels; used for frame ``model`` alone.
         original_size: The upright original image in pixels.
+        view: What was shown in the place of the original: the frame is then that of its image,
+            ``original`` that image's own pixels.
     """
+    if view is not None:
+        shape = to_original(shape, model_size=model_size, original_size=view.size)
+        region = view.region
+        within = shape.scaled(view.size, Size(1, 1), "original")
+        return _stretched(within, region)
     if shape.frame == "original":
         return shape
     size = frame_size(shape.frame, model_size=model_size, original_size=original_size)
     return shape.scaled(size, Size(*original_size), "original")
+
+
+def _stretched(shape: Shape, region: Box) -> Shape:
+    """A place in shares of a region's sides, in pixels of what the region is in."""
+    if isinstance(shape, Point):
+        return Point(region.x1 + shape.x * region.width, region.y1 + shape.y * region.height)
+    return Box(
+        region.x1 + shape.x1 * region.width,
+        region.y1 + shape.y1 * region.height,
+        region.x1 + shape.x2 * region.width,
+        region.y1 + shape.y2 * region.height,
+    )
 
 
 def from_original(shape: Shape, frame: Frame, *, model_size: Size, original_size: Size) -> Shape:

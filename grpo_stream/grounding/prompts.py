@@ -239,6 +239,17 @@ def answer_text(kind: AnswerKind, solution: Point | Box, snap: int = 1) -> str:
     return f'{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
 
 
+def refusal_text(kind: AnswerKind) -> str:
+    """The refusal that a supervised cold start teaches: the template's form, all numbers -1."""
+    form = {
+        "point": "(-1, -1)",
+        "box": '{"bbox_2d": [-1, -1, -1, -1]}',
+        "click": f"<tool_call>{_CALL.format('[-1, -1]')}</tool_call>",
+        "box_pairs": "(-1,-1),(-1,-1)",
+    }
+    return form[kind]
+
+
 def _snapped(value: float, snap: int) -> int:
     return math.floor(value / snap + 0.5) * snap
 

@@ -3,7 +3,9 @@
 trl calls a reward function with one list per column, one entry per completion. These read:
 
 * ``completions``: the text, or the conversation ``[{"role": "assistant", "content": text}]``;
-* ``solution``: the truth in frame ``original``: 4 numbers of a box or 2 of a point;
+* ``solution``: the truth in frame ``original``: 4 numbers of a box, 2 of a point, 6 or more of a
+  polygon, a list of these, or an empty one where nothing is there;
+* ``solution_wanted``: of several, ``any`` counts (also without this column) or ``all`` are wanted;
 * ``answer_frame``: the frame that the answers are in (one name, or one per completion);
 * ``scales``: (width, height) of the original image in pixels;
 * ``model_size``: (width, height) of the resized image in pixels.
@@ -14,7 +16,9 @@ size that is needed and missing is a :class:`~grpo_stream.errors.ConfigError`. A
 
 An answer that cannot be read earns the least: 0, of ``giou_reward`` -1. ``None`` means that a
 reward does not apply to a sample (trl leaves it out of the sum): a kind of solution that it cannot
-score, or a true box without area.
+score, or a true box without area. Where any of several places counts, an answer earns what the
+best of them gives. Where all are wanted, or nothing is there, only ``set_reward`` and
+``refusal_reward`` apply.
 
 All but ``length_penalty`` hand trl's ``log_metric`` the shares of parse failures by reason; see
 :func:`~grpo_stream.grounding.cases.cases_of`.
@@ -22,20 +26,12 @@ All but ``length_penalty`` hand trl's ``log_metric`` the shares of parse failure
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answers import Answer, parse_answer
-from grpo_stream.grounding.cases import (
-    Case,
-    Completion,
-    LogMetric,
-    cases_of,
-    completion_text,
-    log_failures,
-)
-from grpo_stream.grounding.prompts import PromptTemplate, load_template
+from grpo_stream.grounding.cases import Case, cases_of
 from grpo_stream.grounding.reward_calls import (
     import_function,
     named_reward,
@@ -43,10 +39,12 @@ from grpo_stream.grounding.reward_calls import (
     with_parameters,
     with_template,
 )
+from grpo_stream.grounding.text_rewards import Rewards, format_reward, length_penalty
 
 __all__ = [
     "REWARDS",
     "accuracy_reward_coord",
+    "answer_count_reward",
     "distance_reward",
     "format_reward",
     "gaussian_reward",
@@ -55,10 +53,11 @@ __all__ = [
     "length_penalty",
     "load_reward",
     "named_reward",
+    "refusal_reward",
+    "set_reward",
     "with_template",
 ]
 
-Rewards: TypeAlias = list[float | None]
 Reward: TypeAlias = Callable[..., Rewards]
 
 
@@ -96,11 +95,11 @@ def _reward(of_cases: Reward) -> Reward:
 
 @_reward
 def accuracy_reward_coord(cases: Sequence[Case], *, point_radius: float | None = None) -> Rewards:
-    """1 if the predicted point, or the predicted box's centre, is in the true box, else 0.
+    """1 if the predicted point, or the predicted box's centre, is in the true region, else 0.
 
-    Formula: ``1[x1 <= x < x2 and y1 <= y < y2]``, in {0, 1}. Source: the click accuracy of
-    ScreenSpot (SeeClick, arXiv 2401.10935). A predicted box that is inverted or has no area is no
-    answer: 0.
+    Formula: ``1[x1 <= x < x2 and y1 <= y < y2]``, of a polygon the even-odd rule, in {0, 1}.
+    Source: the click accuracy of ScreenSpot (SeeClick, arXiv 2401.10935); for polygons that of
+    OSWorld-G (arXiv 2505.13227). A predicted box that is inverted or has no area is no answer: 0.
 
     Args:
         cases: Completions and truths, from trl's columns.
@@ -110,14 +109,13 @@ def accuracy_reward_coord(cases: Sequence[Case], *, point_radius: float | None =
     Raises:
         ConfigError: ``point_radius`` is not positive.
     """
-    if point_radius is not None and not point_radius > 0:
-        raise ConfigError("point_radius", point_radius, "must be above 0, for example 0.05")
+    _check_radius(point_radius)
     return [case.accuracy(point_radius) for case in cases]
 
 
 @_reward
 def iou_reward(cases: Sequence[Case]) -> Rewards:
-    """Intersection over union of predicted and true box.
+    """Intersection over union of the predicted box with the true box or polygon.
 
     Formula: ``|A & B| / |A | B|``, in [0, 1]; areas are real numbers, so an overlap of less than a
     pixel counts. 0 for an answer that is a point, or an inverted or empty box; None for a true
@@ -156,81 +154,102 @@ def gaussian_reward(cases: Sequence[Case]) -> Rewards:
 
     Formula: ``exp(-((dx / sx)^2 + (dy / sy)^2) / 2)``, in [0, 1], with ``dx, dy`` from the
     predicted point (or centre) to the true centre and ``sx, sy`` half of the true width and
-    height. None for a true point. Source: the Gaussian point reward of GUI-G2 (arXiv 2507.15846).
+    height, of a polygon those of its bounds. None for a true point. Source: the Gaussian point
+    reward of GUI-G2 (arXiv 2507.15846).
     """
     return [case.gaussian() for case in cases]
 
 
-def format_reward(
-    completions: Sequence[Completion],
-    *,
-    template: str | PromptTemplate | None = None,
-    log_metric: LogMetric | None = None,
-    **_: Any,
-) -> Rewards:
-    """1 if the completion has the form that was asked for, else 0.
+@_reward
+def refusal_reward(cases: Sequence[Case], *, penalty: float = 0.0) -> Rewards:
+    """1 for saying that nothing is there where that is so, 0 for anything else there.
 
-    In {0, 1}. The text must be of the template's form and nothing else, see
-    :meth:`~grpo_stream.grounding.prompts.PromptTemplate.is_followed_by`. Without a template any
-    form will do that :func:`~grpo_stream.grounding.answers.parse_answer` knows, with or without
-    thoughts. Source: the format reward of DeepSeek-R1 (arXiv 2501.12948), for answers that are
-    places.
+    Formula: ``1[refuses]`` where nothing is there, in {0, 1}; elsewhere ``-penalty`` for a refusal
+    and None for anything else, so that what a place is worth is left to the other rewards. Source:
+    the refusals of OSWorld-G (arXiv 2505.13227), scored the same.
 
     Args:
-        completions: See the module.
-        template: A template, or its name or YAML file; ``"any"`` for none. The trainer sets the
-            run's own where nothing is set (:func:`with_template`).
-        log_metric: trl's logger, see the module.
+        cases: Completions and truths, from trl's columns.
+        penalty: What a refusal costs where something is there; 0: None is given, as for any
+            other text.
 
     Raises:
-        ConfigError: there is no such template.
+        ConfigError: ``penalty`` is negative.
     """
-    texts = [completion_text(completion) for completion in completions]
-    answers = [parse_answer(text) for text in texts]
-    if log_metric is not None and answers:
-        log_failures(answers, log_metric)
-    if template is None or template == "any":
-        return [float(isinstance(answer, Answer)) for answer in answers]
-    asked = load_template(template) if isinstance(template, str) else template
-    return [float(asked.is_followed_by(text)) for text in texts]
+    if not penalty >= 0:
+        raise ConfigError("penalty", penalty, "must be 0 or more, for example 0.5")
+    elsewhere = [-penalty if case.is_refusal and penalty else None for case in cases]
+    return [
+        float(case.is_refusal) if case.target.is_absent else other
+        for case, other in zip(cases, elsewhere, strict=True)
+    ]
 
 
-def length_penalty(
-    completions: Sequence[Completion],
-    completion_ids: Sequence[Sequence[int]] | None = None,
+@_reward
+def set_reward(
+    cases: Sequence[Case],
     *,
-    num_free_tokens: int = 64,
-    num_max_tokens: int = 256,
-    **_: Any,
+    by: str = "iou",
+    threshold: float = 0.5,
+    point_radius: float | None = None,
 ) -> Rewards:
-    """0 up to a length that costs nothing, then down in a straight line to -1.
+    """How well all answered places are all wanted ones: F1 of a one-to-one matching.
 
-    Formula: ``-min(1, max(0, (n - num_free_tokens) / (num_max_tokens - num_free_tokens)))`` for a
-    completion of ``n`` tokens, in [-1, 0]. Source: the soft overlong punishment of DAPO (arXiv
-    2503.14476, equation 13; its L_max is ``num_max_tokens``, its L_cache the difference).
+    Formula: ``2 m / (a + t)``, in [0, 1], for ``a`` answers and ``t`` true places, ``m`` of which
+    can be paired at most so that each pair fits and no place is in two. A pair fits ``by`` IoU of
+    at least ``threshold``, or ``by`` a hit of the answered point or centre; true points only by a
+    hit. Of a text the first 100 answers count. None where any of several places counts, and where
+    nothing is there. Source: the F1 of generalised referring expression comprehension (GREC,
+    arXiv 2308.16182), at IoU 0.5 there.
 
     Args:
-        completions: Used for their number alone.
-        completion_ids: Token ids of every completion, without padding; trl passes them.
-        num_free_tokens: Longest completion that costs nothing.
-        num_max_tokens: Shortest completion that costs 1.
+        cases: Completions and truths, from trl's columns.
+        by: ``iou`` or ``hit``.
+        threshold: Least IoU of a pair, above 0 and at most 1.
+        point_radius: See ``accuracy_reward_coord``; needed with true points, ``by`` a hit.
 
     Raises:
-        ConfigError: ``completion_ids`` is missing or of another length, or ``num_max_tokens`` is
-            not above ``num_free_tokens``, or that is negative.
+        ConfigError: ``by`` is neither, or ``threshold`` or ``point_radius`` is out of range.
     """
-    if num_free_tokens < 0:
-        raise ConfigError("num_free_tokens", num_free_tokens, "must be 0 or more, for example 64")
-    if num_max_tokens <= num_free_tokens:
-        expected = f"must be above num_free_tokens, for example {4 * num_free_tokens or 256}"
-        raise ConfigError("num_max_tokens", num_max_tokens, expected)
-    if completion_ids is None or len(completion_ids) != len(completions):
-        found = None if completion_ids is None else f"{len(completion_ids)} entries"
-        expected = f"must be the token ids of all {len(completions)} completions"
-        raise ConfigError("completion_ids", found, expected)
-    span = num_max_tokens - num_free_tokens
-    over = [max(0, len(ids) - num_free_tokens) / span for ids in completion_ids]
-    return [0.0 if share == 0 else -min(1.0, share) for share in over]
+    if by not in ("iou", "hit"):
+        raise ConfigError("by", by, "must be 'iou' or 'hit'")
+    if not 0 < threshold <= 1:
+        raise ConfigError("threshold", threshold, "must be above 0 and at most 1, for example 0.5")
+    _check_radius(point_radius)
+    return [case.set_f1(by, threshold, point_radius) for case in cases]
+
+
+@_reward
+def answer_count_reward(cases: Sequence[Case], *, point_radius: float | None = None) -> Rewards:
+    """How soon a text that ranks several answers hits: what was found, by what looking cost.
+
+    Formula: ``1 / sqrt(n k)`` if of ``n`` answers the ``k``-th is the first to hit, else
+    ``-1 / n``, in [-1, 1]; -1 without an answer. So one right answer earns the most, one wrong
+    answer the least, and further candidates pay where the first is doubtful. None as for
+    ``accuracy_reward_coord``. Source: the adaptive exploration reward of InfiGUI-G1 (arXiv
+    2508.05731), without its penalty for answers in a straight line.
+
+    Args:
+        cases: Completions and truths, from trl's columns.
+        point_radius: See ``accuracy_reward_coord``.
+
+    Raises:
+        ConfigError: ``point_radius`` is not positive.
+    """
+    _check_radius(point_radius)
+    rewards: Rewards = []
+    for case in cases:
+        rank, count = case.first_hit(point_radius), len(case.answers.places)
+        if rank is None or rank == 0:
+            rewards.append(None if rank is None else -1 / max(1, count))
+        else:
+            rewards.append(1 / math.sqrt(count * rank))
+    return rewards
+
+
+def _check_radius(point_radius: float | None) -> None:
+    if point_radius is not None and not point_radius > 0:
+        raise ConfigError("point_radius", point_radius, "must be above 0, for example 0.05")
 
 
 REWARDS: dict[str, Callable[..., Rewards]] = {
@@ -241,6 +260,9 @@ REWARDS: dict[str, Callable[..., Rewards]] = {
         giou_reward,
         distance_reward,
         gaussian_reward,
+        refusal_reward,
+        set_reward,
+        answer_count_reward,
         format_reward,
         length_penalty,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from grpo_stream.boxes import Box, Size
 from grpo_stream.errors import RecordError
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules
+from grpo_stream.targets import WANTED_FIELD
 
 Solution = tuple[float, ...]
 Warnings = list[tuple[str, str]]
@@ -29,6 +30,9 @@ _EXPECTED: dict[BoxFormat, str] = {
 def read_solutions(record: Mapping[str, Any], rules: Rules) -> list[list[float]]:
     """The numbers of each box, point or polygon of a record, finite and of a fitting count.
 
+    None where the record says by ``solution_wanted`` that nothing is there, beside an empty list;
+    several where it says there which of them count, whatever ``rules.several`` is.
+
     Raises:
         RecordError: causes ``solution_missing``, ``solution_not_list``,
             ``solution_not_numbers``, ``solution_length``, ``solution_not_finite``,
@@ -40,10 +44,12 @@ def read_solutions(record: Mapping[str, Any], rules: Rules) -> list[list[float]]
     value = record[name]
     if not isinstance(value, list):
         raise _error("solution_not_list", value, rules)
+    if not value and record.get(WANTED_FIELD) == "none":
+        return []
     if rules.box_format == "polygon":
         value = _flat_polygon(value)
     if value and isinstance(value[0], list) and all(isinstance(item, list) for item in value):
-        if rules.several == "keep":
+        if rules.several == "keep" or record.get(WANTED_FIELD) in ("any", "all"):
             if rules.box_format == "polygon":
                 value = [_flat_polygon(item) for item in value]
             return [_checked(item, rules) for item in value]

@@ -7,8 +7,10 @@ from typing import Any
 from PIL import Image
 
 from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.polygons import Shape
 from grpo_stream.report.gallery import GallerySample, card_html
 from grpo_stream.report.marked_image import Mark, Role
+from grpo_stream.targets import area_share, read_shape, read_target
 
 Answer = Mapping[str, Any]
 """One line of ``answers.jsonl``."""
@@ -46,8 +48,8 @@ def pick_answers(answers: Sequence[Answer], count: int) -> list[Pick]:
         (
             "Smallest targets",
             "The smallest share of the image, whether hit or missed.",
-            lambda answer: len(answer["solution"]) == 4,
-            _area_share,
+            lambda answer: _target_area(answer) > 0,
+            _target_area,
         ),
         (
             "Best answers",
@@ -58,8 +60,26 @@ def pick_answers(answers: Sequence[Answer], count: int) -> list[Pick]:
         (
             "Unreadable answers",
             "Texts that give no place; they count as misses.",
-            lambda answer: answer["failure"] is not None,
+            lambda answer: answer["failure"] is not None and not _refuses(answer),
             lambda _: 0.0,
+        ),
+        (
+            "Missed refusals",
+            "Nothing is there, and a place was answered, or nothing that can be read.",
+            lambda answer: not answer["solution"] and not _refuses(answer),
+            lambda _: 0.0,
+        ),
+        (
+            "Wrong refusals",
+            "Something is there, and the answer says that it is not.",
+            lambda answer: bool(answer["solution"]) and _refuses(answer),
+            lambda _: 0.0,
+        ),
+        (
+            "Incomplete sets",
+            "All of several places are wanted; lowest F1 first.",
+            lambda answer: answer.get("set_f1") not in (None, 1),
+            lambda answer: float(answer["set_f1"]),
         ),
     ]
     picks = []
@@ -72,10 +92,15 @@ def pick_answers(answers: Sequence[Answer], count: int) -> list[Pick]:
     return picks
 
 
-def _area_share(answer: Answer) -> float:
-    x1, y1, x2, y2 = answer["solution"]
-    width, height = answer["scales"]
-    return float((x2 - x1) * (y2 - y1) / (width * height))
+def _target_area(answer: Answer) -> float:
+    """Of the smallest true region, as a share of the image; 0 without one."""
+    shapes = read_target(answer["solution"]).shapes
+    size = Size(*answer["scales"])
+    return min((area_share(s, size) for s in shapes if not isinstance(s, Point)), default=0.0)
+
+
+def _refuses(answer: Answer) -> bool:
+    return bool(answer.get("is_refusal"))
 
 
 def _spread(answers: Sequence[Answer], places: Sequence[int]) -> list[int]:
@@ -98,27 +123,35 @@ def answer_card(answer: Answer, image: Image.Image) -> str:
     """
     original, shown = Size(*answer["scales"]), Size(*image.size)
 
-    def on_image(shape: Box | Point) -> Box | Point:
+    def on_image(shape: Shape) -> Shape:
         return shape.scaled(original, shown, "original")
 
-    role: Role = "right" if answer["is_hit"] else "wrong"
-    marks = []
+    role: Role = "right" if is_right(answer) else "wrong"
+    marks = [Mark(None, role, "answer")] if _refuses(answer) else []
     if answer["box"] is not None:
         marks.append(Mark(on_image(Box(*answer["box"])), role))
-    if answer["point"] is not None:
+    if answer["point"] is not None and not _refuses(answer):
         marks.append(Mark(on_image(Point(*answer["point"])), role))
-    solution = answer["solution"]
-    truth = Point(*solution) if len(solution) == 2 else Box(*solution)
+    marks += [
+        Mark(on_image(read_shape(numbers)), role) for numbers in answer.get("more_places", ())
+    ]
+    marks = [*_first_look(answer, on_image), *marks]
+    truths = read_target(answer["solution"]).shapes
     facts = [("answer", answer["text"] or "(nothing)"), ("size", answer["size"])]
     if answer["iou"] is not None and answer["box"] is not None:
         facts.append(("IoU", f"{answer['iou']:.3f}"))
+    if answer.get("first_look"):
+        facts.append(("at first", answer["first_look"]["text"] or "(nothing)"))
+    if answer.get("sampled"):
+        num_right = sum(bool(one["is_right"]) for one in answer["sampled"])
+        facts.append(("sampled", f"{num_right} of {len(answer['sampled'])} right"))
     facts += [(name.rpartition(".")[2], str(value)) for name, value in answer["fields"].items()]
     return card_html(
         GallerySample(
             title=answer["key"],
             prompt=answer["prompt"],
             images=[image],
-            shapes=[(0, on_image(truth))],
+            shapes=[(0, on_image(truth)) for truth in truths],
             facts=facts,
             answers=marks,
             verdict=(role, _verdict(answer)),
@@ -126,7 +159,30 @@ def answer_card(answer: Answer, image: Image.Image) -> str:
     )
 
 
+def _first_look(answer: Answer, on_image: Callable[[Shape], Shape]) -> list[Mark]:
+    """What was answered at first, and what was looked at again."""
+    first = answer.get("first_look")
+    if not first:
+        return []
+    role: Role = "right" if first["is_hit"] else "wrong"
+    point = Mark(on_image(Point(*first["point"])), role, "at first")
+    return [Mark(on_image(Box(*first["region"])), "zoom", "again"), point]
+
+
+def is_right(answer: Answer) -> bool:
+    """A hit, a refusal where nothing is there, or all of several wanted places."""
+    if not answer["solution"]:
+        return _refuses(answer)
+    return bool(answer["is_hit"]) or answer.get("set_f1") == 1
+
+
 def _verdict(answer: Answer) -> str:
+    if _refuses(answer):
+        return f"says that it is not there, {'which is so' if is_right(answer) else 'but it is'}"
+    if answer.get("set_f1") is not None:
+        return f"F1 of the set {answer['set_f1']:.2f}"
+    if not answer["solution"] and answer["failure"] is None:
+        return "answered a place, and nothing is there"
     if answer["failure"] is not None:
         return f"unreadable: {answer['failure'].replace('_', ' ')}"
     where = f"{answer['distance']:.1%} of the diagonal from the centre"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grpo_stream.boxes import Point
 from grpo_stream.report.answer_cards import Answer
 from grpo_stream.report.charts import (
     GRID,
@@ -20,6 +21,7 @@ from grpo_stream.report.charts import (
     svg,
     text,
 )
+from grpo_stream.targets import bounds_of, read_target
 
 MAX_DOTS = 2000
 """More are thinned out evenly."""
@@ -41,11 +43,14 @@ def evaluation_charts(results: Mapping[str, Any], answers: Sequence[Answer]) -> 
     if offsets:
         charts.append(target_plot("Where the answers fall, seen from the true box", offsets))
     # An answer without a place is at no distance.
-    distances = [math.inf if a["distance"] is None else a["distance"] for a in answers]
+    distances = [
+        math.inf if a["distance"] is None else a["distance"] for a in answers if a["solution"]
+    ]
     reaches = np.linspace(0, 0.5, 101)
-    within = np.searchsorted(np.sort(distances), reaches, side="right") / len(distances)
-    title = "Answers by distance from the true centre"
-    charts.append(_share_chart(title, reaches, within, "at most, as a share of the diagonal"))
+    if distances:
+        within = np.searchsorted(np.sort(distances), reaches, side="right") / len(distances)
+        title = "Answers by distance from the true centre"
+        charts.append(_share_chart(title, reaches, within, "at most, as a share of the diagonal"))
     if results["figures"]["acc_50"] is not None:
         ious = [answer["iou"] for answer in answers if answer["iou"] is not None]
         levels = np.linspace(0, 1, 101)
@@ -127,12 +132,15 @@ def _share_chart(
 
 
 def _offset(answer: Answer) -> tuple[float, float, bool] | None:
-    if answer["point"] is None or len(answer["solution"]) != 4 or answer["is_hit"] is None:
+    shapes = read_target(answer["solution"]).shapes
+    if answer["point"] is None or answer["is_hit"] is None or len(shapes) != 1:
         return None
-    x1, y1, x2, y2 = answer["solution"]
-    x, y = answer["point"]
+    (shape,) = shapes
+    if isinstance(shape, Point):
+        return None
+    box, (x, y) = bounds_of(shape), answer["point"]
     return (
-        (2 * x - x1 - x2) / (x2 - x1),
-        (2 * y - y1 - y2) / (y2 - y1),
+        (2 * x - box.x1 - box.x2) / (box.x2 - box.x1),
+        (2 * y - box.y1 - box.y2) / (box.y2 - box.y1),
         bool(answer["is_hit"]),
     )

@@ -13,6 +13,7 @@ from grpo_stream.report.evaluation_tables import (
     difference_text,
     figure_rows,
     figure_text,
+    figure_title,
     shown_figures,
 )
 from grpo_stream.report.gallery import CARD_STYLE
@@ -34,6 +35,12 @@ _NOTES = (
         "Mean IoU and Acc@0.5 (the share with at least 0.5) are over all samples with a true box; "
         "an answer that is no valid box has 0. Left out where no box was asked for or answered."
     ),
+    (
+        "With refusals: hits, right refusals and whole sets, over all samples. Refusals: right "
+        "ones, where nothing is there; false refusals: where something is. Set F1: of all answered "
+        "places, where all of several are wanted."
+    ),
+    "pass@k: the chance that k of the sampled answers hold a right one (Chen et al., 2021).",
     (
         "Mean distance: from the answered point to the true centre, as a share of the image's "
         "diagonal, over the answers that give a place."
@@ -61,11 +68,11 @@ def evaluation_page(
     title = f"Evaluation of {results['model']}"
     whole = results["figures"]
     counts = f"{whole['num_samples']:,} samples on {whole['num_images']:,} images"
-    lead = f"{counts} of {', '.join(results['data']['names'])}. Greedy answers, each sample once."
+    lead = f"{counts} of {', '.join(results['data']['names'])}. {_way(results['settings'])}"
     names = [name for name in shown_figures(results) if name != "point_accuracy"]
     facts = [
         (TITLES["point_accuracy"], figure_text("point_accuracy", whole["point_accuracy"])),
-        *((TITLES[name], figure_text(name, whole[name])) for name in names),
+        *((figure_title(name), figure_text(name, whole[name])) for name in names),
     ]
     body = (
         header_html(title, lead, facts)
@@ -80,6 +87,15 @@ def evaluation_page(
     return page_html(title, body, CARD_STYLE + _STYLE)
 
 
+def _way(settings: Mapping[str, Any]) -> str:
+    """How the samples were answered, as a sentence."""
+    count, zoom = settings.get("num_samples") or 1, settings.get("zoom")
+    if count > 1:
+        return f"The place with most votes of {count} sampled answers, each sample once."
+    looks = "" if zoom is None else f", and a second look at a crop of 1/{zoom:g} of the sides"
+    return f"Greedy answers, each sample once{looks}."
+
+
 def _figures_html(results: Mapping[str, Any]) -> str:
     """All figures in one table; point accuracy as a bar with its interval."""
     names = [name for name in shown_figures(results) if name != "point_accuracy"]
@@ -91,7 +107,7 @@ def _figures_html(results: Mapping[str, Any]) -> str:
             "images",
             TITLES["point_accuracy"],
             "",
-            *(TITLES[n] for n in names),
+            *(figure_title(n) for n in names),
         )
     )
     rows = []
@@ -139,7 +155,7 @@ def _comparison_html(comparison: Mapping[str, Any]) -> str:
             difference_text(name, difference),
             "clear" if is_clear else "within chance",
         ]
-        rows.append([TITLES[name], *cells])
+        rows.append([figure_title(name), *cells])
     other = f"{comparison['model']} ({comparison['path']})"
     moved = (
         f"{comparison['num_gained']:,} samples are hits here and misses there, "

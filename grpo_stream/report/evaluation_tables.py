@@ -7,17 +7,28 @@ TITLES = {
     "point_accuracy": "point accuracy",
     "mean_iou": "mean IoU",
     "acc_50": "Acc@0.5",
+    "with_refusals": "with refusals",
+    "refusal_accuracy": "refusals",
+    "false_refusals": "false refusals",
+    "set_f1": "set F1",
     "parse_failures": "unreadable",
     "mean_distance": "mean distance",
     "outside_image": "outside image",
 }
 """Figure -> what it is called."""
 
-WITH_INTERVAL = ("point_accuracy", "mean_iou", "acc_50")
+_AT_K = "pass_"
+
+WITH_INTERVAL = ("point_accuracy", "mean_iou", "acc_50", "with_refusals", "refusal_accuracy")
 """Figures whose intervals are said in tables; ``results.json`` has all of them."""
 
-_PLAIN = ("mean_iou",)  # a number from 0 to 1; all others are percentages
+_PLAIN = ("mean_iou", "set_f1")  # a number from 0 to 1; all others are percentages
 _GAP = "  "
+
+
+def figure_title(name: str) -> str:
+    """What a figure is called: one of :data:`TITLES`, or ``pass@k``."""
+    return TITLES.get(name) or name.replace("_", "@")
 
 
 def figure_text(name: str, figure: Mapping[str, Any] | None, *, with_interval: bool = True) -> str:
@@ -40,7 +51,7 @@ def figure_text(name: str, figure: Mapping[str, Any] | None, *, with_interval: b
 
 def cell_text(name: str, figure: Mapping[str, Any] | None) -> str:
     """A figure as it is in a table: with its interval if it is of :data:`WITH_INTERVAL`."""
-    return figure_text(name, figure, with_interval=name in WITH_INTERVAL)
+    return figure_text(name, figure, with_interval=name in WITH_INTERVAL or name.startswith(_AT_K))
 
 
 def difference_text(name: str, figure: Mapping[str, Any]) -> str:
@@ -56,7 +67,8 @@ def difference_text(name: str, figure: Mapping[str, Any]) -> str:
 def shown_figures(results: Mapping[str, Any]) -> list[str]:
     """The figures that a table of ``results`` has columns for."""
     whole = results["figures"]
-    return [name for name in TITLES if whole[name] is not None and name != "outside_image"]
+    names = [name for name in TITLES if whole.get(name) is not None and name != "outside_image"]
+    return names + [name for name in whole if name.startswith(_AT_K) and whole[name] is not None]
 
 
 def figure_rows(results: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
@@ -74,7 +86,7 @@ def figure_rows(results: Mapping[str, Any]) -> list[tuple[str | None, Mapping[st
 def figure_table(results: Mapping[str, Any]) -> str:
     """The figures as text in columns, for a terminal."""
     names = shown_figures(results)
-    lines = [["", "samples", "images", *(TITLES[name] for name in names)]]
+    lines = [["", "samples", "images", *(figure_title(name) for name in names)]]
     for label, figures in figure_rows(results):
         if label is None:
             lines.append([figures["name"]])
@@ -91,7 +103,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         [["", "here", "there", "difference"]]
         + [
             [
-                TITLES[name],
+                figure_title(name),
                 figure_text(name, here, with_interval=False),
                 figure_text(name, there, with_interval=False),
                 difference_text(name, difference),
@@ -106,10 +118,11 @@ def compared_figures(
 ) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]]:
     """Name, figure here, figure there and difference, where both evaluations have it."""
     found = []
-    for name in TITLES:
-        here, there = comparison["here"][name], comparison["there"][name]
-        difference = comparison["differences"][name]
-        if here is not None and there is not None and difference is not None:
+    for name, difference in comparison["differences"].items():
+        if not isinstance(difference, Mapping):
+            continue
+        here, there = comparison["here"].get(name), comparison["there"].get(name)
+        if here is not None and there is not None:
             found.append((name, here, there, difference))
     return found
 

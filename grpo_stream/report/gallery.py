@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.boxes import Size
+from grpo_stream.polygons import Shape
 from grpo_stream.report.html_page import data_uri, header_html, page_html
 from grpo_stream.report.marked_image import Mark, draw_marks, draw_zoom, picture_size, zoom_region
 
@@ -31,8 +32,9 @@ class GallerySample:
     prompt: str
     images: Sequence[Image.Image]
     """At least one, RGB."""
-    shapes: Sequence[tuple[int, Box | Point]]
-    """True places and the image each is in, counted from 0; pixels of that image."""
+    shapes: Sequence[tuple[int, Shape]]
+    """True places and the image each is in, counted from 0; pixels of that image. None where
+    nothing is there."""
     facts: Sequence[tuple[str, str]] = ()
     """Label and value, plain text."""
     warnings: Sequence[str] = ()
@@ -97,7 +99,7 @@ def marks_on(sample: GallerySample, number: int) -> list[Mark]:
     Places have numbers when there are several.
     """
     image = sample.images[number]
-    marks = []
+    marks = [] if sample.shapes or number else [Mark(None, "truth")]
     for place, (lies_in, shape) in enumerate(sample.shapes):
         if lies_in != number:
             continue

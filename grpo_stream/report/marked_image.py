@@ -1,4 +1,4 @@
-"""Boxes and points drawn on an image, readable at 112 and at 4000 pixels; small ones enlarged."""
+"""Places drawn on an image, readable at 112 and at 4000 pixels; small ones enlarged."""
 
 import io
 import math
@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.images import Pixels
+from grpo_stream.polygons import Polygon, Shape
 from grpo_stream.report.drawn_text import font
+from grpo_stream.targets import bounds_of, has_extent
 
 Role = Literal["truth", "right", "wrong", "zoom"]
 Colour = tuple[int, int, int]
@@ -23,6 +25,9 @@ COLOURS: dict[Role, Colour] = {
     "zoom": (240, 150, 0),
 }
 """RGB of the true place, a prediction that hits it, one that does not, and what is shown larger."""
+
+ABSENT = "not there"
+"""What is written where nothing is there, or is said to be."""
 
 MAX_SIDE_PIXELS = 640
 """Longest side of a picture; larger images are made smaller."""
@@ -39,10 +44,12 @@ _WORTH_IT = 0.6  # a region this long compared to the image shows hardly more th
 class Mark:
     """A place to draw; its numbers are pixels of the image that it is drawn on.
 
-    A box becomes an outline around its pixels, a point a cross-hair.
+    A box becomes an outline around its pixels, a polygon its outline, a point a cross-hair. That
+    nothing is there becomes words in the upper left corner.
     """
 
-    shape: Box | Point
+    shape: Shape | None
+    """None: nothing is there."""
     role: Role
     label: str = ""
     """A letter or number that is beside the mark."""
@@ -63,7 +70,8 @@ def draw_marks(
     Args:
         image: uint8 of shape (height, width, 3), or a Pillow image.
         marks: What to draw. A point outside of the image is drawn at the edge next to it; what is
-            not finite, inverted or without area is left out.
+            not finite, inverted or without area is left out. Words that nothing is there are below
+            each other.
         size: Size of the result; None for :func:`picture_size`.
 
     Returns:
@@ -77,16 +85,23 @@ def draw_marks(
     small = source.convert("RGB").resize((after.width, after.height), way)
     canvas = small.resize((after.width * _SMOOTHING, after.height * _SMOOTHING), 0)
     pen = _Pen(canvas)
+    num_absent = 0
     for mark in marks:
+        if mark.shape is None:
+            pen.absence(mark.label, mark.colour, num_absent)
+            num_absent += 1
+            continue
         shape = mark.shape.scaled(before, Size(*canvas.size), mark.shape.frame)
         if isinstance(shape, Point):
             if not math.isfinite(shape.x + shape.y):
                 continue
             pen.cross_hair(shape, mark.colour)
-        elif shape.is_valid:
-            pen.outline(shape, mark.colour, is_thin=mark.role == "zoom")
-        else:
+        elif not has_extent(shape):
             continue
+        elif isinstance(shape, Polygon):
+            pen.closed_line(shape, mark.colour)
+        else:
+            pen.outline(shape, mark.colour, is_thin=mark.role == "zoom")
         if mark.label:
             pen.label(shape, mark.label, mark.colour)
     return canvas.reduce(_SMOOTHING)
@@ -110,14 +125,17 @@ def encode_picture(image: Image.Image) -> bytes:
     return min(png.getvalue(), jpeg.getvalue(), key=len)
 
 
-def zoom_region(shape: Box | Point, size: Size) -> Box | None:
+def zoom_region(shape: Shape, size: Size) -> Box | None:
     """The part of an image of ``size`` around ``shape`` that is worth enlarging.
 
     Returns:
         A box of whole pixels inside the image, 8 to 5 where the image allows it, in the shape's
         frame; None where it would show most of the image anyway, or the shape cannot be drawn.
     """
-    box = Box(shape.x, shape.y, shape.x + 1, shape.y + 1) if isinstance(shape, Point) else shape
+    if isinstance(shape, Point):
+        box = Box(shape.x, shape.y, shape.x + 1, shape.y + 1, shape.frame)
+    else:
+        box = bounds_of(shape)
     if not box.is_valid or not box.clipped(size).is_valid:
         return None
     box = box.clipped(size)
@@ -132,7 +150,7 @@ def zoom_region(shape: Box | Point, size: Size) -> Box | None:
 
 def draw_zoom(
     image: Image.Image,
-    shape: Box | Point,
+    shape: Shape,
     role: Role,
     region: Box,
     within: Size,
@@ -152,8 +170,13 @@ def draw_zoom(
     part = image.crop((left, top, round(region.x2), round(region.y2)))
     scale = min(within.width / part.width, within.height / part.height)
     size = Size(max(1, round(part.width * scale)), max(1, round(part.height * scale)))
-    marks = [Mark(shape, role), *(mark for mark in more if _meets(mark.shape, region))]
-    return draw_marks(part, [replace(m, shape=_moved(m.shape, -left, -top)) for m in marks], size)
+    marks = [replace(Mark(shape, role), shape=_moved(shape, -left, -top))]
+    marks += [
+        replace(mark, shape=_moved(mark.shape, -left, -top))
+        for mark in more
+        if mark.shape is not None and _meets(mark.shape, region)
+    ]
+    return draw_marks(part, marks, size)
 
 
 class _Pen:
@@ -181,6 +204,18 @@ class _Pen:
             if left <= right and top <= bottom:
                 self.draw.rectangle((left, top, right, bottom), outline=ink, width=width)
 
+    def closed_line(self, polygon: Polygon, colour: Colour) -> None:
+        """Strokes along the outline, with round corners; at the image's edge they are cut."""
+        corners = [*polygon.corners, *polygon.corners[:2]]
+        for width, ink in ((self.line + 2 * self.halo, _WHITE), (self.line, colour)):
+            self.draw.line(corners, fill=ink, width=width, joint="curve")
+
+    def absence(self, label: str, colour: Colour, number: int) -> None:
+        """Words on a patch in the upper left corner, ``number`` rows below it."""
+        words = f"{label}: {ABSENT}" if label else ABSENT
+        row = self.line * 7
+        self.label(Point(2 * self.line, 2 * self.line + row * (number + 1)), words, colour)
+
     def cross_hair(self, point: Point, colour: Colour) -> None:
         """A ring with four ticks and a dot in the middle."""
         x = min(max(point.x, 0), self.size.width - 1)
@@ -201,9 +236,15 @@ class _Pen:
             dot = self.line * 0.6 + extra
             self.draw.ellipse((x - dot, y - dot, x + dot, y + dot), fill=ink)
 
-    def label(self, shape: Box | Point, text: str, colour: Colour) -> None:
-        """``text`` in white on a patch at the shape's upper left corner, inside of the image."""
-        x, y = (shape.x1, shape.y1) if isinstance(shape, Box) else (shape.x, shape.y)
+    def label(self, shape: Shape, text: str, colour: Colour) -> None:
+        """``text`` in white on a patch at the shape's upper left corner, inside of the image.
+
+        Of a polygon that is its highest corner.
+        """
+        if isinstance(shape, Polygon):
+            x, y = min(shape.corners, key=lambda corner: (corner[1], corner[0]))
+        else:
+            x, y = (shape.x1, shape.y1) if isinstance(shape, Box) else (shape.x, shape.y)
         type_face = font(round(self.line * 4.5))
         width, height = round(type_face.getlength(text) + 3 * self.line), self.line * 6
         left = round(min(max(x - self.line, 0), max(0, self.size.width - width)))
@@ -213,9 +254,10 @@ class _Pen:
         self.draw.text(middle, text, fill=_WHITE, font=type_face, anchor="mm")
 
 
-def _meets(shape: Box | Point, region: Box) -> bool:
+def _meets(shape: Shape, region: Box) -> bool:
     if isinstance(shape, Point):
         return region.x1 <= shape.x < region.x2 and region.y1 <= shape.y < region.y2
+    shape = bounds_of(shape)
     is_beside = shape.x2 <= region.x1 or shape.x1 >= region.x2
     return not (is_beside or shape.y2 <= region.y1 or shape.y1 >= region.y2)
 
@@ -227,7 +269,9 @@ def _span(centre: float, length: float, limit: int) -> tuple[int, int]:
     return start, start + whole
 
 
-def _moved(shape: Box | Point, dx: float, dy: float) -> Box | Point:
+def _moved(shape: Shape, dx: float, dy: float) -> Shape:
     if isinstance(shape, Point):
         return Point(shape.x + dx, shape.y + dy, shape.frame)
+    if isinstance(shape, Polygon):
+        return Polygon(tuple((x + dx, y + dy) for x, y in shape.corners), shape.frame)
     return Box(shape.x1 + dx, shape.y1 + dy, shape.x2 + dx, shape.y2 + dy, shape.frame)

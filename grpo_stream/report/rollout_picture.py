@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.boxes import Size
+from grpo_stream.polygons import Shape
 from grpo_stream.report.contact_sheet import contact_sheet
 from grpo_stream.report.drawn_text import font, wrap
-from grpo_stream.report.marked_image import Colour, Mark, draw_marks, draw_zoom, zoom_region
+from grpo_stream.report.marked_image import ABSENT, Colour, Mark, draw_marks, draw_zoom, zoom_region
 from grpo_stream.report.page_style import GROUND, HINT, INK, PALE, PAPER, RULE, STAGE
 
 COLUMNS = 2
@@ -33,7 +34,7 @@ class RolloutAnswer:
     """One completion of a group."""
 
     text: str
-    shape: Box | Point | None
+    shape: Shape | None
     """Where it points, in pixels of the group's image; None without a usable answer."""
     reward: float
     """Sum of the weighted parts; NaN where no reward applied."""
@@ -41,6 +42,10 @@ class RolloutAnswer:
     """Each reward's name and own value, unweighted."""
     failure: str | None = None
     """Why the text holds no answer."""
+    is_refusal: bool = False
+    """It says that nothing is there."""
+    more_shapes: Sequence[Shape] = ()
+    """Further places that the text names."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class RolloutGroup:
     prompt: str
     image: Image.Image
     """RGB, as the model saw it."""
-    truth: Box | Point
-    """In pixels of ``image``."""
+    truths: Sequence[Shape]
+    """In pixels of ``image``; none where nothing is there."""
     answers: Sequence[RolloutAnswer]
 
     @property
@@ -122,7 +127,8 @@ def _card(group: RolloutGroup, low: float, high: float) -> Image.Image:
     marks = _marks(shown, low, high)
     size = Size(*group.image.size)
     is_tall = size.width < 0.9 * size.height
-    region = zoom_region(group.truth, size)
+    truth = next(iter(group.truths), None)
+    region = None if truth is None else zoom_region(truth, size)
     lines = wrap(group.prompt, _PROMPT, _WIDTH - 2 * _GAP, 2)
     stage_top = 14 + 21 * len(lines) + 22
     rows_top = stage_top + _STAGE.height + _GAP
@@ -138,21 +144,21 @@ def _card(group: RolloutGroup, low: float, high: float) -> Image.Image:
     draw.text((_GAP, stage_top - 22), key, PALE, font(_SMALL))
     draw.rectangle((0, stage_top, _WIDTH - 1, stage_top + _STAGE.height - 1), fill=STAGE)
 
-    truth = Mark(group.truth, "truth")
+    truths = [Mark(shape, "truth") for shape in group.truths] or [Mark(None, "truth")]
     scale = min(_STAGE.width / size.width, _STAGE.height / size.height)
     fitted = Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))
-    seen = [truth, *([Mark(region, "zoom")] if region is not None else []), *marks]
+    seen = [*truths, *([Mark(region, "zoom")] if region is not None else []), *marks]
     left = _GAP if is_tall and region is not None else (_WIDTH - fitted.width) // 2
     card.paste(draw_marks(group.image, seen, fitted), (left, stage_top))
     rows_left = _GAP
-    if region is not None:
+    if truth is not None and region is not None:
         if is_tall:
             at = (left + fitted.width + _GAP, stage_top + _GAP)
             within = Size(_WIDTH - at[0] - _GAP, _STAGE.height - 2 * _GAP)
         else:
             at, within = (_GAP, rows_top), _ZOOM
             rows_left += _ZOOM.width + _GAP
-        zoom = draw_zoom(group.image, group.truth, "truth", region, within, marks)
+        zoom = draw_zoom(group.image, truth, "truth", region, within, [*truths[1:], *marks])
         ImageDraw.Draw(zoom).rectangle((0, 0, zoom.width - 1, zoom.height - 1), None, HINT, 2)
         card.paste(zoom, at)
     for number, answer in enumerate(shown):
@@ -194,7 +200,9 @@ def _row(
         draw.text((bar - 8, top + _BADGE / 2), parts, PALE, font(_SMALL), "rm")
         room -= round(font(_SMALL).getlength(parts)) + 10
     text = answer.text.strip() or "(nothing)"
-    if answer.failure:
+    if answer.is_refusal:
+        text = f"{ABSENT}: {text}"
+    elif answer.failure:
         text = f"{answer.failure}: {text}"
     (line,) = wrap(text, _TEXT, max(room, 40), 1)
     fill = _LOW if answer.failure else INK
@@ -203,10 +211,11 @@ def _row(
 
 def _marks(answers: Sequence[RolloutAnswer], low: float, high: float) -> list[Mark]:
     """One mark for each place, with the numbers of the answers that point there, best on top."""
-    places: dict[Box | Point, list[int]] = {}
+    places: dict[Shape, list[int]] = {}
     for number, answer in enumerate(answers):
-        if answer.shape is not None:
-            places.setdefault(answer.shape, []).append(number)
+        shapes = [] if answer.shape is None or answer.is_refusal else [answer.shape]
+        for shape in (*shapes, *answer.more_shapes):
+            places.setdefault(shape, []).append(number)
     marks = []
     for shape, numbers in sorted(places.items(), key=lambda one: answers[one[1][0]].reward):
         first = numbers[0] + 1
@@ -221,6 +230,9 @@ def _notes(group: RolloutGroup) -> list[str]:
     failed = sum(answer.failure is not None for answer in group.answers)
     if failed:
         words.append(f"{failed} unreadable")
+    refused = sum(answer.is_refusal for answer in group.answers)
+    if refused:
+        words.append(f'{refused} "{ABSENT}"')
     if len(group.answers) > MAX_ANSWERS:
         words.append(f"{len(group.answers) - MAX_ANSWERS} more answers")
     names = [name for name, _ in group.answers[0].parts] if group.answers else []

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.boxes import Point, Size
 from grpo_stream.images import Pixels
 from grpo_stream.report.charts import Bar, Series, Svg, bar_chart, line_chart
 from grpo_stream.report.html_page import PictureCard, Report, Table
 from grpo_stream.report.marked_image import Mark, draw_marks, encode_picture
+from grpo_stream.targets import read_target
 
 _SMOOTH_POINTS = 5
 _CURVES = (
@@ -35,8 +36,8 @@ class ShownSample(Protocol):
         """The instruction."""
 
     @property
-    def solution(self) -> tuple[float, ...]:
-        """``(x1, y1, x2, y2)``, ends exclusive, in the frame ``original``."""
+    def solution(self) -> tuple[Any, ...]:
+        """Numbers of the true place, or of several, in the frame ``original``."""
 
     @property
     def scales(self) -> Size:
@@ -139,8 +140,8 @@ def _picture(sample: ShownSample, answers: Sequence[Mapping[str, Any]]) -> Pictu
     (prediction,) = [answer for answer in answers if answer["key"] == sample.key]
     height, width = sample.pixels.shape[:2]
     original, shown = Size(*sample.scales), Size(width, height)
-    x1, y1, x2, y2 = sample.solution
-    marks = [Mark(Box(x1, y1, x2, y2).scaled(original, shown, "model"), "truth")]
+    target = read_target(sample.solution).scaled(original, shown, "model")
+    marks = [Mark(shape, "truth") for shape in target.shapes] or [Mark(None, "truth")]
     is_correct = bool(prediction["is_hit"])
     if prediction["point"] is not None:
         point = Point(*prediction["point"]).scaled(original, shown, "model")

@@ -1,8 +1,9 @@
 """One sample at rest: its key, its image bytes and its JSON, and the rules all three keep.
 
-Schema 2. A sample of one image and one box or point has schema 1's fields and members. Of several
+Schema 3. A sample of one image and one box or point has schema 1's fields and members. Of several
 images the further ones are members of their own, and the JSON has ``images``; of several boxes
-``solution`` is the list of them.
+``solution`` is the list of them. That is schema 2. Schema 3 adds polygons, an empty ``solution``
+where nothing is there, and the field ``solution_wanted`` (:mod:`grpo_stream.targets`).
 """
 
 import json
@@ -16,10 +17,19 @@ from grpo_stream.boxes import Size
 from grpo_stream.errors import ImageError, ShardFormatError
 from grpo_stream.images import probe
 from grpo_stream.shards.fast_json import parse_json
+from grpo_stream.shards.solution_field import (
+    Solution,
+    as_float,
+    as_solutions,
+    check_solution,
+    short_value,
+)
 from grpo_stream.storage.blobs import Data
+from grpo_stream.targets import WANTED_FIELD
 
 SCHEMA_VERSION = 2
-"""Version of the JSON member's fields and of the member names."""
+"""What manifests say. Schema 3 is told by its samples; the total ``num_schema_3`` counts them where
+there are any. So sets without them stay the same to the byte."""
 
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 """Suffixes that the writer uses for image members."""
@@ -34,9 +44,6 @@ _RESERVED, _RESERVED_OF_SEVERAL = frozenset(RESERVED_FIELDS), frozenset(RESERVED
 _SIDES = ("width", "height", "original_width", "original_height")
 _sides_of = itemgetter(*_SIDES)
 
-Solution = tuple[float, ...]
-"""A box ``(x1, y1, x2, y2)``, ends exclusive, or a point ``(x, y)``, in pixels."""
-
 # No dot: WebDataset ends the key at the first one. No leading "_": it skips "__name__" members.
 # At most 90 bytes: key and suffix fit the 100 bytes of a plain tar header.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
@@ -46,7 +53,6 @@ MAX_PROMPT_CHARS = 100_000
 
 _MAX_SIDE = 2**31 - 1  # of an image in pixels
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_SHOWN = 80
 
 _WHOLE, _NUMBERS = frozenset([int]), frozenset([int, float])  # bool is neither
 
@@ -88,13 +94,13 @@ class Sample(NamedTuple):
 
     @property
     def solution(self) -> Solution:
-        """The (first) box or point, in pixels of the stored image."""
-        return self.solutions[0]
+        """The (first) place, in pixels of the stored image; empty where nothing is there."""
+        return next(iter(self.solutions), ())
 
     @property
     def solutions(self) -> tuple[Solution, ...]:
-        """All boxes and points, each in pixels of the stored image it is in."""
-        return _as_solutions(self.meta["solution"])
+        """All places, each in pixels of the stored image it is in; none where nothing is there."""
+        return as_solutions(self.meta["solution"])
 
     @property
     def solution_images(self) -> tuple[int, ...]:
@@ -156,7 +162,8 @@ def make_meta(
 
     Args:
         prompt: The instruction, not blank.
-        solution: Four or two finite numbers in pixels of the stored image, or several of these.
+        solution: Finite numbers in pixels of the stored image: four of a box, two of a point, six
+            or more of a polygon; several of these; or none, with ``solution_wanted`` in ``extra``.
         size: Size of the (first) stored image in pixels.
         original_size: Upright size of the image that the record named, in pixels.
         extra: Further fields, JSON values; reserved names are left out.
@@ -171,7 +178,7 @@ def make_meta(
     meta = dict(extra)
     for name in reserved:
         meta.pop(name, None)
-    lists = [list(map(_as_float, numbers)) for numbers in _as_solutions(solution)]
+    lists = [list(map(as_float, numbers)) for numbers in as_solutions(solution)]
     meta |= {"prompt": prompt, "solution": lists[0] if len(lists) == 1 else lists}
     meta |= _named_sides(size, original_size)
     if more_sizes:
@@ -240,13 +247,13 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
     """
     prompt = meta.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ShardFormatError("bad_meta", f"{where}: prompt={_short(prompt)} is no text")
+        raise ShardFormatError("bad_meta", f"{where}: prompt={short_value(prompt)} is no text")
     if len(prompt) > MAX_PROMPT_CHARS:
         detail = f"{where}: a prompt of {len(prompt)} characters, at most {MAX_PROMPT_CHARS}"
         raise ShardFormatError("bad_meta", detail)
     if not prompt.isascii() and _SURROGATE.search(prompt):
         raise ShardFormatError("bad_meta", f"{where}: the prompt holds half of a surrogate pair")
-    num_solutions = _check_solution(meta.get("solution"), where)
+    num_solutions = check_solution(meta.get("solution"), meta.get(WANTED_FIELD), where)
     _check_sides(meta, where)
     if not is_of_several_images(meta):
         return
@@ -277,6 +284,7 @@ def is_plainly_sound(meta: Any) -> bool:
             and prompt.strip() != ""
             and len(prompt) <= MAX_PROMPT_CHARS
             and "images" not in meta
+            and WANTED_FIELD not in meta
             and type(solution) is list
             and len(solution) in (2, 4)
             and _NUMBERS.issuperset(map(type, solution))
@@ -287,6 +295,12 @@ def is_plainly_sound(meta: Any) -> bool:
         )
     except (KeyError, TypeError, OverflowError):
         return False
+
+
+def uses_schema_3(meta: Mapping[str, Any]) -> bool:
+    """Whether a sample has a polygon, no place, or says what is wanted."""
+    solutions = as_solutions(meta["solution"])
+    return not solutions or WANTED_FIELD in meta or any(len(one) > 4 for one in solutions)
 
 
 def is_of_several_images(meta: Mapping[str, Any]) -> bool:
@@ -313,34 +327,12 @@ def check_key(key: str) -> None:
         raise ShardFormatError("bad_key", f"key={key!r}: expected {expected}")
 
 
-def _check_solution(solution: object, where: str) -> int:
-    several = [solution]
-    if isinstance(solution, list) and solution and isinstance(solution[0], list):
-        several = solution
-    for numbers in several:
-        if not isinstance(numbers, list) or len(numbers) not in (2, 4):
-            detail = f"solution={_short(solution)} is not [x1, y1, x2, y2] or [x, y]"
-            raise ShardFormatError("bad_meta", f"{where}: {detail}")
-        if not all(map(_is_finite_number, numbers)):
-            detail = f"solution={_short(solution)} has no finite numbers"
-            raise ShardFormatError("bad_meta", f"{where}: {detail}")
-    return len(several)
-
-
 def _check_sides(image: Mapping[str, Any], where: str) -> None:
     for name in _SIDES:
         value = image.get(name)
         if type(value) is not int or not 1 <= value <= _MAX_SIDE:
-            detail = f"{where}: {name}={_short(value)} is no number of pixels"
+            detail = f"{where}: {name}={short_value(value)} is no number of pixels"
             raise ShardFormatError("bad_meta", detail)
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an int of more digits than Python prints
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _fill_sides(meta: dict[str, Any], image: bytes, where: str) -> None:
@@ -354,13 +346,6 @@ def _fill_sides(meta: dict[str, Any], image: bytes, where: str) -> None:
         meta.setdefault(f"original_{name}", meta[name])
 
 
-def _as_solutions(solution: Any) -> tuple[Solution, ...]:
-    """One box or several, from a tuple or from JSON, as several."""
-    if len(solution) > 0 and isinstance(solution[0], (list, tuple)):
-        return tuple(tuple(numbers) for numbers in solution)
-    return (tuple(solution),)
-
-
 def _named_sides(size: Size, original: Size) -> dict[str, int]:
     return {
         "width": size[0],
@@ -368,20 +353,3 @@ def _named_sides(size: Size, original: Size) -> dict[str, int]:
         "original_width": original[0],
         "original_height": original[1],
     }
-
-
-def _is_finite_number(value: object) -> bool:
-    if type(value) is float:
-        return -math.inf < value < math.inf
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond the range of float
-        return False
-
-
-def _as_float(number: float) -> float:
-    # Written "1.0" even where they are whole: `datasets` takes a field's type from the first
-    # samples, and whole numbers there would cut the fractions off all others.
-    return float(number) if type(number) is int and abs(number) < 2**53 else number

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,13 @@ class OrderedBatch:
     first: int
     """Ordinal of the first of them: its place in the whole source, from 0."""
     outcomes: list[StreamSample | BadSample]
+    stored: list[Sample | None]
+    """Of each outcome the sample at rest, its image not resized; None of bad samples."""
+
+
+class _Opened(NamedTuple):
+    outcome: StreamSample | BadSample
+    stored: Sample | None
 
 
 class OrderedReader:
@@ -96,7 +104,7 @@ class OrderedReader:
         fetcher = Fetcher([self._source], self._num_fetch_threads if self._source.is_remote else 1)
         decoders = PriorityPool(self._num_reader_threads, "reader")
         fetching: dict[int, list[Wanted]] = {}
-        decoding: dict[int, list[Future[StreamSample | BadSample]]] = {}
+        decoding: dict[int, list[Future[_Opened]]] = {}
         try:
             for number, batch in enumerate(self.batches):
                 self._announce(self.batches[number : number + _NUM_ANNOUNCED_BATCHES])
@@ -107,9 +115,10 @@ class OrderedReader:
                 for near in self.batches[number : number + _NUM_DECODED_BATCHES]:
                     if near not in decoding:
                         decoding[near] = [self._start(decoders, one) for one in fetching[near]]
-                outcomes = [future.result() for future in decoding.pop(batch)]
+                opened = [future.result() for future in decoding.pop(batch)]
                 del fetching[batch]
-                yield OrderedBatch(batch * self._batch_size, outcomes)
+                outcomes, stored = [one.outcome for one in opened], [one.stored for one in opened]
+                yield OrderedBatch(batch * self._batch_size, outcomes, stored)
         finally:
             fetcher.close()
             decoders.close()
@@ -130,13 +139,13 @@ class OrderedReader:
         places = [_place(self._ends, ordinal) for ordinal in self._ordinals(batch)]
         return [Wanted(batch, place, Arrivals(1), 0) for place in places]
 
-    def _start(self, pool: PriorityPool, one: Wanted) -> "Future[StreamSample | BadSample]":
-        opened: Future[StreamSample | BadSample] = Future()
+    def _start(self, pool: PriorityPool, one: Wanted) -> "Future[_Opened]":
+        opened: Future[_Opened] = Future()
         open_it = partial(self._open, one.place, one.arrivals)
         one.arrivals.then(lambda: pool.submit(one.priority, open_it, opened))
         return opened
 
-    def _open(self, place: Place, arrivals: Arrivals) -> StreamSample | BadSample:
+    def _open(self, place: Place, arrivals: Arrivals) -> _Opened:
         try:
             return self._decoded(arrivals.take(0).sample())
         except Exception as error:
@@ -149,10 +158,10 @@ class OrderedReader:
         except Exception as error:
             if not is_damage(error):
                 raise
-            return BadSample(self._source.describe(place.shard, place.sample), error)
+            return _Opened(BadSample(self._source.describe(place.shard, place.sample), error), None)
 
-    def _decoded(self, sample: Sample) -> StreamSample:
-        return StreamSample.from_sample(sample, self._rule, self._limits)
+    def _decoded(self, sample: Sample) -> _Opened:
+        return _Opened(StreamSample.from_sample(sample, self._rule, self._limits), sample)
 
 
 def read_at(source: Source, ordinal: int) -> Sample:

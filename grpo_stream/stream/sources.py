@@ -37,8 +37,9 @@ class StreamSample:
     pixels: Pixels
     """uint8, shape (height, width, 3), at the model's size."""
     prompt: str
-    solution: tuple[float, ...]
-    """``(x1, y1, x2, y2)``, ends exclusive, or ``(x, y)``; frame ``original``."""
+    solution: tuple[Any, ...]
+    """``(x1, y1, x2, y2)``, ends exclusive, ``(x, y)`` or the corners of a polygon; a tuple of
+    each of several; none where nothing is there. Frame ``original``."""
     scales: Size
     """Width and height of the original image in pixels."""
     extra: dict[str, Any]
@@ -61,13 +62,14 @@ class StreamSample:
         Raises:
             ImageError: the bytes are no usable image.
             ShardFormatError: cause ``size_mismatch``: the image has not the size that its JSON
-                says, so the frame of its solution is unknown; ``several_images`` and
-                ``several_boxes``: a stream sample is of one each.
+                says, so the frame of its solution is unknown; ``several_images``: a stream
+                sample is of one.
         """
         # Each property is asked for once: after a decoded image the caches hold no Python.
-        (solution, *others), size, original = sample.solutions, sample.size, sample.original_size
-        if sample.more_images or others:
-            raise _several(sample)
+        solutions, size, original = sample.solutions, sample.size, sample.original_size
+        if sample.more_images:
+            detail = f"{sample.key}: {len(sample.images)}, where the stream takes one"
+            raise ShardFormatError("several_images", detail)
         pixels = decode(sample.image, limits)
         height, width, _ = pixels.shape
         if width != size.width or height != size.height:
@@ -76,15 +78,9 @@ class StreamSample:
         if rule is not None:
             pixels = resize(pixels, rule.target(size))
         factors = original.width / width, original.height / height
-        scaled = tuple(map(mul, solution, cycle(factors)))
-        return cls(sample.key, pixels, sample.prompt, scaled, original, sample.extra)
-
-
-def _several(sample: Sample) -> ShardFormatError:
-    is_of_images = bool(sample.more_images)
-    count = len(sample.images) if is_of_images else len(sample.solutions)
-    cause = "several_images" if is_of_images else "several_boxes"
-    return ShardFormatError(cause, f"{sample.key}: {count}, where the stream takes one")
+        scaled = tuple(tuple(map(mul, solution, cycle(factors))) for solution in solutions)
+        one = scaled[0] if len(scaled) == 1 else scaled
+        return cls(sample.key, pixels, sample.prompt, one, original, sample.extra)
 
 
 def decode_sample(sample: Sample, config: StreamConfig) -> StreamSample:
@@ -191,8 +187,7 @@ class ShardSource:
     Raises:
         ManifestError: there is no data set, or none that this version reads.
         StoreError: it cannot be reached.
-        ConfigError: its manifest counts samples of several images or boxes, or the cache cannot
-            work.
+        ConfigError: its manifest counts samples of several images, or the cache cannot work.
     """
 
     def __init__(
@@ -360,11 +355,7 @@ class ShardSource:
 
 
 def _check_totals(url: str, totals: dict[str, int]) -> None:
-    counts = [
-        f"{totals[name]} samples of several {what}"
-        for name, what in (("num_multi_image", "images"), ("num_multi_box", "boxes"))
-        if totals.get(name, 0)
-    ]
-    if counts:
-        expected = "the stream takes one of each: build it with --several reject"
-        raise ConfigError("shards", url, f"holds {' and '.join(counts)}; {expected}")
+    count = totals.get("num_multi_image", 0)
+    if count:
+        expected = "the stream takes one image: build it with --several reject"
+        raise ConfigError("shards", url, f"holds {count} samples of several images; {expected}")

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from grpo_stream.boxes import Box, Point
 from grpo_stream.grounding.answers import (
     MAX_ANSWER_CHARS,
+    MAX_ANSWERS,
     REASONS,
     Answer,
     ParseFailure,
+    Refusal,
     parse_answer,
+    parse_answers,
 )
 
 POINT, BOX = (10, 20), (1, 2, 30, 40)
@@ -159,6 +162,52 @@ def test_every_reason_is_in_the_table_above():
     assert {reason for _, reason in table} == set(REASONS)
 
 
+P, Q, R = (10, 20), (3, 4), (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("(10, 20)", [P]),
+        ("(10, 20) or (3, 4)", [P, Q]),
+        ("1. (10, 20)\n2. (3, 4)\n3. (5, 6)", [P, Q, R]),
+        ("(10, 20), (3, 4), (5, 6)", [P, Q, R]),
+        ("(10, 20), (3, 4)", [(10, 20, 3, 4)]),
+        ("[[10, 20], [3, 4], [5, 6]]", [P, Q, R]),
+        ("[1, 2, 30, 40], [5, 6, 7, 8]", [BOX, (5, 6, 7, 8)]),
+        ('[{"bbox_2d": [1, 2, 30, 40]}, {"bbox_2d": [5, 6, 7, 8]}]', [BOX, (5, 6, 7, 8)]),
+        ('[{"point_2d": [10, 20], "label": "a"}, {"point_2d": [3, 4]}]', [P, Q]),
+        ('{"size": [640, 480], "point_2d": [10, 20]} or {"point_2d": [3, 4]}', [P, Q]),
+        ("<point>10 20</point><point>3 4</point>", [P, Q]),
+        (
+            "<|box_start|>(1,2),(30,40)<|box_end|><|box_start|>(5,6),(7,8)<|box_end|>",
+            [BOX, (5, 6, 7, 8)],
+        ),
+        ('<point x="10" y="20">a</point><point x="3" y="4">b</point>', [P, Q]),
+        ("click(x=10, y=20) then click(x=3, y=4)", [P, Q]),
+        ("<answer>(10, 20)</answer><answer>(3, 4)</answer>", [P]),
+        ("<think>(3, 4)</think>(10, 20)", [P]),
+        ("10, 20", [P]),
+        ("(10, 20) or (nan, 4) or (3, 4)", [P, Q]),
+        ("(nan, 20) or (3, 4)", []),
+        ("(1, 2, 3), (10, 20) or (3, 4)", [P, Q]),
+        ("<point>?</point><point>3 4</point>", []),
+        ("nowhere", []),
+        ("", []),
+    ],
+)
+def test_all_answers_are_read(text, places):
+    found = parse_answers(text)
+    assert [answer.numbers for answer in found.places] == [tuple(map(float, p)) for p in places]
+    assert found.first == parse_answer(text)
+    assert isinstance(found.first, ParseFailure) == (not places)
+
+
+def test_as_many_answers_are_kept_as_there_may_be_boxes():
+    assert len(parse_answers("(1, 2) or " * 999).places) == MAX_ANSWERS
+    assert len(parse_answers("<point>1 2</point>" * 999).places) == MAX_ANSWERS
+
+
 def test_point_and_box_name_the_callers_frame():
     point, box = Answer((1.0, 2.0)), Answer((0.0, 0.0, 4.0, 2.0))
     assert point.point("model") == Point(1, 2, "model")
@@ -183,11 +232,14 @@ pieces = st.sampled_from(
 
 @given(st.one_of(st.text(max_size=60), st.lists(pieces, max_size=40).map("".join)))
 def test_never_raises_and_always_answers_in_kind(text):
-    answer = parse_answer(text)
+    answers = parse_answers(text)
+    answer = answers.first
     if isinstance(answer, Answer):
         assert len(answer.numbers) in (2, 4)
+        assert answers.places[0] == answer
     else:
-        assert answer.reason in REASONS
+        assert answers.places == ()
+        assert isinstance(answer, Refusal) or answer.reason in REASONS
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=4, max_size=4))

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from grpo_stream.grounding.answers import REASONS, Answer, ParseFailure, parse_answer
+from grpo_stream.grounding.answers import (
+    REASONS,
+    Answer,
+    ParseFailure,
+    is_refusal,
+    parse_answer,
+    parse_answers,
+)
 from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.grounding.rewards import REWARDS, load_reward
 
@@ -36,6 +43,43 @@ def test_answers_are_read(start, end, numbers):
         assert parse_answer(text) == Answer(tuple(map(float, numbers))), text
 
 
+def test_all_answers_of_a_text_are_read():
+    table = rows(section("| text | answers |", "**Refusals.**"))
+    assert len(table) == 5
+    for text, shown in table:
+        expected = [tuple(map(float, one.split(","))) for one in re.findall(r"\((.*?)\)", shown)]
+        assert [a.numbers for a in parse_answers(text.strip("`")).places] == expected
+
+
+def test_refusals_are_read():
+    shown = [
+        line
+        for line in section("All of these do", "- In words it is").splitlines()
+        if line.startswith("    ")
+    ]
+    texts = [text for line in shown for text in re.split(r" {2,}", line.strip())]
+    assert len(texts) >= 15
+    for text in texts:
+        assert is_refusal(parse_answer(text)), text
+
+
+def test_values_of_several_places():
+    names = ["accuracy_reward_coord", "iou_reward", "set_reward", "answer_count_reward"]
+    table = rows(section("| answer | wanted |", "- Numbers are real"))
+    assert len(table) == 6
+    for answer, wanted, *values in table:
+        for name, value in zip(names, values, strict=True):
+            (given,) = REWARDS[name](
+                completions=[answer.strip("`")],
+                solution=[[[352, 442, 672, 480], [352, 500, 672, 538]]],
+                scales=[(1024, 768)],
+                answer_frame="original",
+                solution_wanted=[wanted],
+            )
+            expected = None if value == "-" else pytest.approx(float(value), abs=6e-4)
+            assert given == expected, (answer, name)
+
+
 def test_reasons_are_those_there_are():
     table = rows(section("| reason |", "A run cut off"))
     assert [row[0].strip("`") for row in table] == list(REASONS)
@@ -47,7 +91,7 @@ def test_reasons_are_those_there_are():
 def test_values_are_what_the_rewards_give():
     names = ["accuracy_reward_coord", "iou_reward", "giou_reward"]
     names += ["distance_reward", "gaussian_reward"]
-    table = rows(section("| answer | accuracy", "- Numbers are real"))
+    table = rows(section("| answer | accuracy", "For the two boxes"))
     assert len(table) == 9
     for answer, *values in table:
         for name, value in zip(names, values, strict=True):

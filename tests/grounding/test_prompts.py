@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError
 from grpo_stream.families import FAMILIES
-from grpo_stream.grounding.answers import Answer, parse_answer
+from grpo_stream.grounding.answers import Answer, is_refusal, parse_answer
 from grpo_stream.grounding.prompts import (
     TEMPLATES,
     PromptTemplate,
     answer_text,
     load_template,
     messages,
+    refusal_text,
     render,
 )
 
@@ -31,6 +32,15 @@ def test_plain_is_the_instruction_alone_after_the_image():
             "content": [{"type": "image"}, {"type": "text", "text": "Click on {it}"}],
         }
     ]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_taught_refusal_is_read_and_has_the_form(name):
+    template = TEMPLATES[name]
+    text = refusal_text(template.answer)
+    assert is_refusal(parse_answer(text))
+    if not template.thinking:
+        assert template.is_followed_by(text)
 
 
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))

@@ -194,7 +194,9 @@ def test_parse_failures_are_logged_by_reason_zeros_too(function):
         assert logged == {}
         return
     outside = {"answers_outside_image"} - ({*logged} if function is format_reward else set())
-    assert {*logged} - outside == {f"parse_failures/{reason}" for reason in REASONS}
+    names = {f"parse_failures/{reason}" for reason in REASONS} | {"refusals"}
+    assert {*logged} - outside == names
+    assert logged["refusals"] == 0
     assert logged["parse_failures/empty"] == 0.2
     assert logged["parse_failures/no_numbers"] == 0.4
     assert logged["parse_failures/wrong_count"] == 0
@@ -202,7 +204,7 @@ def test_parse_failures_are_logged_by_reason_zeros_too(function):
 
 
 coordinates = st.floats(-1e308, 1e308)
-RANGES = {"giou_reward": (-1, 1), "length_penalty": (-1, 0)}
+RANGES = {"giou_reward": (-1, 1), "length_penalty": (-1, 0), "answer_count_reward": (-1, 1)}
 
 
 @given(st.lists(coordinates, min_size=4, max_size=4), st.sampled_from(["model", "per_mille"]))
@@ -210,6 +212,9 @@ def test_values_stay_in_range_for_any_answer(numbers, frame):
     for text in (str(numbers), str(numbers[:2]), str(sorted(numbers))):
         for name, function in REWARDS.items():
             value = reward(function, text, frame=frame, original=(3000, 2000), model=(28, 28))
+            if name == "refusal_reward":
+                assert value is None
+                continue
             least, most = RANGES.get(name, (0, 1))
             assert least <= value <= most + 1e-12
 
@@ -333,7 +338,7 @@ def test_ten_thousand_completions_take_less_than_a_step():
     start = time.process_time()
     for function in REWARDS.values():
         assert len(function(completions=texts, **columns)) == count
-    assert time.process_time() - start < 10  # all seven; about 1 second on a slow core
+    assert time.process_time() - start < 10  # all ten; about 1.5 seconds on a slow core
 
 
 def test_load_reward_by_short_name_and_by_path():

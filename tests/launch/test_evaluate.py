@@ -33,6 +33,50 @@ def words(policy, shapes):
     ]
 
 
+def run_ranks(flags):
+    """The script on two ranks, as it starts them itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        told: list[list[str]] = []
+        patch.setattr(os, "execv", lambda _, argv: told.append(argv))
+        script.start_ranks([*flags, "--num-processes", "2"], 2)
+    (command,) = told
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+WAYS = {"zoom": ["--zoom", "2"], "vote": ["--num-samples", "3", "--temperature", "0.9"]}
+
+
+@pytest.mark.slow(reason="starts two ranks, twice")
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("way", WAYS)
+def test_closer_looks_and_votes_are_the_same_on_two_ranks(words, way, tmp_path, capsys):
+    flags = [*words, *WAYS[way]]
+    assert script.main([*flags, "--report", str(tmp_path / "one")]) == 0
+    done = run_ranks([*flags, "--report", str(tmp_path / "two")])
+    assert done.returncode == 0, done.stderr
+    (one, answers), (two, others) = read(tmp_path / "one"), read(tmp_path / "two")
+    assert answers == others
+    assert one["figures"] == two["figures"]
+    assert one["comparisons"] == two["comparisons"]
+    said = capsys.readouterr().out
+    if way == "zoom":
+        assert [one["model"] for one in one["comparisons"]] == ["the first look"]
+        assert "compared with the first look" in said
+    else:
+        assert {"pass_1", "pass_2", "pass_3"} <= set(one["figures"])
+        assert "pass@3" in said
+        assert all(len(json.loads(line)["sampled"]) == 3 for line in answers)
+
+
 @pytest.fixture(scope="module")
 def alone(words, tmp_path_factory):
     """The report of one process."""
@@ -60,22 +104,9 @@ def test_every_sample_is_answered_once_and_figures_are_told(alone, shapes, capsy
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_give_the_same_figures(alone, words, tmp_path, monkeypatch):
+def test_two_ranks_give_the_same_figures(alone, words, tmp_path):
     report = tmp_path / "report"
-    told: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _, argv: told.append(argv))
-    script.start_ranks([*words, "--num-processes", "2", "--report", str(report)], 2)
-    (command,) = told
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_ranks([*words, "--report", str(report)])
     assert done.returncode == 0, done.stderr
     (here, answers), (there, others) = read(report), read(alone)
     assert answers == others
@@ -119,7 +150,12 @@ def test_records_of_other_formats_and_a_comparison(alone, words, shapes, tmp_pat
     [
         (["--by", "color"], "by='color': is no field of the samples; they have colour, shape"),
         (["--report", "no/such/report"], "there is no folder"),
-        (["--temperature", "1"], "temperature='1': is no setting"),
+        (["--top-k", "1"], "top_k='1': is no setting"),
+        (["--temperature", "1"], "add num_samples, for example 8"),
+        (["--num-samples", "4", "--temperature", "0"], "temperature=0.0: must be above 0"),
+        (["--num-samples", "0"], "num_samples=0: must be at least 1"),
+        (["--zoom", "1"], "zoom=1.0: must be above 1, for example 3"),
+        (["--zoom", "2", "--num-samples", "4"], "leave out num_samples"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(words, changes, words_said, tmp_path, capsys):

@@ -264,6 +264,23 @@ PAIRS = [[10, 20], [30, 20], [20, 40.5]]
 
 
 @pytest.mark.parametrize(
+    ("solution", "wanted", "expected"),
+    [
+        ([], "none", ()),
+        ([], "any", "solution_length"),
+        ([], None, "solution_length"),
+        ([10, 20], "none", "fields_not_json"),
+        ([[10, 20, 30, 40], [1, 2]], "all", ((10, 20, 30, 40), (1, 2))),
+        ([[10, 20, 30, 40], [1, 2]], "any", ((10, 20, 30, 40), (1, 2))),
+        ([[10, 20, 30, 40], [1, 2]], "each", "several_boxes"),
+    ],
+)
+def test_a_record_may_say_what_is_wanted(root, solution, wanted, expected):
+    record = GOOD | {"solution": solution, "solution_wanted": wanted}
+    assert outcome(root, record) == expected
+
+
+@pytest.mark.parametrize(
     ("box_format", "several", "solution", "expected"),
     [
         ("cxcywh", "reject", [20, 30, 20, 20], ((10, 20, 30, 40),)),

@@ -43,6 +43,10 @@ class TestCard:
             ({"is_hit": False, "is_outside": True}, "miss, 2.2%"),
             ({"is_hit": False, "is_outside": True}, "outside of the image"),
             ({"is_hit": None}, "answered, 2.2%"),
+            ({"solution": [], "is_refusal": True}, "says that it is not there, which is so"),
+            ({"is_refusal": True, "is_hit": False}, "says that it is not there, but it is"),
+            ({"solution": [], "is_hit": None}, "answered a place, and nothing is there"),
+            ({"solution": [[1, 2, 9, 9], [5, 6, 90, 90]], "set_f1": 0.5}, "F1 of the set 0.50"),
             (UNREADABLE, "unreadable: no numbers"),
             (UNREADABLE, "(nothing)"),
         ],
@@ -102,3 +106,44 @@ def test_kinds_without_answers_are_left_out():
     assert pick_answers(ANSWERS, 0) == []
     points = [answer("a", 0.2) | {"solution": [5, 5], "iou": None}]
     assert [pick.title for pick in pick_answers(points, 2)] == ["Farthest misses", "Near misses"]
+
+
+def test_targets_of_every_kind_have_their_cards():
+    grey = Image.new("RGB", (600, 300), (128, 128, 128))
+    box, triangle = [200, 120, 400, 240], [600, 100, 900, 100, 600, 500]
+    several = row(solution=[box, triangle], set_f1=1, is_hit=None, more_places=[[700, 200]])
+    for answer in (several, row(solution=triangle), row(solution=[], is_hit=None)):
+        assert len(images_of(Page(answer_card(answer, grey)))) >= 1
+    assert "class='verdict right'" in answer_card(several, grey)
+
+
+def test_refusals_and_sets_are_kinds_of_their_own():
+    box = [200, 120, 400, 240]
+    answers = [
+        row(solution=[], is_hit=None, is_refusal=True, failure="refusal", point=None),
+        row(solution=[], is_hit=None, distance=None),
+        row(is_hit=False, is_refusal=True, failure="refusal", point=None, distance=None),
+        row(solution=[box, box], is_hit=None, set_f1=0.5),
+        row(solution=[box, box], is_hit=None, set_f1=0.0),
+        row(solution=[box, box], is_hit=None, set_f1=1.0),
+    ]
+    picks = {pick.title: pick.places for pick in pick_answers(answers, 9)}
+    assert picks["Missed refusals"] == [1]
+    assert picks["Wrong refusals"] == [2]
+    assert picks["Incomplete sets"] == [4, 3]
+    assert "Unreadable answers" not in picks
+
+
+def test_both_looks_and_samples_are_told():
+    grey = Image.new("RGB", (1200, 600), (128, 128, 128))
+    first = {
+        "text": "(900, 500)",
+        "point": [900, 500],
+        "is_hit": False,
+        "region": [600, 300, 1200, 600],
+    }
+    html = answer_card(row(first_look=first), grey)
+    assert "(900, 500)" in html
+    assert html != answer_card(row(), grey)
+    sampled = [{"text": "a", "point": None, "is_right": right} for right in (True, False, None)]
+    assert "1 of 3 right" in answer_card(row(sampled=sampled), grey)

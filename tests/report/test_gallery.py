@@ -85,3 +85,9 @@ def test_places_are_numbered_over_all_images():
     assert first == [("zoom", ""), ("zoom", ""), ("truth", "1"), ("truth", "3")]
     assert [(mark.role, mark.label) for mark in marks_on(shown, 1)] == [("truth", "2")]
     assert [mark.label for mark in marks_on(sample(), 0)] == ["", ""]
+
+
+def test_that_nothing_is_there_is_marked_on_the_first_image():
+    shown = sample(images=[grey(640, 400), grey(640, 400)], shapes=[])
+    assert [(mark.shape, mark.role) for mark in marks_on(shown, 0)] == [(None, "truth")]
+    assert marks_on(shown, 1) == []

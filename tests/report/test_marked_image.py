@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.polygons import Polygon
 from grpo_stream.report.marked_image import (
     COLOURS,
     MAX_SIDE_PIXELS,
@@ -190,3 +191,34 @@ def test_further_marks_are_drawn_where_they_are_in_sight(shape, is_drawn):
         for more in ((), [Mark(shape, "wrong")])
     )
     assert (plain != marked).any() == is_drawn
+
+
+def test_a_polygon_is_its_outline():
+    corners = ((100, 100), (500, 100), (500, 300), (300, 200))
+    picture = draw_marks(grey(640, 400), [Mark(Polygon(corners), "truth", "7")])
+    for x, y in ((300, 100), (500, 200), (400, 250), (200, 150)):
+        assert picture.getpixel((x, y)) == COLOURS["truth"]
+    assert picture.getpixel((400, 150)) == GREY
+    assert picture.getpixel((150, 250)) == GREY
+    flat = Polygon(((100, 100), (300, 300), (500, 500)))
+    assert not has(draw_marks(grey(640, 400), [Mark(flat, "truth")]), COLOURS["truth"])
+
+
+def test_a_polygon_is_shown_larger_by_its_bounds():
+    small = Polygon(((600, 300), (620, 300), (610, 310)))
+    region = zoom_region(small, SCREEN)
+    assert region == zoom_region(Box(600, 300, 620, 310), SCREEN)
+    assert region is not None
+    zoom = draw_zoom(grey(*SCREEN), small, "truth", region, Size(432, 270), [Mark(None, "wrong")])
+    assert has(zoom, COLOURS["truth"])
+    assert not has(zoom, COLOURS["wrong"])
+
+
+@pytest.mark.parametrize("size", [(112, 112), (640, 400), (1920, 1080)])
+def test_that_nothing_is_there_is_said_in_the_corner(size):
+    picture = draw_marks(grey(*size), [Mark(None, "truth"), Mark(None, "wrong", "answer")])
+    width, height = picture.size
+    corner = (0, 0, width // 2, height // 3)
+    assert has(picture, COLOURS["truth"], corner)
+    assert has(picture, COLOURS["wrong"], corner)
+    assert not has(picture, COLOURS["truth"], (0, height // 2, width, height))

@@ -23,7 +23,7 @@ def make_answer(reward=1.0, shape=PLACE, **changes):
 
 def make_group(answers=None, size=(320, 200), **changes):
     image = Image.new("RGB", size, (120, 120, 120))
-    group = RolloutGroup("000001", "Click on it", image, TRUTH, answers or [make_answer()] * 4)
+    group = RolloutGroup("000001", "Click on it", image, [TRUTH], answers or [make_answer()] * 4)
     return replace(group, **changes)
 
 
@@ -82,3 +82,13 @@ def test_any_number_of_groups_of_images_of_any_size(num_groups, size):
 )
 def test_whatever_a_model_answers_can_be_drawn(answer):
     assert rollout_sheet("Rollouts", "", [make_group([answer] * (MAX_ANSWERS + 4))]).height > 400
+
+
+def test_several_places_and_none_have_their_cards():
+    far = Box(200, 150, 260, 180, "model")
+    answers = [make_answer(1.0, TRUTH, more_shapes=[far]), make_answer(0.0, None, is_refusal=True)]
+    several = rollout_sheet("", "", [make_group(answers, truths=[TRUTH, Box(90, 90, 140, 120)])])
+    one = rollout_sheet("", "", [make_group(answers, truths=[TRUTH])])
+    none = rollout_sheet("", "", [make_group(answers[1:], truths=[])])
+    assert several.tobytes() != one.tobytes()
+    assert (0, 150, 80) in colours(none)

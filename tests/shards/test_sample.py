@@ -17,6 +17,7 @@ from grpo_stream.shards.sample import (
     is_plainly_sound,
     make_meta,
     parse_meta,
+    uses_schema_3,
 )
 from tests.shards.support import make_sample
 
@@ -114,6 +115,51 @@ def test_one_image_and_one_box_have_the_fields_of_schema_1():
     sample = Sample("k", b"1", "png", meta)
     assert (sample.solutions, sample.solution_images) == (((1, 2, 3, 4),), (0,))
     assert (sample.sizes, sample.original_sizes) == ((SIZE,), (SIZE,))
+
+
+TRIANGLE = [0.0, 0.0, 8.0, 0.0, 0.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("solution", "extra", "stored", "solutions"),
+    [
+        (TRIANGLE, {}, TRIANGLE, (tuple(TRIANGLE),)),
+        ([(1, 2), TRIANGLE], {}, [[1.0, 2.0], TRIANGLE], ((1, 2), tuple(TRIANGLE))),
+        ([(1, 2), (3, 4)], {"solution_wanted": "all"}, [[1.0, 2.0], [3.0, 4.0]], ((1, 2), (3, 4))),
+        ([], {"solution_wanted": "none"}, [], ()),
+    ],
+)
+def test_targets_of_schema_3(solution, extra, stored, solutions):
+    meta = make_meta("p", solution, SIZE, SIZE, extra)
+    assert meta["solution"] == stored
+    assert uses_schema_3(meta)
+    sample = Sample("k", b"1", "png", parse_meta(encode_meta(meta), "here"))
+    assert sample.solutions == solutions
+    assert sample.solution == (solutions[0] if solutions else ())
+    assert sample.extra == extra
+    assert len(sample.solution_images) == len(solutions)
+
+
+def test_older_targets_do_not_use_schema_3():
+    for solution in ((1, 2), (1, 2, 3, 4), [(1, 2), (3, 4, 5, 6)]):
+        assert not uses_schema_3(make_meta("p", solution, SIZE, SIZE, {}))
+
+
+@pytest.mark.parametrize(
+    ("solution", "extra"),
+    [
+        ([], {}),
+        ([], {"solution_wanted": "all"}),
+        ((1, 2), {"solution_wanted": "none"}),
+        ((1, 2, 3, 4, 5), {}),
+        ((1, 2, 3, 4, 5, 6, 7), {}),
+    ],
+)
+def test_targets_that_contradict_themselves(solution, extra):
+    with pytest.raises(ShardFormatError, match="bad_meta: new sample: solution="):
+        make_meta("p", solution, SIZE, SIZE, extra)
+    good = make_meta("p", (1, 2), SIZE, SIZE, {})
+    assert not is_plainly_sound(good | {"solution": list(solution)} | extra)
 
 
 @pytest.mark.parametrize("own", [["a.png", "b.png"], "a.png", [{"path": "a"}, {"path": "b"}], [{}]])

@@ -56,12 +56,25 @@ class TestStreamSample:
         with pytest.raises(ShardFormatError, match=r"size_mismatch: k: .*41.*40"):
             StreamSample.from_sample(stored, SMALL)
 
-    def test_several_images_or_boxes(self):
+    def test_several_images(self):
         extra = (("png", image_bytes((40, 30))),)
         with pytest.raises(ShardFormatError, match="several_images: k: 2"):
             StreamSample.from_sample(stored_sample(more_images=extra), SMALL)
-        with pytest.raises(ShardFormatError, match="several_boxes: k: 3"):
-            StreamSample.from_sample(stored_sample(solution=[(1, 2), (3, 4), (5, 6)]), SMALL)
+
+    @pytest.mark.parametrize(
+        ("solution", "extra", "expected"),
+        [
+            ([(1, 2), (3, 4, 5, 6)], {}, ((2, 4), (6, 8, 10, 12))),
+            ([(1, 2), (3, 4)], {"solution_wanted": "all"}, ((2, 4), (6, 8))),
+            ((0, 0, 4, 0, 0, 4), {}, (0, 0, 8, 0, 0, 8)),
+            ([], {"solution_wanted": "none"}, ()),
+        ],
+    )
+    def test_targets_other_than_one_box_are_scaled(self, solution, extra, expected):
+        meta = make_meta("p", solution, Size(40, 30), Size(80, 60), extra)
+        sample = StreamSample.from_sample(stored_sample()._replace(meta=meta), SMALL)
+        assert sample.solution == expected
+        assert sample.extra == extra
 
     def test_limits(self):
         with pytest.raises(ImageError, match="image_too_large"):
@@ -90,8 +103,7 @@ class TestShardSource:
         ("totals", "message"),
         [
             ({"num_multi_image": 2}, "2 samples of several images;"),
-            ({"num_multi_box": 3}, "3 samples of several boxes;"),
-            ({"num_multi_image": 2, "num_multi_box": 3}, "images and 3 samples of several boxes;"),
+            ({"num_multi_image": 2, "num_multi_box": 3}, "2 samples of several images;"),
         ],
     )
     def test_sets_that_the_stream_cannot_use(self, tmp_path, totals, message):
@@ -102,7 +114,7 @@ class TestShardSource:
 
     def test_totals_without_such_samples(self, tmp_path):
         store = LocalStore(write_numbered_set(tmp_path))
-        totals = {"num_multi_image": 0, "num_multi_box": 0}
+        totals = {"num_multi_image": 0, "num_multi_box": 3, "num_schema_3": 2}
         replace(Manifest.load(store), totals=totals).save(store)
         ShardSource(store)
 

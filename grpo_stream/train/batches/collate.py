@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from grpo_stream.boxes import Box, Frame, Point
+from grpo_stream.boxes import Frame, Point
 from grpo_stream.errors import RecordError
 from grpo_stream.grounding.frames import frame_size, from_original
-from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages
+from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages, refusal_text
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.record_source import sample_from_record
 from grpo_stream.stream.sources import StreamSample
+from grpo_stream.targets import bounds_of, read_target
 from grpo_stream.train.models.patches import device_rule, image_inputs, image_tensor
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.models.processor_only import encode_by_processor
@@ -53,7 +54,8 @@ class PromptCollator:
     * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;
     * ``mm_token_type_ids``: per prompt int64, the same shape: 0 text, 1 image;
     * ``prompt``: per prompt the conversation, its image as a placeholder;
-    * ``solution``: per prompt the numbers of its box or point, frame ``original``;
+    * ``solution``: per prompt the numbers of its target (:mod:`grpo_stream.targets`), frame
+      ``original``;
     * ``scales``: per prompt (width, height) of the original image in pixels;
     * ``model_size``: per prompt (width, height) of the resized image in pixels;
     * ``answer_frame``: per prompt the frame's name;
@@ -217,11 +219,13 @@ class SupervisedCollator:
     def _answer(self, sample: StreamSample) -> str:
         frame, kind = self.prompts.answer_frame, self.prompts.template.answer
         sizes = {"model_size": sample.model_size, "original_size": sample.scales}
-        if len(sample.solution) == 2:
-            x, y = sample.solution
-            return answer_text(kind, from_original(Point(x, y), frame, **sizes), self.snap)
-        x1, y1, x2, y2 = sample.solution
-        return answer_text(kind, from_original(Box(x1, y1, x2, y2), frame, **sizes), self.snap)
+        shapes = read_target(sample.solution).shapes
+        if not shapes:
+            return refusal_text(kind)
+        first = shapes[0]  # any of several is right, and a template has room for one
+        if isinstance(first, Point):
+            return answer_text(kind, from_original(first, frame, **sizes), self.snap)
+        return answer_text(kind, from_original(bounds_of(first), frame, **sizes), self.snap)
 
 
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:

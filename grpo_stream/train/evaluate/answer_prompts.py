@@ -1,11 +1,12 @@
-"""Greedy answers of a policy on every sample of a set, on one rank or on many."""
+"""Answers of a policy on every sample of a set, on one rank or on many."""
 
+import copy
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,17 +14,24 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from grpo_stream.boxes import Frame
+from grpo_stream.boxes import Frame, Size
 from grpo_stream.errors import BadSamplesError, ConfigError
 from grpo_stream.grounding.evaluation_metrics import pick_fields
+from grpo_stream.grounding.frames import View
 from grpo_stream.grounding.scores import ScoredAnswer, score_answer
+from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.ordered_reader import BadSample, OrderedReader
 from grpo_stream.stream.sources import Source, StreamSample
 from grpo_stream.stream.world import World
+from grpo_stream.targets import WANTED_FIELD
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.cluster.process_group import joining_ranks, leave_process_group
 from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
+
+Answer: TypeAlias = Callable[
+    [Sequence[StreamSample], Sequence[Sample], int], Sequence[ScoredAnswer]
+]
 
 _LONGEST_WAIT = timedelta(hours=24)  # of the rank that is done first for the one that is last
 
@@ -78,11 +86,10 @@ def answer_share(
     *,
     max_completion_length: int,
     max_bad_samples: int = 0,
-    point_radius: float | None = None,
-    fields: Sequence[str] = (),
+    answer: Answer | None = None,
     title: str | None = "evaluate",
 ) -> Evaluation:
-    """Answers the samples of this rank's batches once, greedily, and scores the answers.
+    """Answers the samples of this rank's batches once and scores the answers.
 
     Parser, frames and comparisons are those of the rewards.
 
@@ -92,8 +99,8 @@ def answer_share(
         reader: This rank's batches.
         max_completion_length: Tokens per answer at most.
         max_bad_samples: More samples that cannot be read end it; so many are left out.
-        point_radius: See :func:`~grpo_stream.grounding.scores.score_answer`.
-        fields: The record's own fields to keep beside each answer.
+        answer: Answers and scores a batch, given its samples, the same at rest, and its place in
+            the set; None for greedy answers.
         title: Stands beside the progress bar; None for no bar.
 
     Raises:
@@ -115,28 +122,51 @@ def answer_share(
         disable=title is None,
     ) as progress:
         for batch in reader:
-            samples = []
-            for ordinal, outcome in enumerate(batch.outcomes, batch.first):
+            samples, stored = [], []
+            for ordinal, (outcome, at_rest) in enumerate(
+                zip(batch.outcomes, batch.stored, strict=True), batch.first
+            ):
                 if isinstance(outcome, BadSample):
                     _count_bad(done, outcome, max_bad_samples)
-                else:
+                elif at_rest is not None:
                     samples.append(outcome)
+                    stored.append(at_rest)
                     done.ordinals.append(ordinal)
-            if samples:
-                texts = greedy_answers(model, collator, samples, config)
-                frame = collator.answer_frame
-                done.answers.extend(score(samples, texts, frame, point_radius, fields))
+            if samples and answer is not None:
+                done.answers.extend(answer(samples, stored, batch.first))
+            elif samples:
+                (texts,) = answer_texts(model, collator, samples, config)
+                done.answers.extend(score(samples, texts, collator.answer_frame))
             progress.update(len(batch.outcomes))
     return done
 
 
-def greedy_answers(
-    model: Any, collator: PromptCollator, samples: Sequence[StreamSample], config: GenerationConfig
-) -> list[str]:
-    """What the policy answers, without control words."""
-    tokenizer = collator.processor.tokenizer
+def answer_texts(
+    model: Any,
+    collator: PromptCollator,
+    samples: Sequence[StreamSample],
+    config: GenerationConfig,
+    seeds: Sequence[int | None] = (None,),
+) -> list[list[str]]:
+    """What the policy answers, without control words: per seed a text for each sample.
+
+    Prompts are encoded once. A seed is that of one round of sampling, and leaves the process's own
+    random numbers as they were; None is for greedy answers.
+    """
     device = next(model.parameters()).device
     prompts = PromptGroups.from_batch(collator(samples), 1, device)
+    rounds = []
+    for seed in seeds:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            if seed is not None:
+                torch.manual_seed(seed)
+            rounds.append(_generate(model, collator.processor.tokenizer, prompts, config))
+    return rounds
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: PromptGroups, config: GenerationConfig
+) -> list[str]:
     pad = tokenizer.pad_token_id
     ids = pad_left(prompts.prompt_ids, pad)
     with torch.no_grad():
@@ -171,14 +201,26 @@ def greedy_config(model: Any, tokenizer: Any, max_completion_length: int) -> Gen
     )
 
 
+def sampling(greedy: GenerationConfig, temperature: float) -> GenerationConfig:
+    """The same, but drawn from the whole distribution, as trl draws in training."""
+    config = copy.deepcopy(greedy)
+    config.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    return config
+
+
 def score(
     samples: Sequence[StreamSample],
     texts: Sequence[str],
     answer_frame: Frame,
     point_radius: float | None = None,
     fields: Sequence[str] = (),
+    *,
+    view: View | None = None,
+    shown: Size | None = None,
 ) -> list[ScoredAnswer]:
     """Compares answers with their truths; see :func:`~grpo_stream.grounding.scores.score_answer`.
+
+    Of a view ``shown`` is the size at which the model saw it.
 
     Samples whose resized pixels are equal are of one image, whatever their files are called.
     """
@@ -189,11 +231,13 @@ def score(
             key=sample.key,
             prompt=sample.prompt,
             scales=sample.scales,
-            model_size=sample.model_size,
+            model_size=shown or sample.model_size,
             answer_frame=answer_frame,
             point_radius=point_radius,
             image=_image_digest(sample),
             fields=pick_fields(sample.extra, fields),
+            wanted=sample.extra.get(WANTED_FIELD),
+            view=view,
         )
         for sample, text in zip(samples, texts, strict=True)
     ]

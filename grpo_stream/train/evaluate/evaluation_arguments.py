@@ -42,6 +42,11 @@ class EvaluateArguments:
     point_radius: float | None = setting(
         None, "How near a true point is a hit, as a share of the image's diagonal."
     )
+    zoom: float | None = setting(
+        None, "Look again, at a crop of a zoom-th of the image's sides around the answer, say 3."
+    )
+    num_samples: int = setting(1, "Answers to sample for each prompt; the densest place wins.")
+    temperature: float | None = setting(None, "Of sampled answers; None: 1.")
     batch_size: int = setting(16, "Prompts per generation.")
     max_completion_length: int = setting(256, "Tokens per answer at most.")
     num_processes: int = setting(1, "Ranks to start on this machine; 1 under a launcher.")
@@ -49,7 +54,7 @@ class EvaluateArguments:
     dtype: str = setting("auto", "auto (bfloat16 on a GPU, float32 on the CPU), bfloat16, ...")
     attn_implementation: str | None = setting(None, "As transformers names it, for example sdpa.")
     num_resamples: int = setting(2000, "Bootstrap resamples behind the intervals.")
-    seed: int = setting(0, "Of the bootstrap.")
+    seed: int = setting(0, "Of the bootstrap and of sampled answers.")
     num_pictures: int = setting(8, "Pictures of each kind in the report; 0: none.")
     max_bad_samples: int = setting(0, "Samples that may be unreadable; they are left out.")
     num_reader_threads: int = same_setting(DataArguments, "num_reader_threads")

@@ -119,6 +119,7 @@ def _check_numbers(args: EvaluateArguments, world: World) -> None:
         ("max_bad_samples", 0),
         ("num_reader_threads", 1),
         ("num_fetch_threads", 1),
+        ("num_samples", 1),
     ):
         value = getattr(args, name)
         if value < least:
@@ -129,11 +130,26 @@ def _check_numbers(args: EvaluateArguments, world: World) -> None:
         raise ConfigError("num_processes", args.num_processes, expected)
     if args.point_radius is not None and not args.point_radius > 0:
         raise ConfigError("point_radius", args.point_radius, "must be above 0, for example 0.05")
+    _check_way(args)
     if args.device not in ("auto", "cpu", "cuda"):
         raise ConfigError("device", args.device, "must be auto, cpu or cuda")
     dtypes = ("auto", "bfloat16", "float16", "float32")
     if args.dtype not in dtypes:
         raise ConfigError("dtype", args.dtype, f"must be one of {', '.join(dtypes)}")
+
+
+def _check_way(args: EvaluateArguments) -> None:
+    if args.zoom is not None and not args.zoom > 1:
+        raise ConfigError("zoom", args.zoom, "must be above 1, for example 3")
+    if args.zoom is not None and args.num_samples > 1:
+        raise ConfigError("zoom", args.zoom, "is for one answer; leave out num_samples, or this")
+    if args.temperature is None:
+        return
+    if args.num_samples == 1:
+        expected = "is of sampled answers; add num_samples, for example 8, or leave it out"
+        raise ConfigError("temperature", args.temperature, expected)
+    if not args.temperature > 0:
+        raise ConfigError("temperature", args.temperature, "must be above 0, for example 0.7")
 
 
 def _task(args: EvaluateArguments, config: PreTrainedConfig) -> tuple[Task, str]:
@@ -176,7 +192,7 @@ def _check_samples(args: EvaluateArguments, samples: list[Sample]) -> None:
             expected = f"is no field of the samples; they have {', '.join(known) or 'none'}"
             raise ConfigError("by", name, expected)
     for sample in samples:
-        if args.point_radius is None and len(sample.solution) == 2:
+        if args.point_radius is None and any(len(one) == 2 for one in sample.solutions):
             expected = (
                 f"is needed: the solution of {sample.key} is a point; say how near is a hit, for "
                 "example 0.05 of the image's diagonal"

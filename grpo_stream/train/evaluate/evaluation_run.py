@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 import grpo_stream
+from grpo_stream.grounding.answer_metrics import first_look_of
 from grpo_stream.grounding.evaluation_files import write_run
 from grpo_stream.grounding.evaluation_metrics import compare_answers, evaluation_figures
+from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.report.answer_cards import answer_card, pick_answers
 from grpo_stream.report.evaluation_page import evaluation_page
 from grpo_stream.stream.ordered_reader import OrderedReader, read_at
@@ -26,6 +29,7 @@ from grpo_stream.train.evaluate.answer_prompts import (
     gather_shares,
     join_ranks,
 )
+from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
 from grpo_stream.train.evaluate.evaluation_plan import EvaluationPlan
 from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.setup.open_data import image_limits
@@ -75,8 +79,15 @@ def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
         reader,
         max_completion_length=args.max_completion_length,
         max_bad_samples=args.max_bad_samples,
-        point_radius=args.point_radius,
-        fields=plan.fields,
+        answer=Answerer(
+            model,
+            collator,
+            args.max_completion_length,
+            AnswerWay(args.zoom, args.num_samples, args.temperature or 1.0, args.seed),
+            point_radius=args.point_radius,
+            fields=plan.fields,
+            limits=limits,
+        ),
         title=None if world.rank else f"evaluate{ranks}",
     )
     evaluation = gather_shares(share, world)
@@ -129,12 +140,8 @@ def _results(
         },
         **evaluation_figures(answers, args.by, **bootstrap),
         "comparisons": [
-            {
-                "path": other.path,
-                "model": other.results["model"],
-                **compare_answers(answers, other.answers, **bootstrap),
-            }
-            for other in plan.others
+            {"path": path, "model": model, **compare_answers(answers, others, **bootstrap)}
+            for path, model, others in _others(plan, answers)
         ],
         "bad_samples": evaluation.bad_samples,
         "task": {
@@ -156,6 +163,16 @@ def _results(
             "samples_per_second": round(len(answers) / seconds, 3),
         },
     }
+
+
+def _others(
+    plan: EvaluationPlan, answers: list[ScoredAnswer]
+) -> Iterator[tuple[str, str, list[ScoredAnswer]]]:
+    """What the answers are compared with: path, model, answers; its own first look, too."""
+    if plan.args.zoom is not None:
+        yield "this evaluation", "the first look", [first_look_of(answer) for answer in answers]
+    for other in plan.others:
+        yield other.path, other.results["model"], other.answers
 
 
 def _page(plan: EvaluationPlan, evaluation: Evaluation, results: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.grounding.answers import ParseFailure
 from grpo_stream.grounding.cases import Case, completion_text
 from grpo_stream.report.rollout_picture import RolloutAnswer, RolloutGroup, rollout_sheet
+from grpo_stream.targets import WANTED_FIELD, Target, read_target
 from grpo_stream.train.batches.collate import Batch
 
 logger = logging.get_logger("grpo_stream.train")
@@ -174,19 +175,21 @@ def rollout_group(rollout: Rollout, number: int) -> RolloutGroup:
     size, original = Size(*image.size), Size(*batch["scales"][number])
     answers = []
     for row, case in _cases(rollout, number):
-        shape: Box | Point | None = case.box if case.box is not None else case.point
+        shape, *more = _shapes(case, original, size) or [None]
         answers.append(
             RolloutAnswer(
                 text=completion_text(rollout.completions[row]),
-                shape=None if shape is None else shape.scaled(original, size, "model"),
+                shape=shape,
                 reward=float(rollout.rewards.flat[row]),
                 parts=list(zip(rollout.names, rollout.parts[row].tolist(), strict=True)),
                 failure=_failure(case),
+                is_refusal=case.is_refusal,
+                more_shapes=[one for one in more if one is not None],
             )
         )
-    truth = _truth(batch["solution"][number]).scaled(original, size, "model")
+    truths = _target(batch, number).scaled(original, size, "model").shapes
     prompt = prompt_text(batch["prompt"][number])
-    return RolloutGroup(batch["key"][number], prompt, image, truth, answers)
+    return RolloutGroup(batch["key"][number], prompt, image, truths, answers)
 
 
 def group_record(rollout: Rollout, number: int) -> dict[str, Any]:
@@ -202,6 +205,7 @@ def group_record(rollout: Rollout, number: int) -> dict[str, Any]:
                 "point": None if case.point is None else [case.point.x, case.point.y],
                 "box": None if case.box is None else [*_numbers(case.box)],
                 "failure": _failure(case),
+                "is_refusal": case.is_refusal,
                 "reward": _json(float(rollout.rewards.flat[row])),
                 "parts": {name: _json(value) for name, value in parts},
             }
@@ -252,11 +256,11 @@ def show_in_trackers(
 
 def _cases(rollout: Rollout, number: int) -> list[tuple[int, Case]]:
     batch, size = rollout.batch, rollout.num_generations
-    truth = _truth(batch["solution"][number])
+    target = _target(batch, number)
     original, model = Size(*batch["scales"][number]), Size(*batch["model_size"][number])
     frame = batch["answer_frame"][number]
     return [
-        (row, Case(completion_text(rollout.completions[row]), truth, original, model, frame))
+        (row, Case(completion_text(rollout.completions[row]), target, original, model, frame))
         for row in range(number * size, (number + 1) * size)
     ]
 
@@ -264,14 +268,17 @@ def _cases(rollout: Rollout, number: int) -> list[tuple[int, Case]]:
 def _failure(case: Case) -> str | None:
     if isinstance(case.answer, ParseFailure):
         return case.answer.reason
-    return None if case.point is not None else "unusable"
+    return None if case.point is not None or case.is_refusal else "unusable"
 
 
-def _truth(solution: Sequence[float]) -> Box | Point:
-    if len(solution) == 2:
-        return Point(solution[0], solution[1])
-    x1, y1, x2, y2 = solution
-    return Box(x1, y1, x2, y2)
+def _target(batch: Batch, number: int) -> Target:
+    return read_target(batch["solution"][number], batch["extra"][number].get(WANTED_FIELD))
+
+
+def _shapes(case: Case, original: Size, size: Size) -> list[Box | Point | None]:
+    """All places that a text names, in pixels of the image that the model saw."""
+    shapes = [point if box is None else box for point, box in case.places]
+    return [None if one is None else one.scaled(original, size, "model") for one in shapes]
 
 
 def _numbers(box: Box) -> tuple[float, float, float, float]:

@@ -81,7 +81,7 @@ def test_a_group_is_shown_in_pixels_of_the_image_that_the_model_saw(rollout):
     assert first.key == "000000"
     assert "Click on the red circle" in first.prompt
     assert first.image.size == (56, 56)
-    assert first.truth == Box(5, 10, 15, 20, "model")  # the solution is in original pixels
+    assert first.truths == (Box(5, 10, 15, 20, "model"),)  # the solution is in original pixels
     assert [answer.shape for answer in first.answers] == [
         Point(28, 28, "model"),
         Point(7, 14, "model"),
@@ -105,6 +105,7 @@ def test_a_record_is_json_in_original_pixels(rollout):
         "point": None,
         "box": None,
         "failure": "no_numbers",
+        "is_refusal": False,
         "reward": 0.0,
         "parts": {"hit": 0.0, "form": None},
     }

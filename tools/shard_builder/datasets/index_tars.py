@@ -19,7 +19,7 @@ from grpo_stream.shards.index import (
     write_indexes,
 )
 from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardInfo
-from grpo_stream.shards.sample import SCHEMA_VERSION, Sample
+from grpo_stream.shards.sample import SCHEMA_VERSION, Sample, uses_schema_3
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.output_folder import SETTINGS_NAME
 from shard_builder.datasets.judge_reading import judge_reading, places_of
@@ -49,6 +49,7 @@ class _Indexed:
     hashes: list[int]
     num_multi_image: int
     num_multi_box: int
+    num_schema_3: int
     places: Sampled
 
 
@@ -166,7 +167,7 @@ def _read_tar(
     reread = Reread(store, name, should_stop)
     entries: list[IndexEntry] = []
     hashes: list[int] = []
-    num_multi_image = num_multi_box = 0
+    num_multi_image = num_multi_box = num_schema_3 = 0
     places = Sampled()
     try:
         for run in reread.runs():
@@ -178,6 +179,7 @@ def _read_tar(
             hashes.append(key_hash(run.sample.key))
             num_multi_image += bool(run.sample.more_images)
             num_multi_box += len(run.sample.solutions) > 1
+            num_schema_3 += uses_schema_3(run.sample.meta)
             on_progress(1, entry.num_bytes)
     except ShardFormatError as error:
         if error.cause in ("bad_json", "bad_meta"):
@@ -191,7 +193,7 @@ def _read_tar(
     info = reread.info(len(entries))
     index = ShardIndex.from_entries(entries, reread.num_bytes, info.sha256)
     info = replace(info, index_crc32=write_indexes(spool / name, index, reread.end))
-    return _Indexed(info, hashes, num_multi_image, num_multi_box, places)
+    return _Indexed(info, hashes, num_multi_image, num_multi_box, num_schema_3, places)
 
 
 def _judge(sample: Sample, where: str) -> None:
@@ -233,6 +235,7 @@ def _reading(
 
 def _manifest(indexed: list[_Indexed], readings: list[dict[str, object]] | None) -> Manifest:
     shards = tuple(one.info for one in indexed)
+    num_schema_3 = sum(one.num_schema_3 for one in indexed)
     return Manifest(
         version=MANIFEST_VERSION,
         shards=shards,
@@ -247,6 +250,7 @@ def _manifest(indexed: list[_Indexed], readings: list[dict[str, object]] | None)
             "num_bytes": sum(info.num_bytes for info in shards),
             "num_multi_image": sum(one.num_multi_image for one in indexed),
             "num_multi_box": sum(one.num_multi_box for one in indexed),
+            **({"num_schema_3": num_schema_3} if num_schema_3 else {}),
         },
     )
 

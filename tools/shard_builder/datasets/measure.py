@@ -9,12 +9,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from grpo_stream.boxes import Size
+from grpo_stream.boxes import Point, Size
 from grpo_stream.errors import ImageError
 from grpo_stream.images import ResizeRule
 from grpo_stream.shards.index import PART_KINDS, ShardIndex
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.storage.store import Store
+from grpo_stream.targets import bounds_of, read_shape, shape_numbers
 from shard_builder.build.reject_lists import WARNINGS_NAME
 from shard_builder.datasets.read_json_members import as_sample, iter_metas
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
@@ -151,7 +152,8 @@ def _add_metas(
         found.num_multi_box += len(solutions) > 1
         for lies_in, numbers in zip(sample.solution_images, solutions, strict=True):
             size = sizes[lies_in]
-            ends = numbers if len(numbers) == 4 else numbers * 2
+            shape = read_shape(numbers)
+            ends = numbers * 2 if isinstance(shape, Point) else shape_numbers(bounds_of(shape))
             rows.append((*ends, *size, *_model_sides(size, targets)))
     found.prompt_chars.add(prompt_chars)
     _add_places(found, np.array(rows, np.float64).reshape(-1, 8))

@@ -9,13 +9,14 @@ from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 
-from grpo_stream.boxes import Box, Size
+from grpo_stream.boxes import Point, Size
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.sample import Solution
 from grpo_stream.shards.sample_runs import Run, iter_runs
+from grpo_stream.shards.solution_field import Solution
 from grpo_stream.shards.tar_headers import BLOCK, iter_members
 from grpo_stream.storage.store import Store
+from grpo_stream.targets import bounds_of, read_shape
 
 _READ_BYTES = 2**20
 
@@ -128,13 +129,12 @@ def first_repeated_key(
 
 
 def is_inside(solution: Solution, size: Size) -> bool:
-    """Whether a point is in an image of ``size``, or a box with an area is."""
-    if len(solution) == 2:
-        x, y = solution
-        return 0 <= x < size.width and 0 <= y < size.height
-    x1, y1, x2, y2 = solution
-    box = Box(x1, y1, x2, y2)
-    return box.is_valid and box.clipped(size) == box
+    """Whether a point is in an image of ``size``, or a box or polygon with an area is."""
+    shape = read_shape(solution)
+    if isinstance(shape, Point):
+        return 0 <= shape.x < size.width and 0 <= shape.y < size.height
+    bounds = bounds_of(shape)
+    return shape.is_valid and bounds.clipped(size) == bounds
 
 
 def map_in_order(

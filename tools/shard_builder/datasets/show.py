@@ -8,16 +8,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from grpo_stream.boxes import Box, Point, Size
+from grpo_stream.boxes import Box, Size
 from grpo_stream.errors import ConfigError, ImageError
 from grpo_stream.images import decode
 from grpo_stream.report.contact_sheet import contact_sheet, sheet_cell
 from grpo_stream.report.gallery import GallerySample, card_html, gallery_page
 from grpo_stream.report.html_page import is_foreign_page, write_page
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.sample import Sample, Solution
+from grpo_stream.shards.sample import Sample
+from grpo_stream.shards.solution_field import Solution
 from grpo_stream.storage.atomic_files import write_atomic
 from grpo_stream.storage.store import Store
+from grpo_stream.targets import WANTED_FIELD, read_shape
 from shard_builder.datasets.judge_reading import reading_lines
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
 from shard_builder.datasets.select_samples import Places, find_keys, spread, warned
@@ -187,7 +189,8 @@ def as_gallery_sample(sample: Sample, shard: str, warnings: Sequence[str] = ()) 
         title=sample.key,
         prompt=sample.prompt,
         images=images,
-        shapes=[(lies_in, _shape(numbers)) for lies_in, numbers in places],
+        # The frame is that of the stored image, which is what is drawn on.
+        shapes=[(lies_in, read_shape(numbers)) for lies_in, numbers in places],
         facts=[("shard", shard), *_image_facts(sample), *_place_facts(sample, places)],
         warnings=warnings,
         extra=sample.extra,
@@ -199,14 +202,6 @@ def _decoded(data: bytes | memoryview, where: str) -> Image.Image:
         return Image.fromarray(decode(data))
     except ImageError as error:
         raise ImageError(error.cause, f"{where}: {error.detail}") from error
-
-
-def _shape(numbers: Solution) -> Box | Point:
-    # The frame is that of the stored image, which is what is drawn on.
-    if len(numbers) == 2:
-        return Point(numbers[0], numbers[1])
-    x1, y1, x2, y2 = numbers
-    return Box(x1, y1, x2, y2)
 
 
 def _image_facts(sample: Sample) -> Iterator[tuple[str, str]]:
@@ -222,9 +217,13 @@ def _image_facts(sample: Sample) -> Iterator[tuple[str, str]]:
 def _place_facts(
     sample: Sample, places: Sequence[tuple[int, Solution]]
 ) -> Iterator[tuple[str, str]]:
+    if not places:
+        yield "target", "not there"
+    if len(places) > 1:
+        yield "wanted", str(sample.meta.get(WANTED_FIELD, "any"))
     for number, (lies_in, numbers) in enumerate(places[:_MAX_LISTED]):
-        shape = _shape(numbers)
-        name = "box" if isinstance(shape, Box) else "point"
+        shape = read_shape(numbers)
+        name = type(shape).__name__.lower()
         where = f" in image {lies_in}" if len(sample.images) > 1 else ""
         listed = ", ".join(f"{value:.10g}" for value in numbers)
         yield (f"{name} {number + 1}" if len(places) > 1 else name), listed + where

@@ -1,0 +1,145 @@
+"""How a sample is answered: at once, with a closer look, or by a vote of sampled answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grpo_stream.grounding.answer_metrics import with_first_look, with_samples
+from grpo_stream.grounding.cases import Case
+from grpo_stream.grounding.frames import View
+from grpo_stream.grounding.region_vote import voted_answer
+from grpo_stream.grounding.scores import ScoredAnswer
+from grpo_stream.images import DEFAULT_LIMITS, ImageLimits
+from grpo_stream.shards.sample import Sample
+from grpo_stream.stream.sources import StreamSample
+from grpo_stream.targets import WANTED_FIELD, read_target
+from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.train.evaluate.answer_prompts import answer_texts, greedy_config, sampling, score
+from grpo_stream.train.evaluate.second_look import zoom_in
+
+
+@dataclass(frozen=True)
+class AnswerWay:
+    """Greedily and at once, unless told otherwise; one of the two at most."""
+
+    zoom: float | None = None
+    """A second answer is asked of a crop of a ``zoom``-th of the image's sides."""
+    num_samples: int = 1
+    """Answers that are sampled; the densest place wins."""
+    temperature: float = 1.0
+    """Of those."""
+    seed: int = 0
+    """Of those."""
+
+
+class Answerer:
+    """Answers batches in one way, and scores the answers.
+
+    What a batch is answered depends on its samples and its place in the set alone, not on the
+    rank or on what was answered before.
+
+    Args:
+        model: A policy on its device, in evaluation mode.
+        collator: Encodes prompts as in training.
+        max_completion_length: Tokens per answer at most.
+        way: How.
+        point_radius: See :func:`~grpo_stream.grounding.scores.score_answer`.
+        fields: The record's own fields to keep beside each answer.
+        limits: What an image may be at most.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        collator: PromptCollator,
+        max_completion_length: int,
+        way: AnswerWay,
+        *,
+        point_radius: float | None = None,
+        fields: Sequence[str] = (),
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._model, self._collator, self._way = model, collator, way
+        self._config = greedy_config(model, collator.processor.tokenizer, max_completion_length)
+        self._radius, self._fields, self._limits = point_radius, fields, limits
+
+    def __call__(
+        self, samples: Sequence[StreamSample], stored: Sequence[Sample], first: int
+    ) -> list[ScoredAnswer]:
+        """One scored answer per sample.
+
+        Args:
+            samples: As the model sees them.
+            stored: The same, at rest.
+            first: The batch's place in the set.
+        """
+        if self._way.num_samples > 1:
+            return self._voted(samples, first)
+        (texts,) = answer_texts(self._model, self._collator, samples, self._config)
+        answers = self._score(samples, texts)
+        return answers if self._way.zoom is None else self._look_again(samples, stored, answers)
+
+    def _voted(self, samples: Sequence[StreamSample], first: int) -> list[ScoredAnswer]:
+        way = self._way
+        draws = np.random.SeedSequence([way.seed, first]).generate_state(way.num_samples)
+        config = sampling(self._config, way.temperature)
+        rounds = answer_texts(self._model, self._collator, samples, config, draws.tolist())
+        scored = [self._score(samples, texts) for texts in rounds]
+        answers = []
+        for sample, texts, given in zip(
+            samples, zip(*rounds, strict=True), zip(*scored, strict=True), strict=True
+        ):
+            winner = voted_answer([self._case(sample, text) for text in texts])
+            answers.append(with_samples(given[winner], given))
+        return answers
+
+    def _case(self, sample: StreamSample, text: str) -> Case:
+        target = read_target(sample.solution, sample.extra.get(WANTED_FIELD))
+        frame = self._collator.answer_frame
+        return Case(text, target, sample.scales, sample.model_size, frame)
+
+    def _look_again(
+        self,
+        samples: Sequence[StreamSample],
+        stored: Sequence[Sample],
+        answers: list[ScoredAnswer],
+    ) -> list[ScoredAnswer]:
+        """The answers to closer looks, where the first one is a place and the second one is, too.
+
+        Where all of several places are wanted, a look at one of them would lose the others.
+        """
+        assert self._way.zoom is not None  # noqa: S101 - only called with a zoom
+        places = [
+            number
+            for number, answer in enumerate(answers)
+            if answer.point is not None and not answer.is_refusal and answer.wanted != "all"
+        ]
+        if not places:
+            return answers
+        looks: list[tuple[StreamSample, View]] = []
+        for number in places:
+            point = answers[number].point or (0.0, 0.0)
+            rule = self._collator.rule
+            looks.append(zoom_in(stored[number], point, self._way.zoom, rule, self._limits))
+        crops = [crop for crop, _ in looks]
+        (texts,) = answer_texts(self._model, self._collator, crops, self._config)
+        done = list(answers)
+        for number, text, (crop, view) in zip(places, texts, looks, strict=True):
+            (second,) = self._score([samples[number]], [text], view, crop)
+            region = (view.region.x1, view.region.y1, view.region.x2, view.region.y2)
+            chosen = answers[number] if second.point is None or second.is_refusal else second
+            done[number] = with_first_look(chosen, answers[number], region)
+        return done
+
+    def _score(
+        self,
+        samples: Sequence[StreamSample],
+        texts: Sequence[str],
+        view: View | None = None,
+        crop: StreamSample | None = None,
+    ) -> list[ScoredAnswer]:
+        frame = self._collator.answer_frame
+        shown = None if crop is None else crop.model_size
+        return score(samples, texts, frame, self._radius, self._fields, view=view, shown=shown)
