@@ -91,6 +91,11 @@ class GroupRollout:
         self._batch: Batch = {}
         self._rewarded: Rollout | None = None
 
+    def close(self) -> None:
+        """Ends the engine, where there is one."""
+        if self._engine is not None:
+            self._engine.close()
+
     # ---------------------------------------------------------------- rollout
 
     def sample_to_train(

@@ -43,6 +43,7 @@ from grpo_stream.train.observe.tensorboard_log import resume_tensorboard
 from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
+from grpo_stream.train.prefix.backbone import has_frozen_vision_tower
 from grpo_stream.train.prefix.generation import suppressed_token_ids
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
 from grpo_stream.train.prefix.scoring import LogProbs
@@ -234,7 +235,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         image_token_id = self.model.config.image_token_id
         if self.use_vllm:  # was told by its settings
             limits = pixel_limits(resize_rule(image_processor))
-            return Engine(self.vllm_generation, image_token_id, limits)
+            is_trained = not has_frozen_vision_tower(self.accelerator.unwrap_model(self.model))
+            return Engine(self.vllm_generation, image_token_id, limits, is_trained)
         given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
         ids = sorted({*banned, *given, image_token_id})
         self.generation_kwargs["suppress_tokens"] = ids
@@ -270,8 +272,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.eval_loader = feed.eval_loader
 
     def close(self) -> None:
-        """Ends the reading threads. Iterating again is not possible afterwards."""
+        """Ends the reading threads and a colocated engine. Neither begins again afterwards."""
         self._feed.close()
+        self._rollout.close()
 
     # ---------------------------------------------------------------- data and position
 

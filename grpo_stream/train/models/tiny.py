@@ -42,6 +42,7 @@ SPECIAL_TOKENS = (
 _WIDTH = 128  # of the text model
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": _WIDTH}
 _NUM_LAYERS = 3
+_ROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10.0}
 _FULL = {"layer_types": ["full_attention"] * _NUM_LAYERS}
 
 
@@ -62,7 +63,8 @@ RECIPES: dict[str, Recipe] = {
     "qwen2_vl": Recipe({"embed_dim": 64, "hidden_size": _WIDTH, "mlp_ratio": 2}, _FULL),
     "qwen3_vl": Recipe(
         _TOWER | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]},
-        {"head_dim": 32},
+        # As in the real ones. transformers always interleaves; vLLM does so where it is written.
+        {"head_dim": 32, "rope_parameters": {**_ROPE, "mrope_interleaved": True}},
         {
             "image_mean": [0.5] * 3,
             "image_std": [0.5] * 3,
@@ -177,11 +179,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl") 
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
-        "rope_parameters": {
-            "rope_type": "default",
-            "mrope_section": [4, 6, 6],
-            "rope_theta": 10.0,
-        },
+        "rope_parameters": dict(_ROPE),
         "initializer_range": 0.08,
         "tie_word_embeddings": False,
         "bos_token_id": None,
