@@ -34,8 +34,13 @@ from grpo_stream.train.models.master_weights import (
     with_master_weights,
 )
 from grpo_stream.train.models.model_path import base_model_of
-from grpo_stream.train.models.policy import continued_adapter, policy_config
-from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.models.policy import (
+    check_inputs,
+    continued_adapter,
+    input_names,
+    policy_config,
+)
+from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
@@ -204,6 +209,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         check_trained_weights(self.model, args, master_weights)
         self._master_weights = master_weights
         self.shared_prefix = self._use_shared_prefix(shared_prefix)
+        has_patches = known_rule(images.processor) is not None
+        names = input_names(has_patches=has_patches, is_packed=self.shared_prefix)
+        check_inputs(self.accelerator.unwrap_model(self.model), names)
         self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
             Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
@@ -272,7 +280,10 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.eval_loader = feed.eval_loader
 
     def close(self) -> None:
-        """Ends the reading threads and a colocated engine. Neither begins again afterwards."""
+        """Ends the reading threads, and a colocated engine with all process groups of this rank.
+
+        Neither begins again afterwards.
+        """
         self._feed.close()
         self._rollout.close()
 

@@ -133,7 +133,10 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Ends a colocated engine. Its own hook runs at exit, when the process groups have gone."""
+        """Ends a colocated engine, while the groups that it spans are still there.
+
+        vLLM (0.30, ``EngineCore.shutdown``) leaves all process groups on the way, the run's too.
+        """
         if self.generation.mode == "colocate":
             self.generation.llm.llm_engine.engine_core.shutdown()
 

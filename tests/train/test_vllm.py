@@ -116,6 +116,10 @@ def test_a_colocated_engine_gets_each_prompt_once(make_trainer, processor, answe
     # The policy's own log-probabilities were compared with the engine's.
     (first, _) = logged(trainer, "sampling/sampling_logp_difference/mean")
     assert first > 0
+    # And what they differ in is corrected for, without being asked for.
+    ratios = logged(trainer, "sampling/importance_sampling_ratio/mean")
+    assert len(ratios) == 2
+    assert all(ratio != 1 for ratio in ratios)
 
 
 def test_a_server_gets_each_image_once(make_trainer, server, processor, answer):

@@ -1,4 +1,4 @@
-"""launch/train.py with a colocated engine: two ranks under ZeRO-3, one engine each or one of both."""
+"""launch/train.py on two ranks under ZeRO-3, with an engine each or one over both."""
 
 import json
 
