@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -80,7 +81,7 @@ def by_file(folder_of, tmp_path, monkeypatch):
     def update(client, _, named):
         tensors = {name: tensor.clone().contiguous() for name, tensor in named}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        rpc = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        rpc: dict[str, Any] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         response = requests.post(f"{client.base_url}/collective_rpc", json=rpc, timeout=60)
         response.raise_for_status()
 
