@@ -6,12 +6,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-all test-cluster test-data lint format clean
+.PHONY: help setup quickstart test test-slow test-all test-cluster test-data test-vllm lint format clean
 
 PYTHON ?=
 TORCH_PIP_ARGS ?=
 STAMP := .venv/.installed
 LOCKS := requirements-torch.lock requirements.lock
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_LOCK := tests/vllm/requirements.lock
 AZURITE := 3.35.0
 # Two of pytest's workers, each with whole files: what a file's tests share is made once.
 WORKERS := --numprocesses 2 --dist loadfile
@@ -47,6 +50,11 @@ test-all: test test-slow test-data  ## Everything that CI runs
 test-cluster: setup  ## Two nodes in network namespaces and what fails there (root, pdsh, sshd; minutes)
 	.venv/bin/pytest tests/cluster -m cluster
 
+# Alone on the machine, an engine uses both cores.
+test-vllm: export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VLLM_VENV)/torch_extensions
+test-vllm: $(VLLM_STAMP)  ## Real vLLM engines on the CPU, in a venv of their own (minutes)
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(SLOWEST)
+
 test-data:  ## The tests that need no torch, on Python 3.10 where there is one
 	@.ci/data_half
 
@@ -61,8 +69,8 @@ format: setup  ## Format the code and apply ruff's safe fixes
 	.venv/bin/ruff check --fix .
 
 # Other runs' checkpoints may be in out/ too: only what the quickstart made is removed.
-clean:  ## Remove .venv, out/quickstart and every cache
-	rm -rf .venv out/quickstart build dist *.egg-info .coverage
+clean:  ## Remove .venv, .venv-vllm, out/quickstart and every cache
+	rm -rf .venv $(VLLM_VENV) out/quickstart build dist *.egg-info tests/vllm/cpu_plugin/*.egg-info .coverage
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	if [ -d out ]; then rmdir --ignore-fail-on-non-empty out; fi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -99,6 +107,26 @@ $(STAMP): $(LOCKS) pyproject.toml
 	fi
 	echo "$(CURDIR)" > $@
 	echo "setup: done in $$SECONDS s; to use it outside of make: . .venv/bin/activate"
+
+ifneq ($(shell cat $(VLLM_STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(VLLM_STAMP)
+endif
+
+# vLLM pins versions that the project's own venv has newer.
+$(VLLM_STAMP): export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VLLM_VENV)/torch_extensions
+$(VLLM_STAMP): $(VLLM_LOCK) requirements-torch.lock $(wildcard tests/vllm/cpu_plugin/*.*)
+	@python="$$(tools/find_python $(PYTHON))"
+	echo "test-vllm: $(VLLM_VENV) with $$("$$python" --version): torch, then $$(grep -c == $(VLLM_LOCK)) packages"
+	"$$python" -m venv --clear $(VLLM_VENV)
+	pip="$(VLLM_VENV)/bin/pip install $(if $(MAKE_TERMOUT),,-qq)"
+	$$pip $(TORCH_PIP_ARGS) -r requirements-torch.lock
+	$$pip --no-deps -r $(VLLM_LOCK)
+	$(VLLM_VENV)/bin/python tests/vllm/torchvision_without_cuda.py
+	$$pip --no-deps --no-build-isolation --editable . --editable tests/vllm/cpu_plugin
+	$(VLLM_VENV)/bin/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()' \
+		> $(VLLM_VENV)/operator.log 2>&1 || { cat $(VLLM_VENV)/operator.log >&2; exit 1; }
+	echo "$(CURDIR)" > $@
+	echo "test-vllm: installed in $$SECONDS s"
 
 # A recipe is one script.
 .ONESHELL:

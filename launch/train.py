@@ -187,12 +187,11 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
     HealthLog.of_trainer(trainer).add_to(trainer)
     with first_step:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.has_stopped:
-        # The first rank to end has the launcher end the others: none may still be writing.
-        trainer.accelerator.wait_for_everyone()
-    else:
+    if not stop.has_stopped:
         trainer.save_model(args.output_dir)
         trainer.save_state()
+    # The first rank to end has the launcher end the others: none may still be writing.
+    trainer.accelerator.wait_for_everyone()
     trainer.close()
     return trainer
 

@@ -94,6 +94,11 @@ class GroupRollout:
         """How groups are computed; until the first rollout, how they are expected to be."""
         return self._proven or self._settings.ways[0]
 
+    def close(self) -> None:
+        """Ends the engine, where there is one."""
+        if self._engine is not None:
+            self._engine.close()
+
     # ---------------------------------------------------------------- rollout
 
     def sample_to_train(

@@ -34,8 +34,13 @@ from grpo_stream.train.models.master_weights import (
     with_master_weights,
 )
 from grpo_stream.train.models.model_path import base_model_of
-from grpo_stream.train.models.policy import continued_adapter, policy_config
-from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.models.policy import (
+    check_inputs,
+    continued_adapter,
+    input_names,
+    policy_config,
+)
+from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
@@ -43,6 +48,7 @@ from grpo_stream.train.observe.tensorboard_log import resume_tensorboard
 from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
+from grpo_stream.train.prefix.backbone import has_frozen_vision_tower
 from grpo_stream.train.prefix.generation import suppressed_token_ids
 from grpo_stream.train.prefix.scoring import LogProbs
 from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay, ways_to_try
@@ -206,6 +212,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         check_trained_weights(self.model, args, master_weights)
         self._master_weights = master_weights
         ways = self._ways_to_try(shared_prefix)
+        self._check_inputs(ways, has_patches=known_rule(images.processor) is not None)
         self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
             Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
@@ -249,12 +256,18 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
                 use_shared_prefix_attention(self.accelerator.unwrap_model(model))
         return ways
 
+    def _check_inputs(self, ways: list[PrefixWay], *, has_patches: bool) -> None:
+        is_packed = any(isinstance(way, Packed) for way in ways)
+        names = input_names(has_patches=has_patches, is_packed=is_packed)
+        check_inputs(self.accelerator.unwrap_model(self.model), names)
+
     def _ban_tokens(self, banned: list[int], image_processor: Any) -> Engine | None:
         """Keeps tokens out of completions; the engine that samples, with ``use_vllm``."""
         image_token_id = self.model.config.image_token_id
         if self.use_vllm:  # was told by its settings
             limits = pixel_limits(resize_rule(image_processor))
-            return Engine(self.vllm_generation, image_token_id, limits)
+            is_trained = not has_frozen_vision_tower(self.accelerator.unwrap_model(self.model))
+            return Engine(self.vllm_generation, image_token_id, limits, is_trained)
         given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
         ids = sorted({*banned, *given, image_token_id})
         self.generation_kwargs["suppress_tokens"] = ids
@@ -290,8 +303,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.eval_loader = feed.eval_loader
 
     def close(self) -> None:
-        """Ends the reading threads. Iterating again is not possible afterwards."""
+        """Ends the reading threads, and a colocated engine with all process groups of this rank.
+
+        Neither begins again afterwards.
+        """
         self._feed.close()
+        self._rollout.close()
 
     # ---------------------------------------------------------------- data and position
 

@@ -4,8 +4,13 @@ An engine runs an image processor of its own. It is pinned to the policy's pixel
 finds nothing to resize, and the image tokens that it makes of an image are counted: another number
 would mean that completions are sampled for another prompt than they are trained on.
 
-Written against trl 1.16 (``VLLMGeneration``, ``VLLMClient``) and tested with stand-ins for engine
-and server; no engine has run with it.
+An engine keeps what its vision tower made of an image, and trl resets only the cache of prefixes
+after a sync of weights: an image that comes again would be answered by the tower of an earlier
+step. Here that cache is emptied, too.
+
+Written against trl 1.16 (``VLLMGeneration``, ``VLLMClient``) and vLLM 0.30. Stand-ins for engine
+and server check what they are handed (``tests/train/test_vllm.py``); real ones run on the CPU
+(``make test-vllm``). What no test has run is trl's transfer of weights to a server over NCCL.
 """
 
 import threading
@@ -22,6 +27,7 @@ from grpo_stream.images import ResizeRule
 
 _BAN = -100.0  # the least that vLLM takes as a bias
 _RENDER_PATH = "/v1/chat/completions/render"
+_FORGET_PATH = "/reset_encoder_cache"  # one of those under VLLM_SERVER_DEV_MODE, which trl asks for
 
 
 def banning_kwargs(
@@ -65,11 +71,13 @@ class Engine:
         generation: trl's, ready.
         image_token_id: What an image is in a prompt's token ids, repeated.
         limits: See :func:`pixel_limits`.
+        is_tower_trained: Whether what the engine keeps of images is out of date after a sync.
     """
 
     generation: Any
     image_token_id: int
     limits: dict[str, int]
+    is_tower_trained: bool = True
     num_payload_bytes: int = 0
     """Sent to a server for images so far."""
     _keys: list[str] = field(default_factory=list)
@@ -77,6 +85,8 @@ class Engine:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        if self.is_tower_trained:
+            self._forget_images_at_sync()
         if self.generation.mode == "colocate":
             self.generation.llm = ColocatedEngine(self.generation.llm, self)
             return
@@ -95,7 +105,7 @@ class Engine:
     def begin(self, keys: Sequence[str], num_generations: int) -> None:
         """Notes whose completions are sampled next, and how many of each; every rank at once."""
         if self.generation.mode == "colocate":
-            self._keys = list(keys)
+            self._keys = self._keys_of_engine(list(keys))
             self.generation.generation_kwargs["n"] = num_generations
         else:
             self._keys = gather_object(list(keys))
@@ -121,6 +131,35 @@ class Engine:
             f"sample {key!r}: vLLM makes {found} image tokens of its image, training {expected}; "
             f"the engine's image processor must be the policy's, with {limits}"
         )
+
+    def close(self) -> None:
+        """Ends a colocated engine, while the groups that it spans are still there.
+
+        vLLM (0.30, ``EngineCore.shutdown``) leaves all process groups on the way, the run's too.
+        """
+        if self.generation.mode == "colocate":
+            self.generation.llm.llm_engine.engine_core.shutdown()
+
+    def _keys_of_engine(self, keys: list[str]) -> list[str]:
+        """Those of all ranks that an engine spans, in the order in which trl joins its prompts."""
+        if self.generation.tensor_parallel_size == 1:
+            return keys
+        gathered: list[Any] = [None] * self.generation.tensor_parallel_size
+        torch.distributed.all_gather_object(gathered, keys, group=self.generation.tp_group)
+        return [key for of_rank in gathered for key in of_rank]
+
+    def _forget_images_at_sync(self) -> None:
+        sync_weights = self.generation.sync_weights
+
+        def synced() -> None:
+            sync_weights()
+            if self.generation.mode == "colocate":
+                self.generation.llm.llm_engine.reset_encoder_cache()
+            elif hasattr(self.generation, "vllm_client"):
+                client = self.generation.vllm_client
+                client.session.post(f"{client.base_url}{_FORGET_PATH}").raise_for_status()
+
+        self.generation.sync_weights = synced
 
     def _pin(self, session: Any) -> None:
         post = session.post

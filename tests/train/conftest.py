@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from typing import Any
 
 # Before torch: the models are so small that a second thread only costs time.
@@ -27,6 +28,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_vllm(monkeypatch):
+    """Where it is installed, too; a stand-in takes the place."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,6 @@
-"""The contract with vLLM, held by stand-ins for engine and server."""
+"""What vLLM is handed, checked by stand-ins for engine and server; real ones: tests/vllm."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.setup.settings_checks import check_supported
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
-from grpo_stream.train.vllm import banning_kwargs, engine_images
+from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images
 from tests.train.runs import logged, spread_reward
 from tests.train.support import QUIET
 from tests.train.vllm_stand_in import Server, install_client, install_engine
@@ -33,7 +35,7 @@ def answer(processor):
 def make_trainer(tiny_folder, shapes, tmp_path, processor):
     made = []
 
-    def make(rewards=None, **changes):
+    def make(rewards=None, records=None, task=None, **changes):
         settings = {
             **QUIET,
             "logging_steps": 1,
@@ -48,9 +50,10 @@ def make_trainer(tiny_folder, shapes, tmp_path, processor):
             str(tiny_folder),
             rewards or spread_reward,
             GRPOConfig(str(tmp_path), **settings | changes),
-            shapes.records,
+            records or shapes.records,
             processing_class=processor,
             images_root=shapes.images,
+            **(task or {}),
         )
         made.append(trainer)
         return trainer
@@ -113,6 +116,10 @@ def test_a_colocated_engine_gets_each_prompt_once(make_trainer, processor, answe
     # The policy's own log-probabilities were compared with the engine's.
     (first, _) = logged(trainer, "sampling/sampling_logp_difference/mean")
     assert first > 0
+    # And what they differ in is corrected for, without being asked for.
+    ratios = logged(trainer, "sampling/importance_sampling_ratio/mean")
+    assert len(ratios) == 2
+    assert all(ratio != 1 for ratio in ratios)
 
 
 def test_a_server_gets_each_image_once(make_trainer, server, processor, answer):
@@ -164,6 +171,56 @@ def test_another_number_of_image_tokens_is_named(
             trainer.train()
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_an_image_that_comes_again_is_looked_at_by_the_new_tower(
+    make_trainer, shapes, server, processor, answer, monkeypatch, mode
+):
+    engines = install_engine(monkeypatch, processor, answer)
+    changes = {} if mode == "colocate" else {"vllm_server_base_url": server.url}
+    make_trainer(records=shapes.records[:2], max_steps=4, vllm_mode=mode, **changes).train()
+    encoded = engines[0].encoded if mode == "colocate" else server.encoded
+    assert encoded.ages == [0] * 8
+    assert encoded.num_resets == 4
+
+
+def test_a_tower_that_is_not_trained_need_not_look_again(
+    make_trainer, shapes, processor, answer, monkeypatch
+):
+    engines = install_engine(monkeypatch, processor, answer)
+    task = {"freeze_vision_tower": True}
+    make_trainer(records=shapes.records[:2], task=task, max_steps=4).train()
+    (engine,) = engines
+    assert engine.encoded.num_resets == 0
+    assert max(engine.encoded.ages) == 3
+
+
+def test_a_colocated_engine_ends_with_its_trainer(make_trainer, processor, answer, monkeypatch):
+    """Before the process groups: vLLM's own hook runs at exit, when they have gone."""
+    engines = install_engine(monkeypatch, processor, answer)
+    trainer = make_trainer()
+    assert engines[0].is_open
+    trainer.close()
+    assert not engines[0].is_open
+
+
+def test_a_prompt_of_another_rank_is_named(monkeypatch):
+    """An engine over two ranks gets the prompts of both."""
+
+    def gather(parts, keys, group):
+        assert group == "both"
+        parts[:] = [["a", "b"], keys]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    generation = SimpleNamespace(
+        mode="colocate", llm=None, generation_kwargs={}, tensor_parallel_size=2, tp_group="both",
+        sync_weights=lambda: None,
+    )  # fmt: skip
+    engine = Engine(generation, image_token_id=7, limits={"max_pixels": 1})
+    engine.begin(["c", "d"], 2)
+    with pytest.raises(GrpoStreamError, match="sample 'c': vLLM makes 2 image tokens"):
+        engine.compare(2, 2, [7])
 
 
 def test_floats_of_a_collator_are_refused():

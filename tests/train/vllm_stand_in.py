@@ -24,6 +24,23 @@ class SamplingParams:
         self.__dict__ |= settings
 
 
+class EncodedImages:
+    """An engine's encoder cache: an image is computed once, by the tower of that moment."""
+
+    def __init__(self):
+        self.num_resets = 0
+        self.ages: list[int] = []
+        """Of each image that was answered: syncs since the tower has seen it."""
+        self._encoded_at: dict[bytes, int] = {}
+
+    def answer(self, image, num_syncs):
+        self.ages.append(num_syncs - self._encoded_at.setdefault(image.tobytes(), num_syncs))
+
+    def reset(self):
+        self.num_resets += 1
+        self._encoded_at.clear()
+
+
 class Engine:
     """``vllm.LLM``: repeats an image's token by what its own processor makes of the image."""
 
@@ -33,12 +50,21 @@ class Engine:
         self.params: list[SamplingParams] = []
         self.syncs: list[list[str]] = []
         self.num_resets = 0
+        self.encoded = EncodedImages()
+        self.is_open = True
         self._loaded: list[str] = []
         model = SimpleNamespace(load_weights=self._load)
         runner = SimpleNamespace(model=model)
         worker = SimpleNamespace(model_runner=runner)
         executor = SimpleNamespace(driver_worker=worker)
-        self.llm_engine = SimpleNamespace(model_executor=executor)
+        self.llm_engine = SimpleNamespace(
+            model_executor=executor,
+            reset_encoder_cache=self.encoded.reset,
+            engine_core=SimpleNamespace(shutdown=self._shut_down),
+        )
+
+    def _shut_down(self):
+        self.is_open = False
 
     def _load(self, weights):
         self._loaded += [name for name, _ in weights]
@@ -56,6 +82,7 @@ class Engine:
 
     def _output(self, prompt, n):
         image = prompt["multi_modal_data"]["image"]
+        self.encoded.answer(image, len(self.syncs))
         count = num_image_tokens(self.processor, image, prompt["mm_processor_kwargs"])
         token = self.processor.image_token_id
         ids = prompt["prompt_token_ids"]
@@ -86,6 +113,7 @@ class Server:
         self.num_image_bytes = 0
         self.requests: list[dict[str, Any]] = []
         self.syncs: list[list[str]] = []
+        self.encoded = EncodedImages()
         self._lock = threading.Lock()
         server = self
 
@@ -98,7 +126,7 @@ class Server:
                 self._answer(server.post(self.path, json.loads(body or b"{}"), len(body)))
 
             def _answer(self, answer):
-                data = json.dumps(answer).encode()
+                data = b"" if answer is None else json.dumps(answer).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -132,6 +160,9 @@ class Server:
     def post(self, path, body, num_bytes):
         if path == "/reset_prefix_cache":
             return {"success": True}
+        if path == "/reset_encoder_cache":
+            self.encoded.reset()
+            return None
         if path == "/v1/chat/completions/render":
             return {"features": self._features(body, num_bytes)}
         assert path == "/inference/v1/generate"
@@ -145,6 +176,7 @@ class Server:
         image = Image.open(io.BytesIO(data))
         with self._lock:
             self.images.append(np.asarray(image))
+            self.encoded.answer(image, len(self.syncs))
             self.limits_seen.append(body["mm_processor_kwargs"])
             self.num_image_bytes += num_bytes
         limits = self.limits or body["mm_processor_kwargs"]

@@ -132,4 +132,5 @@ def is_lost_rank(error: BaseException) -> bool:
     """Whether an error means that another rank has gone, or did not answer in time."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    # None of its subclasses: CUDA's errors are, and an engine's that only speaks of NCCL.
+    return type(error) is RuntimeError and any(word in str(error) for word in _LOST)

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import inspect
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,48 @@ def forward_keeping_logits(forward: Any, *args: Any, logits_to_keep: Any = 0, **
     if logits is not None and wanted and logits.shape[1] > wanted:
         output.logits = logits[:, -wanted:] if is_count else logits[:, logits_to_keep]
     return output
+
+
+_PACKED = ("position_ids", "past_key_values", "use_cache", "logits_to_keep", "mm_encoder_outputs")
+
+
+def input_names(*, has_patches: bool, is_packed: bool) -> tuple[str, ...]:
+    """What a model is handed by keyword, in training and in sampling.
+
+    Args:
+        has_patches: Whether images are Qwen-VL's patches, beside which types of tokens are needed.
+        is_packed: Whether groups share their prefix.
+    """
+    patches = ("image_grid_thw", "mm_token_type_ids") if has_patches else ()
+    packed = _PACKED if is_packed else ()
+    return ("input_ids", "attention_mask", "pixel_values", *patches, *packed)
+
+
+def check_inputs(model: Any, names: Iterable[str]) -> None:
+    """Refuses a model that would take an input by ``**kwargs`` and make nothing of it.
+
+    A model passes what it does not name on to the module below. ``mm_encoder_outputs``, for one,
+    came with transformers 5.18: before, a prompt was scored without its image.
+
+    Args:
+        model: An image-and-text model, or LoRA around it.
+        names: What it will be handed by keyword.
+
+    Raises:
+        ConfigError: names that neither the model nor a module that it passes them to has.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    backbone = getattr(base, "model", None)
+    parts = filter(None, (base, backbone, getattr(backbone, "language_model", None)))
+    known = {name for part in parts for name in inspect.signature(type(part).forward).parameters}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(
+            "model_name_or_path",
+            type(base).__name__,
+            f"would ignore {', '.join(unknown)} in transformers {transformers.__version__}; use "
+            "transformers>=5.18, or another model",
+        )
 
 
 def policy_config(model_id: str | Path, revision: str = "main") -> Any:

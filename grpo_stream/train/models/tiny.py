@@ -48,12 +48,15 @@ SPECIAL_TOKENS = (
 _WIDTH = 128  # of the text model
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": _WIDTH}
 _NUM_LAYERS = 3
+_ROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10.0}
 _QWEN3_TOWER = _TOWER | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
 _QWEN3_IMAGES = {
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
     "size": {"shortest_edge": 65536, "longest_edge": 16777216},
 }
+# As in the real ones. transformers always interleaves; vLLM does so where it is written.
+_QWEN3_TEXT = {"head_dim": 32, "rope_parameters": {**_ROPE, "mrope_interleaved": True}}
 _EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -87,8 +90,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "qwen2_5_vl": Recipe(_TOWER | {"fullatt_block_indexes": [1]}, _FULL),
     "qwen2_vl": Recipe({"embed_dim": 64, "hidden_size": _WIDTH, "mlp_ratio": 2}, _FULL),
-    "qwen3_vl": Recipe(_QWEN3_TOWER, {"head_dim": 32}, _QWEN3_IMAGES),
-    "qwen3_vl_moe": Recipe(_QWEN3_TOWER, {"head_dim": 32} | _EXPERTS, _QWEN3_IMAGES),
+    "qwen3_vl": Recipe(_QWEN3_TOWER, _QWEN3_TEXT, _QWEN3_IMAGES),
+    "qwen3_vl_moe": Recipe(_QWEN3_TOWER, _QWEN3_TEXT | _EXPERTS, _QWEN3_IMAGES),
     "qwen3_5": Recipe(_QWEN3_TOWER, _LINEAR, _QWEN3_IMAGES),
     "qwen3_5_moe": Recipe(
         _QWEN3_TOWER, _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 64}, _QWEN3_IMAGES
@@ -219,11 +222,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_5_vl") 
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
-        "rope_parameters": {
-            "rope_type": "default",
-            "mrope_section": [4, 6, 6],
-            "rope_theta": 10.0,
-        },
+        "rope_parameters": dict(_ROPE),
         "initializer_range": 0.08,
         "tie_word_embeddings": False,
     }

@@ -64,6 +64,8 @@ def seconds_of(group):
         (RuntimeError("Application timeout caused pair closure"), True),
         (distributed.DistBackendError("NCCL error: remote process exited"), True),
         (RuntimeError("CUDA out of memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory while NCCL made its buffers"), False),
+        (NotImplementedError("no NCCL on the CPU"), False),
         (ValueError("gloo"), False),
     ],
 )

@@ -12,10 +12,13 @@ from transformers import (
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.models.policy import (
     Qwen2_5_VLForConditionalGenerationWithLogits,
+    check_inputs,
     forward_keeping_logits,
+    input_names,
     load_policy,
 )
-from tests.train.support import make_groups
+from grpo_stream.train.models.tiny import RECIPES, tiny_config, train_tokenizer
+from tests.train.support import TASK_TEXTS, make_groups
 
 LOGITS = torch.arange(2 * 7 * 3.0).reshape(2, 7, 3)
 KEEP = {
@@ -146,3 +149,26 @@ class TestLoadPolicy:
         model = load_policy(tiny_folder, dtype=torch.bfloat16, attn_implementation="eager")
         assert model.dtype == torch.bfloat16
         assert model.config._attn_implementation == "eager"
+
+
+class TestInputs:
+    """A keyword that a model would take and ignore is refused."""
+
+    @pytest.mark.parametrize("family", list(RECIPES))
+    def test_every_family_takes_all(self, family):
+        tokenizer = train_tokenizer(TASK_TEXTS)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(tiny_config(tokenizer, family))
+        check_inputs(model, input_names(has_patches=True, is_packed=True))
+
+    def test_as_before_transformers_5_18(self, tiny_folder, monkeypatch):
+        model = load_policy(tiny_folder)
+        for module in (model, model.model):
+            monkeypatch.setattr(type(module), "forward", forward_before_5_18)
+        check_inputs(model, ["pixel_values", "use_cache"])
+        with pytest.raises(ConfigError, match=r"ignore mm_encoder_outputs in .*>=5\.18"):
+            check_inputs(model, ["pixel_values", "mm_encoder_outputs"])
+
+
+def forward_before_5_18(self, input_ids=None, pixel_values=None, **kwargs):
+    raise NotImplementedError

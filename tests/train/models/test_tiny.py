@@ -12,6 +12,7 @@ from grpo_stream.train.models.tiny import (
     make_tiny_policy,
     read_prompts,
     task_texts,
+    tiny_config,
     train_tokenizer,
 )
 from tests.train.support import TASK_TEXTS
@@ -54,6 +55,13 @@ def test_the_chat_format_is_qwens():
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+def test_a_tiny_qwen3_vl_says_how_its_positions_are_laid_out():
+    """transformers knows it without; an engine that reads it there gave other log-probabilities."""
+    assert tiny_config(TOKENIZER, "qwen3_vl").text_config.rope_parameters["mrope_interleaved"]
+    plain = tiny_config(TOKENIZER, "qwen2_5_vl").text_config.rope_parameters
+    assert "mrope_interleaved" not in plain
 
 
 def test_the_policy_has_the_real_architecture(tiny_folder):

@@ -1,0 +1,48 @@
+"""Real engines on the CPU: ``make test-vllm``. Left out where there is no vLLM."""
+
+import importlib.util
+import os
+
+# vLLM reads these when it is imported: engines in this process, 1 GiB for keys and values, no talk.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import pytest
+
+from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.tiny import RECIPES, make_tiny_policy
+from tests.train.support import TASK_TEXTS, write_shapes
+
+collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """A family's tiny policy."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            path = tmp_path_factory.mktemp(family)
+            made[family] = make_tiny_policy(path, TASK_TEXTS, family=family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(params=list(RECIPES))
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Few enough that each image comes again in every run."""
+    return write_shapes(tmp_path_factory.mktemp("shapes"), 4)
+
+
+@pytest.fixture(scope="session")
+def processor_of(folder_of):
+    """A family's, which makes the images smaller than their 112 x 112."""
+    return lambda family: load_processor(folder_of(family), min_pixels=56**2, max_pixels=84**2)

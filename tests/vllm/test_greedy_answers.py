@@ -1,0 +1,76 @@
+"""Without chance in it, an engine answers as transformers does: the same tokens, as probable."""
+
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+
+from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.prefix.generation import suppressed_token_ids
+from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
+from tests.train.prefix.test_generation import generate_alone, generation_config
+from tests.train.support import CPU, load_model, make_collator, make_stream_sample
+from tests.vllm.engines import EXACT, make_engine
+
+# Width and height, of whole cells in every family, and within its limits.
+SIZES = [(448, 224), (224, 448), (448, 448), (672, 224), (224, 672), (448, 672)]
+NUM_TOKENS = 16
+
+
+def test_six_images(folder_of, family):
+    folder = folder_of(family)
+    processor = load_processor(folder)
+    samples = [make_stream_sample(number, size) for number, size in enumerate(SIZES)]
+    batch = make_collator(processor)(samples)
+    answers = answers_of_engine(folder, processor, batch)
+    model = load_model(folder, is_prepared=False).eval()
+    groups = PromptGroups.from_batch(batch, 1, CPU)
+    lengths = {"min_new_tokens": NUM_TOKENS, "max_new_tokens": NUM_TOKENS}
+    banned = suppressed_token_ids(processor.tokenizer)
+    config = generation_config(processor, suppress_tokens=banned, **lengths)
+    completions = generate_alone(model, groups, config)
+    assert [answer.token_ids for answer in answers] == completions
+    assert len(set(map(tuple, completions))) == len(SIZES)  # the images make a difference
+    for number, answer in enumerate(answers):
+        found = [
+            scored[token].logprob
+            for token, scored in zip(answer.token_ids, answer.logprobs, strict=True)
+        ]
+        expected = log_probs_of(model, groups.rows(number, number + 1), completions[number])
+        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)
+
+
+def answers_of_engine(folder, processor, batch):
+    """Through the class that trl calls while training."""
+    from vllm import SamplingParams
+
+    rows = [
+        {
+            "prompt_token_ids": ids.tolist(),
+            "multi_modal_data": {"image": Image.fromarray(pixels.numpy())},
+        }
+        for ids, pixels in zip(batch["prompt_ids"], batch["pixel_values"], strict=True)
+    ]
+    end = processor.tokenizer.eos_token_id
+    lengths = {"min_tokens": NUM_TOKENS, "max_tokens": NUM_TOKENS, "stop_token_ids": [end]}
+    banned = banning_kwargs(suppressed_token_ids(processor.tokenizer), None)
+    params = SamplingParams(temperature=0, logprobs=0, **lengths, **banned)
+    limits = pixel_limits(resize_rule(processor.image_processor))
+    with make_engine(folder, **EXACT) as llm:
+        trls = SimpleNamespace(mode="colocate", llm=llm, generation_kwargs={}, sync_weights=None)
+        Engine(trls, processor.image_token_id, limits)  # counts the image tokens, too
+        outputs = trls.llm.generate(rows, params, use_tqdm=False)
+    return [output.outputs[0] for output in outputs]
+
+
+def log_probs_of(model, groups, completion):
+    tokens = torch.tensor(completion)
+    (prompt,) = groups.prompt_ids
+    with torch.no_grad():
+        logits = model(
+            input_ids=torch.cat([prompt, tokens])[None],
+            **groups.model_inputs(len(prompt), len(tokens)),
+        ).logits
+    scores = logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
+    return scores.gather(1, tokens[:, None])[:, 0]

@@ -1,0 +1,57 @@
+"""launch/train.py on two ranks under ZeRO-3, with an engine each or one over both."""
+
+import json
+
+import pytest
+
+from tests.multiprocess.ranks import run_ranks
+from tests.vllm.rank_probe import NUM_CONTROL, NUM_SYNCED
+from tests.vllm.test_colocated import BOUND, DIFFERENCE, TIMES
+
+NUM_RANKS = 2
+
+
+@pytest.fixture
+def run(folder_of, shapes, tmp_path, monkeypatch):
+    def run(**changes):
+        monkeypatch.setenv("PROBE_DIR", str(tmp_path))
+        settings = {
+            "model_name_or_path": folder_of("qwen2_5_vl"),
+            "shards": shapes.shards,
+            "output_dir": tmp_path / "out",
+            "deepspeed": "ds_configs/zero3_cpu.json",
+            "reward_funcs": "tests.train.runs:spread_reward",
+            "dtype": "float32",
+            "bf16": "false",
+            "use_vllm": "true",
+            "vllm_mode": "colocate",
+            "per_device_train_batch_size": 4,
+            "num_generations": 4,
+            "max_completion_length": 8,
+            "min_pixels": 56 * 56,
+            "max_pixels": 84 * 84,
+            "max_steps": NUM_SYNCED + NUM_CONTROL,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": "false",
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "report_to": "none",
+            **changes,
+        }
+        flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        told = run_ranks(lambda _: ["tests.vllm.rank_probe", *flags], timeout=400)
+        logs = [
+            json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(NUM_RANKS)
+        ]
+        return told, [[log[DIFFERENCE] for log in own if DIFFERENCE in log] for own in logs]
+
+    return run
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_both_ranks_sample_from_the_policy(run, tensor_parallel_size):
+    told, differences = run(vllm_tensor_parallel_size=tensor_parallel_size)
+    for found in differences:
+        assert max(found[:NUM_SYNCED]) < BOUND
+        assert min(found[NUM_SYNCED:]) > TIMES * BOUND
+    assert "Traceback" not in "".join(told)
