@@ -10,8 +10,9 @@ from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.batches.complete_batch import CompletedCollator
 from grpo_stream.train.models.patches import image_inputs
 from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.tiny import make_tiny_policy
 from tests.train.runs import logged
-from tests.train.support import make_collator, make_llava, make_stream_sample
+from tests.train.support import TASK_TEXTS, make_collator, make_stream_sample
 
 SIZES = ((56, 84), (112, 56), (56, 56))
 
@@ -126,7 +127,7 @@ class TestWhatIsDerived:
         assert CompletedCollator(lambda _: whole, own)(samples) == whole
 
     def test_of_another_family(self, tmp_path):
-        processor = load_processor(make_llava(tmp_path))
+        processor = load_processor(make_tiny_policy(tmp_path, TASK_TEXTS, family="llava"))
         own = PromptCollator(processor, make_collator(processor).template, "original")
         samples = [make_stream_sample(number, (70, 56)) for number in range(2)]
         expected = own(samples)
