@@ -62,7 +62,8 @@ def read_run(path: str | Path) -> SavedRun:
     try:
         results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
         if results["version"] not in _READABLE:
-            raise ValueError(f"version {results['version']}, this program reads {_READABLE}")
+            known = " and ".join(map(str, _READABLE))
+            raise ValueError(f"version {results['version']}, this program reads {known}")
         with (folder / ANSWERS_NAME).open(encoding="utf-8", errors="surrogatepass") as lines:
             answers = [ScoredAnswer.from_dict(json.loads(line)) for line in lines]
     except (OSError, KeyError, TypeError, ValueError) as error:

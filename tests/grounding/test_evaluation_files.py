@@ -16,7 +16,7 @@ def test_what_is_written_is_read_again(tmp_path):
     for path in (tmp_path / "report", tmp_path / "report/results.json"):
         run = read_run(path)
         assert run.answers == ANSWERS
-        assert run.results == {"version": 1, **RESULTS}
+        assert run.results == {"version": 2, **RESULTS}
         check_same_data(run, "d" * 64)
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "answers.jsonl",
@@ -40,8 +40,10 @@ def test_other_data_and_other_versions_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"of other samples \(digest dddddddddddd, here eeee"):
         check_same_data(read_run(tmp_path), "e" * 64)
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(RESULTS | {"version": 2}))
-    with pytest.raises(ConfigError, match="version 2, this program reads 1"):
+    path.write_text(json.dumps(RESULTS | {"version": 1}))
+    assert read_run(tmp_path).answers == ANSWERS
+    path.write_text(json.dumps(RESULTS | {"version": 3}))
+    with pytest.raises(ConfigError, match="version 3, this program reads 1 and 2"):
         read_run(tmp_path)
     with pytest.raises(ConfigError, match=r"compare=.*no report"):
         read_run(tmp_path / "nothing")
