@@ -103,7 +103,7 @@ class TestZeroConfig:
             ),
             ({"bf16__check_grad_overflow": False}, "bf16.check_grad_overflow", "use true"),
             (
-                {"zero_optimization__compute_grad_norm": False},
+                {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
                 "zero_optimization.compute_grad_norm",
                 "use true",
             ),
