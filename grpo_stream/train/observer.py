@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from trl import GRPOConfig
 
+from grpo_stream.train.observe.bad_steps import BadSteps
 from grpo_stream.train.observe.difficulty_log import DifficultyLog
 from grpo_stream.train.observe.metrics import Work, step_metrics
 from grpo_stream.train.observe.phases import Phases
@@ -50,6 +51,7 @@ class Observer:
         facts: What the run knows.
         show: Hands a picture to experiment trackers, see
             :class:`grpo_stream.train.observe.rollout_sheets.RolloutSheets`.
+        max_bad_steps: More bad steps than that end the run.
     """
 
     def __init__(
@@ -58,9 +60,13 @@ class Observer:
         args: GRPOConfig,
         facts: RunFacts,
         show: Callable[[Path, Image.Image, int], None],
+        *,
+        max_bad_steps: int = 3,
     ) -> None:
         self.phases = Phases()
         """Stopwatch of this rank."""
+        self.bad_steps = BadSteps(max_bad_steps)
+        """Steps whose gradient is not finite."""
         self._step_timeout_seconds = settings.step_timeout_seconds
         self._folder = folder = Path(args.output_dir)
         self._facts = facts

@@ -41,7 +41,7 @@ from grpo_stream.train.models.policy import (
     policy_config,
 )
 from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
-from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
+from grpo_stream.train.observe.bad_steps import check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
 from grpo_stream.train.observe.tensorboard_log import resume_tensorboard
@@ -213,7 +213,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self._master_weights = master_weights
         ways = self._ways_to_try(shared_prefix)
         self._check_inputs(ways, has_patches=known_rule(images.processor) is not None)
-        self._bad_steps = BadSteps(max_bad_steps)
         self._make_parts(
             Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
             RunState(args, self.accelerator, old_checkpoints, master_weights),
@@ -228,6 +227,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             ),
             self._ban_tokens(banned, images.processor),
             log,
+            max_bad_steps,
         )
 
     @property
@@ -281,6 +281,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         settings: RolloutSettings,
         engine: Engine | None,
         log: LogArguments,
+        max_bad_steps: int,
     ) -> None:
         """All that this class keeps; other names with an underscore are trl's and transformers'."""
         facts = RunFacts(
@@ -291,12 +292,13 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         resume_tensorboard(self.callback_handler)
         show = show_in_trackers(self.callback_handler, self.args.report_to)
         self._feed = feed
-        self._observer = Observer(log, self.args, facts, show)
+        self._observer = Observer(log, self.args, facts, show, max_bad_steps=max_bad_steps)
         self._run_state = run_state
         self.phases = self._observer.phases
         self.run_metrics = RunMetrics(self._metrics)
         self.run_metrics.at_each_log(self._observer.since_last_log)
-        self.run_metrics.at_each_log(lambda: {"update/num_bad_steps": self._bad_steps.num})
+        bad_steps = self._observer.bad_steps
+        self.run_metrics.at_each_log(lambda: {"update/num_bad_steps": bad_steps.num})
         tools = (self.args, self.accelerator, self.phases, self.run_metrics)
         self._rollout = GroupRollout(settings, *tools, engine)
         self.train_stream, self.train_loader = feed.train_stream, feed.train_loader
@@ -398,7 +400,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             self._total_loss_scalar = -self._tr_loss.item()
             self._globalstep_last_logged = gathered.global_step_logged
             refill_columns(self._logs, gathered.completions)
-            self._bad_steps.num = gathered.num_bad_steps
+            self._observer.bad_steps.num = gathered.num_bad_steps
 
     # ---------------------------------------------------------------- rollout and scoring
 
@@ -500,7 +502,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """Extends ``GRPOTrainer._compute_loss`` (trl 1.16): says whose completions are scored."""
         with self._rollout.scoring(inputs["groups"]):
             loss = super()._compute_loss(model, inputs)
-        return self._bad_steps.guard(loss, inputs["groups"].keys) if model.training else loss
+        return (
+            self._observer.bad_steps.guard(loss, inputs["groups"].keys) if model.training else loss
+        )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Extends ``Trainer._get_grad_norm`` (transformers 5.23): asked before each update.
@@ -511,7 +515,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         engine = self.model_wrapped if self.is_deepspeed_enabled else None
         step = self.state.global_step + 1
-        self._bad_steps.judge(norm, self.optimizer, model, engine, global_step=step)
+        self._observer.bad_steps.judge(norm, self.optimizer, model, engine, global_step=step)
         return norm
 
     def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
@@ -534,7 +538,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         sums = (self.run_metrics.state(), self._tr_loss, self._globalstep_last_logged, self._logs)
-        gathered = Gathered(*sums, self._bad_steps.num)
+        gathered = Gathered(*sums, self._observer.bad_steps.num)
         with self.phases("checkpoint"), self._run_state.whole(folder):
             if self.args.should_save:
                 self._feed.write_position(folder, self._step)
@@ -576,7 +580,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         made = optimizer or self.optimizer
         self._run_state.optimizer_settings.note(made, num_training_steps)
         if self.is_deepspeed_enabled:
-            self._bad_steps.watch(self.optimizer)
+            self._observer.bad_steps.watch(self.optimizer)
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -110,7 +110,7 @@ def main(policy, shards, out, stage, precision):
     except RewardError as error:
         told = str(error)
     seen = {
-        "num_bad": trainer._bad_steps.num,
+        "num_bad": trainer._observer.bad_steps.num,
         "are_finite": weights.are_finite,
         "is_kept": [a == b for a, b in zip(weights.sums, weights.sums[1:], strict=False)],
         "rates": [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e],

@@ -96,6 +96,17 @@ class TestZeroConfig:
             ({"zero_optimization__stage": "3"}, "zero_optimization.stage", "0, 1, 2 or 3"),
             ({"zero_optimization": {}}, "zero_optimization.stage", "0, 1, 2 or 3"),
             ({"train_batch_size": 12}, "train_batch_size", "write 24"),
+            (
+                {"bf16__bf16_master_weights_and_grads": True},
+                "bf16.bf16_master_weights_and_grads",
+                "use false",
+            ),
+            ({"bf16__check_grad_overflow": False}, "bf16.check_grad_overflow", "use true"),
+            (
+                {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+                "zero_optimization.compute_grad_norm",
+                "use true",
+            ),
             ({"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu", "write 4"),
             ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps", "write 3"),
             ({"gradient_clipping": 1.0}, "gradient_clipping", "max_grad_norm=0.5"),
