@@ -67,7 +67,8 @@ class CompletedCollator:
                 for one in batch["scales"]
                 if not isinstance(one, list) or len(one) != len(("width", "height"))
             ][:1]
-        if not faults and any(name not in batch for name in _ENCODED):
+        is_encoded = "media" in batch or all(name in batch for name in _ENCODED)
+        if not faults and not is_encoded:
             faults += self._encode(batch, samples)
         if faults:
             found = ", ".join(sorted(map(str, batch))) or "nothing"
@@ -75,7 +76,8 @@ class CompletedCollator:
         return self._with_the_rest(batch, samples)
 
     def _with_the_rest(self, batch: Batch, samples: Sequence[StreamSample]) -> Batch:
-        sizes = [_size_of(grid, self._own) for grid in batch["image_grid_thw"]]
+        grids = batch.get("image_grid_thw", [None] * len(samples))
+        sizes = [None if grid is None else _size_of(grid, self._own) for grid in grids]
         rest = {
             "patch_rule": None,
             "model_size": [
@@ -135,10 +137,11 @@ class CompletedCollator:
         prompts = self._prompts(batch["prompt"], sizes, batch["scales"])
         encoded = self._own.encoded(own, prompts)
         if not is_bytes:
-            shape, wanted = images[0].shape, encoded["pixel_values"].shape[1:]
-            if any(image.shape != wanted for image in images):
-                return [f"pixel_values must be floats of shape {tuple(wanted)}, not {tuple(shape)}"]
-            encoded["pixel_values"] = torch.stack(images)
+            for image, media in zip(images, encoded["media"], strict=True):
+                wanted, shape = tuple(media["pixel_values"].shape), (1, *image.shape)
+                if wanted != shape:
+                    return [f"pixel_values must be floats of shape {wanted[1:]}, not {shape[1:]}"]
+                media["pixel_values"] = image[None]
         batch |= encoded | {"prompt": prompts}
         return []
 

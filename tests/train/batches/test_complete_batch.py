@@ -131,9 +131,11 @@ class TestWhatIsDerived:
         own = PromptCollator(processor, make_collator(processor).template, "original")
         samples = [make_stream_sample(number, (70, 56)) for number in range(2)]
         expected = own(samples)
-        for images in ([sample.pixels for sample in samples], expected["pixel_values"]):
+        floats = [media["pixel_values"][0] for media in expected["media"]]
+        for images in ([sample.pixels for sample in samples], floats):
             found = completed(own, samples, **promised(samples, images))
-            assert torch.equal(found["pixel_values"], expected["pixel_values"])
+            for one, other in zip(found["media"], expected["media"], strict=True):
+                assert torch.equal(one["pixel_values"], other["pixel_values"])
             assert [ids.tolist() for ids in found["prompt_ids"]] == [
                 ids.tolist() for ids in expected["prompt_ids"]
             ]

@@ -115,7 +115,7 @@ class TestPlan:
 
     def test_is_planned_as_its_base(self, flags):
         plan = plan_run(parse_settings(flags, use_cpu=True))
-        assert "auto, attention two_part" in plan.describe()
+        assert "auto: packed, attention two_part" in plan.describe()
 
     def test_another_adapter_on_it_is_refused(self, flags):
         settings = parse_settings([*flags, "--use_peft", "true"], use_cpu=True)
