@@ -41,6 +41,8 @@ class Manifest:
     """Counts over the set, for people: ``num_samples``, ``num_bytes``, ``num_warnings``, ..."""
     rejects: dict[str, int] = field(default_factory=dict)
     """Rejected records by cause."""
+    group_counts: tuple[int, ...] = ()
+    """Images in each shard, where the samples of an image are neighbours; else empty."""
 
     @property
     def is_older(self) -> bool:
@@ -98,6 +100,7 @@ class Manifest:
             "totals": self.totals,
             "rejects": self.rejects,
             "settings": self.settings,
+            **({"group_counts": self.group_counts} if self.group_counts else {}),
         }
         lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)},\n" for k, v in rest.items()]
         shards = ",\n".join(f"  {json.dumps(shard.to_dict())}" for shard in self.shards)
@@ -133,6 +136,7 @@ class Manifest:
                 builder_version=str(raw["builder_version"]),
                 totals=dict(raw["totals"]),
                 rejects=dict(raw["rejects"]),
+                group_counts=_group_counts(raw.get("group_counts", []), len(raw["shards"])),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise ManifestError(
@@ -189,6 +193,14 @@ def _parse(data: bytes) -> tuple[Any, ShardTable | None]:
     raw = json.loads(data, object_hook=reader)
     table = reader.table(raw["shards"]) if isinstance(raw, dict) and "shards" in raw else None
     return (raw, table) if table is not None else (json.loads(data), None)
+
+
+def _group_counts(raw: Any, num_shards: int) -> tuple[int, ...]:
+    counts = tuple(raw)
+    is_sound = all(type(count) is int and count > 0 for count in counts)
+    if not is_sound or len(counts) not in (0, num_shards):
+        raise ValueError(f"group_counts: not a number for each of {num_shards} shards")
+    return counts
 
 
 def _has_twice(shards: Sequence[ShardInfo]) -> bool:

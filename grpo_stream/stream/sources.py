@@ -66,7 +66,7 @@ class StreamSample:
                 sample is of one.
         """
         # Each property is asked for once: after a decoded image the caches hold no Python.
-        solutions, size, original = sample.solutions, sample.size, sample.original_size
+        size = sample.size
         if sample.more_images:
             detail = f"{sample.key}: {len(sample.images)}, where the stream takes one"
             raise ShardFormatError("several_images", detail)
@@ -77,8 +77,14 @@ class StreamSample:
             raise ShardFormatError("size_mismatch", detail)
         if rule is not None:
             pixels = resize(pixels, rule.target(size))
+        return cls.over(sample, pixels)
+
+    @classmethod
+    def over(cls, sample: Sample, pixels: Pixels) -> "StreamSample":
+        """A sample at rest whose image has been decoded and resized."""
+        (width, height), original = sample.size, sample.original_size
         factors = original.width / width, original.height / height
-        scaled = tuple(tuple(map(mul, solution, cycle(factors))) for solution in solutions)
+        scaled = tuple(tuple(map(mul, solution, cycle(factors))) for solution in sample.solutions)
         one = scaled[0] if len(scaled) == 1 else scaled
         return cls(sample.key, pixels, sample.prompt, one, original, sample.extra)
 
@@ -321,6 +327,10 @@ class ShardSource:
     def _too_large(self, shard: int, sample: int, entry: IndexEntry) -> ShardFormatError:
         detail = f"{self.describe(shard, sample)}: {entry.num_bytes} bytes are more than "
         return ShardFormatError("sample_bytes", f"{detail}max_sample_bytes")
+
+    def index(self, shard: int) -> ShardIndex:
+        """Where the samples of a shard are."""
+        return self._index(shard)[1]
 
     def _index(self, shard: int) -> tuple[str, ShardIndex]:
         """The shard's name and index."""

@@ -112,6 +112,13 @@ def _add_set(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add_shard_limits(group)
     add_split_flag(group)
+    add(
+        "--group-by",
+        choices=("none", "image"),
+        default="none",
+        help="image: an image's records become neighbours; supervised fine-tuning then computes "
+        "it once for all of them (%(default)s)",
+    )
     add("--shuffle-seed", type=int, metavar="S", help="shuffle the records")
     add("--overwrite", action="store_true", help="replace the data set in --out")
 
@@ -171,6 +178,7 @@ def _build(args: argparse.Namespace) -> int:
             encoding=parse_encoding(args.reencode),
         ),
         limits=ShardLimits(args.samples_per_shard, args.max_shard_bytes),
+        by_image=args.group_by == "image",
         shuffle_seed=args.shuffle_seed,
         max_reject_share=args.max_reject_share,
         accept_reading=args.accept_reading,

@@ -29,6 +29,8 @@ class Assembled:
     warnings: ListWriter
     tags: dict[str, str]
     """ETag of each file of ``shards`` that was put into a bucket."""
+    group_counts: list[int]
+    """Images in a row, of each shard."""
 
     def manifest(self, settings: dict[str, Any]) -> Manifest:
         """The manifest, to be saved last."""
@@ -39,6 +41,7 @@ class Assembled:
             builder_version=grpo_stream.__version__,
             totals=self.totals,
             rejects=dict(sorted(self.rejects.counts.items())),
+            group_counts=tuple(self.group_counts) if "group_by" in settings else (),
         )
 
 
@@ -73,6 +76,7 @@ def assemble(
     warnings = ListWriter(WARNINGS_NAME, input_names, folder)
     shards: list[ShardInfo] = []
     tags: dict[str, str] = {}
+    group_counts: list[int] = []
     totals = dict.fromkeys(("num_records", "num_samples", "num_multi_image", "num_multi_box"), 0)
 
     def results() -> Iterator[ChunkResult]:
@@ -81,6 +85,7 @@ def assemble(
     for result, repeats in zip(results(), find_repeats(results, folder), strict=True):
         shards += result.shards
         tags |= result.tags
+        group_counts += result.group_counts
         totals["num_records"] += result.num_records
         totals["num_samples"] += len(result.notes)
         totals["num_multi_image"] += result.num_multi_image
@@ -99,7 +104,7 @@ def assemble(
     totals["num_bytes"] = sum(shard.num_bytes for shard in shards)
     totals["num_rejects"] = rejects.counts.total()
     totals["num_warnings"] = warnings.counts.total()
-    return Assembled(tuple(shards), totals, rejects, warnings, tags)
+    return Assembled(tuple(shards), totals, rejects, warnings, tags, group_counts)
 
 
 def _results(state: Store, split: str, num_chunks: int) -> Iterator[ChunkResult]:

@@ -60,6 +60,9 @@ class BuildSettings:
     """Named shares of the images that become data sets of their own, in folders of ``out``."""
     pictures: PictureRules = field(default_factory=PictureRules)
     limits: ShardLimits = field(default_factory=ShardLimits)
+    by_image: bool = False
+    """The records of an image become neighbours in one shard, so that training may compute it once
+    for all of them; the images are in an order of their own."""
     shuffle_seed: int | None = None
     """Shuffles all records before packing, through temporary files; None keeps their order."""
     max_rejects: int | None = None
@@ -158,11 +161,14 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             state=settings.out if output is not None else str(temp / "state"),
             spool=temp / "spool",
             dry_run=settings.dry_run,
+            by_image=settings.by_image,
         )
         # Before the inputs are read: workers start meanwhile.
         crew = start_crew(job, settings.num_workers)
         stack.callback(crew.stop)
-        reading = Reading(sources, rules, settings.where, settings.shuffle_seed, temp)
+        reading = Reading(
+            sources, rules, settings.where, settings.shuffle_seed, temp, by_image=settings.by_image
+        )
         survey = reading.survey(lambda num_records: tell(Progress("read", None, num_records)))
         reader = ImageReader(job.images_root, job.pictures)
         stack.callback(reader.close)
@@ -177,7 +183,8 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
             if found is not None:
                 return replace(_found(found), readings=read_as[0], reading_lines=read_as[1])
         run = _Run(crew, settings, words, survey.num_wanted, tell)
-        cutter = Cutter(job.limits, reading, forms.rules, settings.split, reader)
+        by_image = settings.by_image
+        cutter = Cutter(job.limits, reading, forms.rules, settings.split, reader, by_image=by_image)
         run.build(cutter.cut(reading.records()), output)
         tell(Progress("finish", None))
         state = open_store(job.state)
@@ -358,6 +365,7 @@ def _content(
         "pictures": asdict(settings.pictures),
         "shard_limits": asdict(settings.limits),
         "shuffle_seed": settings.shuffle_seed,
+        **({"group_by": "image"} if settings.by_image else {}),
         "category_prompt": settings.category_prompt,
         "codecs": codec_versions(),
     }

@@ -17,6 +17,7 @@ from grpo_stream.records.formats.inline_image import InlineImage
 from grpo_stream.records.formats.open_inputs import InputSource, read_formed
 from grpo_stream.records.formats.rules import Rules
 from grpo_stream.records.stored_image import ImageReader
+from shard_builder.build.image_neighbours import bucket_of, image_identity, whole_images
 from shard_builder.build.spill_buckets import NUM_BUCKETS, Buckets
 
 _TELL_EVERY = 1_000
@@ -116,6 +117,7 @@ class Reading:
         where: Fields and the values they must have, as in ``(("split", "train"),)``.
         shuffle_seed: Shuffles all records; None keeps their order.
         folder: For temporary files; a shuffle needs as much room as the records take.
+        by_image: The records of an image become neighbours.
     """
 
     def __init__(
@@ -125,8 +127,11 @@ class Reading:
         where: Sequence[tuple[str, str]],
         shuffle_seed: int | None,
         folder: Path,
+        *,
+        by_image: bool = False,
     ) -> None:
         self._sources = sources
+        self._by_image = by_image
         self._rules = rules
         self._where = where
         self._shuffle_seed = shuffle_seed
@@ -160,7 +165,10 @@ class Reading:
             num_wanted += 1
             if num_wanted % _TELL_EVERY == 0:
                 tell(num_wanted)
-            if self._shuffle_seed is not None:
+            if self._by_image:
+                image = image_identity(record, forms.image_key(form))
+                self._buckets.add(bucket_of(image, self._shuffle_seed), pack_row(row))
+            elif self._shuffle_seed is not None:
                 self._buckets.add(deal.randrange(NUM_BUCKETS), pack_row(row))
             elif num_bytes < _MAX_KEPT_BYTES:
                 kept.append(pack_row(row))
@@ -168,7 +176,7 @@ class Reading:
             else:
                 kept.clear()
         tell(num_wanted)
-        if len(kept) == num_wanted:
+        if len(kept) == num_wanted and not self._by_image:
             self._kept = kept
         self._surveyed = tuple(summaries)
         return Survey(self._surveyed, num_wanted)
@@ -179,7 +187,9 @@ class Reading:
         Raises:
             RecordError: cause ``input_changed``: an input is not what it was.
         """
-        if self._shuffle_seed is not None:
+        if self._by_image:
+            yield from whole_images(self._buckets, self.forms, self._shuffle_seed, unpack_row)
+        elif self._shuffle_seed is not None:
             yield from self._shuffled()
         elif self._kept is not None:
             yield from self._kept
@@ -273,6 +283,7 @@ class Cutter:
         rules: How the records of each form are written.
         splits: Shares of the images; None for one set.
         reader: Gives the bytes of an image, which decide about its split.
+        by_image: A full chunk takes what is left of its last image.
     """
 
     def __init__(
@@ -282,7 +293,10 @@ class Cutter:
         rules: Sequence[Rules],
         splits: Splits | None,
         reader: ImageReader,
+        *,
+        by_image: bool = False,
     ) -> None:
+        self._by_image = by_image
         self._limits = limits
         self._carries = reading.carries_images
         self._rules = tuple(rules)
@@ -295,6 +309,7 @@ class Cutter:
         """The chunks of ``rows``, in the order of the build."""
         started: dict[str, list[Row | bytes]] = {}
         carried: Counter[str] = Counter()
+        full: dict[str, bytes] = {}  # splits with a full chunk, and its last image
         for given in rows:
             split, row = "", given
             if self._splits is not None or self._carries:
@@ -302,9 +317,16 @@ class Cutter:
                 split, record = self._assign(form, record)
                 carried[split] += _num_carried_bytes(record)
                 row = (place, form, record)
+            if split in full and full[split] != self._image_of(row):
+                yield self._chunk(split, started.pop(split))
+                del full[split]
+                carried[split] = _num_carried_bytes(unpack_row(row)[2])
             chunk = started.setdefault(split, [])
             chunk.append(row)
-            if len(chunk) == self._limits.max_samples or carried[split] >= self._limits.max_bytes:
+            if len(chunk) >= self._limits.max_samples or carried[split] >= self._limits.max_bytes:
+                if self._by_image:
+                    full[split] = self._image_of(row)
+                    continue
                 yield self._chunk(split, chunk)
                 del started[split], carried[split]
         for split, chunk in started.items():
@@ -314,6 +336,10 @@ class Cutter:
         chunk = Chunk(split, self.num_chunks[split], rows, self._rules)
         self.num_chunks[split] += 1
         return chunk
+
+    def _image_of(self, row: Row | bytes) -> bytes:
+        _, form, record = unpack_row(row)
+        return image_identity(record, self._rules[form].image_key)
 
     def _assign(self, form: int, record: Any) -> tuple[str, Any]:
         if self._splits is None:

@@ -23,6 +23,7 @@ from grpo_stream.shards.sample import uses_schema_3
 from grpo_stream.shards.tar import ShardWriter
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.chunk_plan import Chunk, Place, ShardLimits, unpack_row
+from shard_builder.build.image_neighbours import GroupCount
 
 STATE_FOLDER = "_build"
 """Folder of what an unfinished build has done so far, beside its shards."""
@@ -53,6 +54,8 @@ class Job:
     """A local folder where shards for a bucket wait for their upload."""
     dry_run: bool = False
     """Judge everything, write no shards."""
+    by_image: bool = False
+    """Samples of one image stay in one shard."""
 
 
 @dataclass
@@ -144,6 +147,8 @@ class ChunkResult:
     """Samples with what schema 3 added."""
     tags: dict[str, str] = field(default_factory=dict)
     """ETag of each file that was put into a bucket."""
+    group_counts: list[int] = field(default_factory=list)
+    """Images in a row, of each shard."""
 
     def news(self) -> News:
         """All of it as one piece of news."""
@@ -208,6 +213,7 @@ class Worker:
         reporter.tell()
 
         def finish() -> DoneChunk:
+            result.group_counts = [] if packer is None else packer.groups.counts
             for shard in finished:
                 info, tags = shard.result()
                 result.shards.append(info)
@@ -316,7 +322,9 @@ class _Packer:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._number = chunk.number
         self._limits = job.limits
+        self._by_image = job.by_image
         self._finisher = finisher
+        self.groups = GroupCount()
         self._writer: ShardWriter | None = None
         self._finished: list[Future[_Finished]] = []
 
@@ -324,11 +332,15 @@ class _Packer:
         sample = verdict.sample
         num_bytes = len(sample.image) + sum(len(image) for _, image in sample.more_images)
         writer = self._writer
-        if writer is not None and writer.num_bytes + num_bytes > self._limits.max_bytes:
+        is_full = writer is not None and writer.num_bytes + num_bytes > self._limits.max_bytes
+        image = (len(sample.image), verdict.image_crc32)
+        if is_full and not (self._by_image and self.groups.is_last(*image)):
             self._end()
         if self._writer is None:
             name = shard_name(self._number, len(self._finished))
             self._writer = ShardWriter(self._folder / name)
+            self.groups.begin_shard()
+        self.groups.add(*image)
         self._writer.add(sample, verdict.image_crc32, verdict.encoded_meta)
 
     def close(self) -> "list[Future[_Finished]]":
