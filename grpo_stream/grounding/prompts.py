@@ -206,7 +206,7 @@ def render(template: PromptTemplate, instruction: str, size: Size) -> str:
 
 
 def answer_text(kind: AnswerKind, solution: Point | Box, snap: int = 1) -> str:
-    """The answer that a supervised cold start teaches; thoughts are not written.
+    """The answer that supervised fine-tuning teaches; thoughts are not written.
 
     Args:
         kind: :attr:`PromptTemplate.answer`.
@@ -240,7 +240,7 @@ def answer_text(kind: AnswerKind, solution: Point | Box, snap: int = 1) -> str:
 
 
 def refusal_text(kind: AnswerKind) -> str:
-    """The refusal that a supervised cold start teaches: the template's form, all numbers -1."""
+    """The refusal that supervised fine-tuning teaches: the template's form, all numbers -1."""
     form = {
         "point": "(-1, -1)",
         "box": '{"bbox_2d": [-1, -1, -1, -1]}',

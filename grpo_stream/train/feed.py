@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.stream.loader import PromptLoader
@@ -65,6 +64,7 @@ class Feed:
             make an update.
         allow_new_lanes: A checkpoint of another number of prompts per generation batch is resumed
             from, over exactly what is left of its epoch, instead of being refused.
+        num_repeats: Micro-steps that use a batch of the stream; None: as GRPO's settings say.
     """
 
     def __init__(
@@ -72,16 +72,18 @@ class Feed:
         train_stream: PromptStream,
         eval_stream: PromptStream | None,
         collate: Callable[[Sequence[Any]], Batch],
-        args: GRPOConfig,
+        args: TrainingArguments,
         *,
         allow_new_lanes: bool = False,
+        num_repeats: int | None = None,
     ) -> None:
         self.train_stream = train_stream
         self.train_loader = PromptLoader(train_stream, collate)
         self.eval_loader = None if eval_stream is None else EvalLoader(eval_stream, collate)
         self._eval_batches = None if self.eval_loader is None else EvalBatches(self.eval_loader)
         self._reader = ReadTogether(self.train_loader)
-        num_repeats = args.steps_per_generation * args.num_iterations
+        if num_repeats is None:
+            num_repeats = args.steps_per_generation * args.num_iterations
         self._micro_steps = MicroStepDataset(self._reader, num_repeats)
         self._args = args
         self._allow_new_lanes = allow_new_lanes
@@ -93,6 +95,11 @@ class Feed:
     def train_batches(self) -> DataLoader[Batch]:
         """One item per micro-step of the present epoch: its generation batch."""
         return DataLoader(self._micro_steps, batch_size=1, collate_fn=first_of)
+
+    @property
+    def micro_steps(self) -> MicroStepDataset:
+        """Maps each micro-step of the present epoch to its batch of the stream."""
+        return self._micro_steps
 
     def eval_batches(self) -> DataLoader[Batch]:
         """The batches of an evaluation.

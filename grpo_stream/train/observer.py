@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from trl import GRPOConfig
+from transformers import TrainingArguments
 
 from grpo_stream.train.observe.bad_steps import BadSteps
 from grpo_stream.train.observe.difficulty_log import DifficultyLog
@@ -57,7 +57,7 @@ class Observer:
     def __init__(
         self,
         settings: LogArguments,
-        args: GRPOConfig,
+        args: TrainingArguments,
         facts: RunFacts,
         show: Callable[[Path, Image.Image, int], None],
         *,

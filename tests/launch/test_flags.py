@@ -62,7 +62,7 @@ def run_flags(tmp_path_factory):
 
 
 class TestNoRanksAreJoined:
-    @pytest.mark.parametrize("name", ["train", "preflight", "evaluate", "cold_start"])
+    @pytest.mark.parametrize("name", ["train", "sft", "preflight", "evaluate"])
     def test_for_help(self, name, alone, capsys):
         with pytest.raises(SystemExit) as ended:
             load_script(name).main(["--help"])
@@ -217,11 +217,15 @@ class TestBothSpellings:
         assert script.main(words) == 0
         assert seen[2] == "format_reward"
 
-    @pytest.mark.parametrize("name", ["evaluate", "cold_start"])
-    def test_scripts_of_dataclasses(self, name, spelled, capsys):
-        words = ["--model_name_or_path", "no/such/model", "--output_dir", "out"]
-        if name == "evaluate":
-            words = [spelled("model-name-or-path"), "no/such/model", "--report", "out"]
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("evaluate", ["--model", "no/such/model", "--report", "out"]),
+            ("sft", ["--model-name-or-path", "no/such/model", "--output-dir", "out"]),
+        ],
+    )
+    def test_scripts_of_dataclasses(self, name, words, spelled, capsys):
+        words = [spelled(word[2:]) if word.startswith("--") else word for word in words]
         assert load_script(name).main([*words, spelled("num-reader-threads"), "x"]) == 2
         assert "num_reader_threads='x': must be a whole number" in capsys.readouterr().err
 

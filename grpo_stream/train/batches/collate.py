@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from grpo_stream.boxes import Frame, Point
+from grpo_stream.boxes import Frame
 from grpo_stream.errors import RecordError
-from grpo_stream.grounding.frames import frame_size, from_original
-from grpo_stream.grounding.prompts import PromptTemplate, answer_text, messages, refusal_text
+from grpo_stream.grounding.frames import frame_size
+from grpo_stream.grounding.prompts import PromptTemplate, messages
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.record_source import sample_from_record
 from grpo_stream.stream.sources import StreamSample
-from grpo_stream.targets import bounds_of, read_target
-from grpo_stream.train.models.patches import device_rule, image_inputs, image_tensor
+from grpo_stream.train.models.patches import device_rule, image_tensor
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.models.processor_only import encode_by_processor
 
@@ -93,9 +92,7 @@ class PromptCollator:
         prompts = [self._messages(sample) for sample in samples]
         encoded = self.encoded(samples, prompts)
         for sample, ids in zip(samples, encoded["prompt_ids"], strict=True):
-            if len(ids) > self.max_prompt_tokens:
-                detail = f"key={sample.key!r}: {len(ids)} tokens are more than max_prompt_tokens="
-                raise RecordError("prompt_too_long", f"{detail}{self.max_prompt_tokens}")
+            self._check_length(sample, ids)
         return {
             **encoded,
             "prompt": prompts,
@@ -106,6 +103,17 @@ class PromptCollator:
             "key": [sample.key for sample in samples],
             "extra": [sample.extra for sample in samples],
         }
+
+    def prompt_ids(self, sample: StreamSample, grid: torch.Tensor) -> torch.Tensor:
+        """``prompt_ids`` of one more prompt about an image of ``grid``, shape (3,)."""
+        ids = self._prompt_ids(self._messages(sample), grid)
+        self._check_length(sample, ids)
+        return ids
+
+    def _check_length(self, sample: StreamSample, ids: torch.Tensor) -> None:
+        if len(ids) > self.max_prompt_tokens:
+            detail = f"key={sample.key!r}: {len(ids)} tokens are more than max_prompt_tokens="
+            raise RecordError("prompt_too_long", f"{detail}{self.max_prompt_tokens}")
 
     def encoded(self, samples: Sequence[StreamSample], prompts: Sequence[Any]) -> Batch:
         """The columns of a batch that the processor makes: images and token ids.
@@ -176,68 +184,3 @@ class PromptCollator:
             )
         place = places[0]
         return torch.tensor([*ids[:place], *[self._image_token_id] * num_tokens, *ids[place + 1 :]])
-
-
-class SupervisedCollator:
-    """Prompts with the answer that is taught, for a supervised cold start.
-
-    Args:
-        prompts: Encodes the prompts.
-        snap: Answers are rounded to multiples of this; see ``prompts.answer_text``.
-
-    Returns a dict of texts, padded on the right: ``input_ids``, ``attention_mask``,
-    ``mm_token_type_ids`` and ``labels`` (the answer and the end of turn; -100 elsewhere), int64,
-    shape (prompts, longest); ``pixel_values``, ``patch_rule`` and ``image_grid_thw`` as in the
-    prompts' batch. :func:`model_inputs` makes of it what a model takes.
-    """
-
-    def __init__(self, prompts: PromptCollator, snap: int = 1) -> None:
-        self.prompts = prompts
-        self.snap = snap
-
-    def __call__(self, samples: Sequence[StreamSample]) -> Batch:
-        """See the class."""
-        batch = self.prompts(samples)
-        tokenizer = self.prompts.processor.tokenizer
-        rows, labels, types = [], [], []
-        for sample, ids, kinds in zip(
-            samples, batch["prompt_ids"], batch["mm_token_type_ids"], strict=True
-        ):
-            text = self._answer(sample) + tokenizer.eos_token
-            answer = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
-            rows.append(torch.cat([ids, answer]))
-            labels.append(torch.cat([torch.full_like(ids, IGNORED_LABEL), answer]))
-            types.append(torch.cat([kinds, torch.zeros_like(answer)]))
-        return {
-            "input_ids": _pad_right(rows, tokenizer.pad_token_id),
-            "attention_mask": _pad_right([torch.ones_like(row) for row in rows], 0),
-            "mm_token_type_ids": _pad_right(types, 0),
-            "labels": _pad_right(labels, IGNORED_LABEL),
-            **{name: batch[name] for name in ("pixel_values", "patch_rule", "image_grid_thw")},
-        }
-
-    def _answer(self, sample: StreamSample) -> str:
-        frame, kind = self.prompts.answer_frame, self.prompts.template.answer
-        sizes = {"model_size": sample.model_size, "original_size": sample.scales}
-        shapes = read_target(sample.solution).shapes
-        if not shapes:
-            return refusal_text(kind)
-        first = shapes[0]  # any of several is right, and a template has room for one
-        if isinstance(first, Point):
-            return answer_text(kind, from_original(first, frame, **sizes), self.snap)
-        return answer_text(kind, from_original(bounds_of(first), frame, **sizes), self.snap)
-
-
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """The arguments of a model for a batch of :class:`SupervisedCollator`, on ``device``."""
-    texts = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
-    pixel_values, image_grid_thw = image_inputs(batch, device)
-    return {
-        **{name: batch[name].to(device) for name in texts},
-        "pixel_values": pixel_values,
-        "image_grid_thw": image_grid_thw,
-    }
-
-
-def _pad_right(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)

@@ -45,7 +45,8 @@ class OptimizerSettings:
 
     def __init__(self, args: TrainingArguments, master_weights: str = "none") -> None:
         self._args = args
-        self._values = {name: _plain(getattr(args, name)) for name in (*_SCHEDULE, *_OTHERS)}
+        names = [name for name in (*_SCHEDULE, *_OTHERS) if hasattr(args, name)]
+        self._values = {name: _plain(getattr(args, name)) for name in names}
         self._values["master_weights"] = master_weights
         self._groups: list[Group] = []
 

@@ -62,7 +62,9 @@ def check_reference(checkpoint: Path, args: GRPOConfig) -> None:
     Raises:
         ConfigError: naming ``sync_ref_model``.
     """
-    if not args.sync_ref_model or not args.beta or (checkpoint / REFERENCE_NAME).is_file():
+    if not getattr(args, "sync_ref_model", False):  # supervised training has no reference
+        return
+    if not args.beta or (checkpoint / REFERENCE_NAME).is_file():
         return
     if saved_settings(checkpoint).get("sync_ref_model") is not False:
         expected = (

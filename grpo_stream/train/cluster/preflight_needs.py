@@ -12,9 +12,10 @@ from grpo_stream.train.setup.accelerate_launch import deepspeed_config_of, preci
 from grpo_stream.train.setup.memory_estimate import Zero, state_memory
 from grpo_stream.train.setup.model_sizes import MetaModel, find_config
 from grpo_stream.train.setup.run_plan import Settings
+from grpo_stream.train.supervised.supervised_plan import SupervisedSettings
 
 
-def run_checks(settings: Settings) -> RunChecks:
+def run_checks(settings: Settings | SupervisedSettings) -> RunChecks:
     """What is the same everywhere, and what each node must have and reach.
 
     Raises:
@@ -34,7 +35,7 @@ def run_checks(settings: Settings) -> RunChecks:
     )
 
 
-def find_needs(settings: Settings, deepspeed: dict[str, Any] | None) -> Needs:
+def find_needs(settings: Settings | SupervisedSettings, deepspeed: dict[str, Any] | None) -> Needs:
     """What weights, gradients and optimizer take at least, and one checkpoint of them.
 
     Known of any model whose configuration is at hand, under ZeRO-3 with all weights trained, else
@@ -59,7 +60,7 @@ def find_needs(settings: Settings, deepspeed: dict[str, Any] | None) -> Needs:
         offload_optimizer=_is_offloaded(zero, "offload_optimizer", "cpu"),
         offload_param=_is_offloaded(zero, "offload_param", "cpu"),
         element_bytes=4 if precision_of(args) == "float32" else 2,
-        with_reference=bool(args.beta),
+        with_reference=bool(getattr(args, "beta", 0)),  # supervised training has none
     )
     found = state_memory(model.num_weights, cut)
     on_cpu = bool(args.use_cpu)

@@ -16,6 +16,7 @@ from grpo_stream.train.setup.deepspeed_config import load_zero_config
 
 if TYPE_CHECKING:
     from grpo_stream.train.setup.run_plan import Settings
+    from grpo_stream.train.supervised.supervised_plan import SupervisedSettings
 
 _PLACES = frozenset({"output_dir", "shards", "eval_shards", "json", "images_root", "cache_dir"})
 """Where a node keeps things is its own business: of data the digests are compared."""
@@ -26,10 +27,10 @@ Differences = dict[str, Any]
 """Name of a setting -> what a rank has in the place of rank 0's value."""
 
 
-def run_settings(settings: "Settings") -> dict[str, Any]:
+def run_settings(settings: "Settings | SupervisedSettings") -> dict[str, Any]:
     """All that must be the same on every rank and is known before the data are opened.
 
-    Of ``GRPOConfig``, ``ModelConfig``, data and task every field, by its name; but for folders,
+    Of trl's settings, ``ModelConfig``, data and task every field, by its name; but for folders,
     which a node may have elsewhere, and what is a rank's own. ``deepspeed`` is the file's content.
     """
     fields = settings.args.to_dict() | vars(settings.model)

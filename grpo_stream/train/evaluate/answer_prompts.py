@@ -160,13 +160,14 @@ def answer_texts(
         with torch.random.fork_rng([] if device.type == "cpu" else [device]):
             if seed is not None:
                 torch.manual_seed(seed)
-            rounds.append(_generate(model, collator.processor.tokenizer, prompts, config))
+            rounds.append(generate_texts(model, collator.processor.tokenizer, prompts, config))
     return rounds
 
 
-def _generate(
+def generate_texts(
     model: Any, tokenizer: Any, prompts: PromptGroups, config: GenerationConfig
 ) -> list[str]:
+    """One answer to each of the prompts, without control words."""
     pad = tokenizer.pad_token_id
     ids = pad_left(prompts.prompt_ids, pad)
     with torch.no_grad():

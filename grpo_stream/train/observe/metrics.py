@@ -20,6 +20,15 @@ _SHOWN = {
     "eval_reward": "eval reward",
 }
 """Logged name -> what the line calls it. Everything goes to the log history and report_to."""
+SHOWN_OF_SUPERVISED = {
+    "loss": "loss",
+    "mean_token_accuracy": "token accuracy",
+    "time/data_wait_share": "share waited for data",
+    "time/step": "step (s)",
+    "eval_loss": "eval loss",
+    "eval_point_accuracy": "eval accuracy",
+}
+"""The same for supervised fine-tuning."""
 
 Mode = Literal["train", "eval"]
 
@@ -88,7 +97,15 @@ class RunMetrics:
 
 
 class ShortProgressCallback(ProgressCallback):
-    """transformers' progress bar (5.23) with the few numbers that one watches."""
+    """transformers' progress bar (5.23) with the few numbers that one watches.
+
+    Args:
+        shown: Logged name -> what the line calls it.
+    """
+
+    def __init__(self, shown: Mapping[str, str] = _SHOWN) -> None:
+        super().__init__()
+        self._shown = shown
 
     def on_log(
         self,
@@ -100,7 +117,7 @@ class ShortProgressCallback(ProgressCallback):
     ) -> None:
         """Overrides ``ProgressCallback.on_log``: the full log of a GRPO step fills a screen."""
         if state.is_world_process_zero and self.training_bar is not None and logs:
-            line = short_line(state.global_step, logs)
+            line = short_line(state.global_step, logs, self._shown)
             if line:
                 self.training_bar.write(line)
 
@@ -124,12 +141,10 @@ def stream_metrics(loader: PromptLoader[Any]) -> dict[str, float]:
     return sums
 
 
-def short_line(global_step: int, logs: dict[str, Any]) -> str:
+def short_line(global_step: int, logs: dict[str, Any], shown: Mapping[str, str] = _SHOWN) -> str:
     """One line for people; empty where nothing of interest was logged."""
-    shown = [
-        f"{label} {logs[name]:.4g}" for name, label in _SHOWN.items() if _is_number(logs, name)
-    ]
-    return f"global step {global_step}: {', '.join(shown)}" if shown else ""
+    parts = [f"{label} {logs[name]:.4g}" for name, label in shown.items() if _is_number(logs, name)]
+    return f"global step {global_step}: {', '.join(parts)}" if parts else ""
 
 
 def _is_number(logs: dict[str, Any], name: str) -> bool:

@@ -13,8 +13,8 @@ from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.open_shards import open_shards, parse_shards
-from grpo_stream.stream.prompt_stream import PromptStream
-from grpo_stream.stream.sources import Source
+from grpo_stream.stream.prompt_stream import Open, PromptStream
+from grpo_stream.stream.sources import Source, decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.setup.arguments import DataArguments
@@ -93,6 +93,7 @@ def make_stream(
     seed: int,
     image_processor: Any,
     world: World,
+    open_sample: Open = decode_sample,
 ) -> PromptStream:
     """The stream of ``data_sets`` for this rank.
 
@@ -104,12 +105,15 @@ def make_stream(
         image_processor: Its target size is what the stream resizes to; a family that has none
             (``known_rule``) gets the images as they are.
         world: This process.
+        open_sample: What is made of a sample at rest.
 
     Raises:
         ConfigError: the world size does not divide the lanes, or there are too few samples.
     """
     config = stream_config(data, num_lanes=num_lanes, seed=seed, rule=known_rule(image_processor))
-    return PromptStream(data_sets.sources, config, world, weights=data_sets.weights)
+    return PromptStream(
+        data_sets.sources, config, world, weights=data_sets.weights, open_sample=open_sample
+    )
 
 
 def stream_config(

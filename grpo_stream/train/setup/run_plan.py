@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from trl import GRPOConfig, ModelConfig
@@ -156,7 +157,7 @@ def plan_run(settings: Settings) -> RunPlan:
         StoreError: they cannot be reached.
     """
     args, data, task = settings.args, settings.data, settings.task
-    template, frame, rule = _check_model(settings)
+    template, frame, rule = check_model(settings)
     checked = check_settings(
         args,
         settings.log,
@@ -169,7 +170,7 @@ def plan_run(settings: Settings) -> RunPlan:
     )
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = checked.num_lanes
-    notes = [*checked.notes, *_waiting_notes(settings, num_ranks)]
+    notes = [*checked.notes, *waiting_notes(settings, num_ranks)]
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     plan = data_sets.plan(stream)
@@ -211,7 +212,7 @@ def use_cpu_only() -> bool:
     return True
 
 
-def _waiting_notes(settings: Settings, num_ranks: int) -> list[str]:
+def waiting_notes(settings: Any, num_ranks: int) -> list[str]:
     """What ends too early if ranks wait no longer than ``ddp_timeout`` for each other."""
     limits = {
         "step_timeout_seconds": settings.log.step_timeout_seconds,
@@ -241,7 +242,7 @@ def _check_early(flags: Namespace, world_size: int) -> None:
         )
 
 
-def _check_model(settings: Settings) -> tuple[PromptTemplate, Frame | None, ResizeRule | None]:
+def check_model(settings: Any) -> tuple[PromptTemplate, Frame | None, ResizeRule | None]:
     """Checks the policy as far as its folder tells; a hub id is left for the run to look up.
 
     Returns the words around an instruction, the frame of answers, and the sizes that images are

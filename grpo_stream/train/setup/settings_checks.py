@@ -103,7 +103,7 @@ def check_settings(
         num_iterations=args.num_iterations,
     )
     num_lanes = num_prompts * (1 + refill_zero_variance)
-    notes = _check_zero(args, num_ranks)
+    notes = check_zero(args, num_ranks)
     return CheckedSettings(num_prompts, num_lanes, attention, rewards, notes)
 
 
@@ -297,7 +297,12 @@ def _check_rewards(args: GRPOConfig, reward_funcs: RewardArgument) -> list[Rewar
     return [load_reward(one) if isinstance(one, str) else one for one in given]
 
 
-def _check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
+def check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
+    """Checks the DeepSpeed settings, if any; what works but should be known.
+
+    Raises:
+        ConfigError: a value in them that cannot work with the run's.
+    """
     config = deepspeed_config_of(args)
     if config is None:
         return []
