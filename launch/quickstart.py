@@ -33,7 +33,6 @@ from grpo_stream.stream.sources import ShardSource, StreamSample
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "launch/configs/quickstart.yaml"
-SFT_CONFIG = ROOT / "launch/configs/sft_quickstart.yaml"
 CODE = ("grpo_stream", "tools", "launch", "ds_configs", "data", "requirements.lock")
 
 SPLITS = {"cold_start": (9_600, 1), "dev": (200, 2), "train": (2_080, 3), "test": (400, 4)}
@@ -150,22 +149,22 @@ def phases(out: Path, seed: int, reward: str, num_ranks: int) -> Iterator[Phase]
         seed=seed,
     )
     yield Phase("tiny policy", [make_tiny], tiny / "model.safetensors")
-    # The launcher shows one GPU to the one rank, where there are several.
-    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "-q", "--num_gpus"]
     cold_start = command(
-        [*deepspeed, "1", "launch/sft.py", "--config", str(SFT_CONFIG.relative_to(ROOT))],
+        [*python, "launch/cold_start.py"],
         model_name_or_path=tiny,
         shards=shards / "cold_start",
         eval_shards=shards / "dev",
         output_dir=started,
+        max_completion_length=8,
         seed=seed,
     )
     num_cores = os.cpu_count() or 1
     yield Phase("cold start", [cold_start], started / "model.safetensors", num_cores)
     yield _evaluation("evaluation before", started, shards / "test", out / "before")
     num_completions = 2 * yaml.safe_load(CONFIG.read_text())["per_device_train_batch_size"]
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "-q", "--num_gpus", str(num_ranks)]
     grpo = command(
-        [*deepspeed, str(num_ranks), "launch/train.py", "--config", str(CONFIG.relative_to(ROOT))],
+        [*deepspeed, "launch/train.py", "--config", str(CONFIG.relative_to(ROOT))],
         per_device_train_batch_size=num_completions // num_ranks,
         model_name_or_path=started,
         shards=shards / "train",

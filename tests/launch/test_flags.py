@@ -62,7 +62,7 @@ def run_flags(tmp_path_factory):
 
 
 class TestNoRanksAreJoined:
-    @pytest.mark.parametrize("name", ["train", "sft", "preflight", "evaluate"])
+    @pytest.mark.parametrize("name", ["train", "sft", "preflight", "evaluate", "cold_start"])
     def test_for_help(self, name, alone, capsys):
         with pytest.raises(SystemExit) as ended:
             load_script(name).main(["--help"])
@@ -222,6 +222,7 @@ class TestBothSpellings:
         [
             ("evaluate", ["--model", "no/such/model", "--report", "out"]),
             ("sft", ["--model-name-or-path", "no/such/model", "--output-dir", "out"]),
+            ("cold_start", ["--model-name-or-path", "no/such/model", "--output-dir", "out"]),
         ],
     )
     def test_scripts_of_dataclasses(self, name, words, spelled, capsys):
