@@ -23,7 +23,9 @@ from grpo_stream.train.setup.group_memory import Batch, group_memory
 from grpo_stream.train.setup.memory_estimate import MemoryEstimate, Zero, estimate
 from grpo_stream.train.setup.model_sizes import SIZE_NAMES, MetaModel, find_config
 
-_COLUMNS = ("states", "update", "rollout", "layerwise", "host", "DeepSpeed", "layout", "fits")
+_COLUMNS = (
+    "states", "update", "rollout", "layerwise", "engine", "host", "DeepSpeed", "layout", "fits",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,6 +62,7 @@ _LEGEND = """\
 states     weights, gradients, optimizer: there all the time
 update     peak of a micro-step; rollout: of sampling, with the whole model gathered on each GPU;
 layerwise  of sampling with --ds3_gather_for_generation false: layer by layer, slower
+engine     of it, what a colocated vLLM has (--vllm-gpu-memory-utilization), its weights included
 host       gigabytes of a node's memory for each GPU; DeepSpeed: its own estimate of the states
 layout     packed: a prompt is computed once for its completions; plain: once for each of them
 fits       which of them leave 2 GB of {:g} for CUDA and NCCL: both, layerwise, no"""
@@ -78,6 +81,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--offload", choices=("none", "optimizer", "all"), default="none", help="(%(default)s)")
     add("--no-gradient-checkpointing", action="store_true")
     add("--with-reference", action="store_true", help="a reference model (beta above 0)")
+    add("--vllm-gpu-memory-utilization", type=float, default=0.0, help="trl's; 0: no engine")
+    add("--vllm-tensor-parallel-size", type=int, default=1, help="trl's (%(default)s)")
     for name, value in vars(default).items():
         add(f"--{name.replace('_', '-')}", type=int, default=value, help="(%(default)s)")
     add("--json", action="store_true", help="all terms, in bytes")
@@ -97,12 +102,16 @@ def row(args: argparse.Namespace, name: str, gpus: int, model: MetaModel) -> dic
         "offload_param": args.offload == "all",
         "gradient_checkpointing": not args.no_gradient_checkpointing,
         "with_reference": args.with_reference,
+        "engine_bytes": int(args.vllm_gpu_memory_utilization * args.gpu_gb * 1e9),
     }
     batch = batch_of(args)
     found = estimate(model, Zero(**zero), batch)
     layerwise = estimate(model, Zero(**zero, gather_for_generation=False), batch)
     room = (args.gpu_gb - 2) * 1e9
     fits = "both" if found.peak <= room else "layerwise" if layerwise.peak <= room else "no"
+    weights = Zero(**zero).element_bytes * model.num_weights / args.vllm_tensor_parallel_size
+    if found.vllm_engine and weights >= found.vllm_engine:
+        fits = "no"
     return {
         "model": name,
         "gpus": gpus,
@@ -139,6 +148,7 @@ def _gigabytes(found: MemoryEstimate, layerwise: MemoryEstimate) -> dict[str, fl
         "update": found.update_peak / 1e9,
         "rollout": found.rollout_peak / 1e9,
         "layerwise": layerwise.rollout_peak / 1e9,
+        "engine": found.vllm_engine / 1e9,
         "host": found.host / 1e9,
     }
 

@@ -46,6 +46,24 @@ def test_the_table(capsys):
     assert {text.split()[0] for text in legend} >= {"states", "update", "layerwise", "fits"}
 
 
+def test_a_colocated_engine(capsys):
+    """Takes its share all the time, and the policy's own sampling is left out."""
+    engine = "--vllm-gpu-memory-utilization"
+    flags = ["--models", "7B", "--gpus", "16"]
+    (alone,) = rows(capsys, *flags)
+    (beside,) = rows(capsys, *flags, engine, "0.25")
+    assert beside["update_peak"] - alone["update_peak"] == 20e9
+    largest = MetaModel(find_config("7B")).largest_module_weights
+    assert beside["rollout_peak"] == beside["states"] * 1e9 + 20e9 + 2 * largest
+    assert (alone["engine"], beside["engine"]) == (0, 20)
+    assert (alone["fits"], beside["fits"]) == ("both", "both")
+    # 16.6 GB of weights.
+    (small,) = rows(capsys, *flags, engine, "0.2")
+    assert small["fits"] == "no"
+    (shared,) = rows(capsys, *flags, engine, "0.2", "--vllm-tensor-parallel-size", "2")
+    assert shared["fits"] == "both"
+
+
 def test_another_family_by_its_configuration_alone(capsys, tmp_path):
     config = small_config("gemma3")
     config.architectures = ["Gemma3ForConditionalGeneration"]

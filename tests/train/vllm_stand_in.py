@@ -191,12 +191,20 @@ class Server:
 
 def install(monkeypatch):
     """Makes trl believe that vLLM is there."""
+    forget_world(monkeypatch)
     package = ModuleType("vllm")
     package.__spec__ = ModuleSpec("vllm", None)
     monkeypatch.setitem(sys.modules, "vllm", package)
     for module in (vllm_client, vllm_generation):
         monkeypatch.setattr(module, "is_vllm_available", lambda **_: True)
     monkeypatch.setattr(vllm_generation, "SamplingParams", SamplingParams, raising=False)
+
+
+def forget_world(monkeypatch):
+    """Takes back, at the end, the variables by which trl tells an engine of its one rank."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def install_engine(monkeypatch, processor, answer):

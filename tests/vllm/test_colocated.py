@@ -12,6 +12,7 @@ from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import Engine
 from tests.train.runs import logged, spread_reward
 from tests.train.support import QUIET
+from tests.train.vllm_stand_in import forget_world
 from tests.vllm.engines import EAGER, EXACT, SyncOff, use_engines
 
 NUM_SYNCED, NUM_CONTROL = 4, 2
@@ -32,6 +33,7 @@ def train(folder_of, processor_of, shapes, tmp_path, monkeypatch):
     made = []
 
     def train(family="qwen2_5_vl", engine=EXACT, records=None, args=None, **changes):
+        forget_world(monkeypatch)
         use_engines(monkeypatch, **engine)
         settings = {
             **QUIET,

@@ -38,6 +38,8 @@ class Zero:
     gradient_checkpointing: bool = True
     with_reference: bool = False
     """A reference model beside the policy, as with ``beta`` above 0."""
+    engine_bytes: int = 0
+    """Of the device that a colocated engine has, all the time; 0: the policy samples by itself."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,24 @@ class MemoryEstimate(StateMemory):
     rollout_weights: int
     kv_cache: int
     rollout_work: int
+    vllm_engine: int
 
     @property
     def update_peak(self) -> int:
         """While a micro-step runs backward."""
-        return self.states + self.gathered + self.activations + self.head
+        return self.states + self.vllm_engine + self.gathered + self.activations + self.head
 
     @property
     def rollout_peak(self) -> int:
         """While completions are sampled."""
-        return self.states + self.rollout_weights + self.kv_cache + self.rollout_work
+        work = self.rollout_weights + self.kv_cache + self.rollout_work
+        return self.states + self.vllm_engine + work
 
     @property
     def peak(self) -> int:
         """The most of all phases."""
-        return max(self.update_peak, self.rollout_peak, self.states + self.optimizer_step)
+        step = self.states + self.vllm_engine + self.optimizer_step
+        return max(self.update_peak, self.rollout_peak, step)
 
     def to_dict(self) -> dict[str, int]:
         """Terms and sums by name."""
@@ -126,6 +131,8 @@ def estimate(model: MetaModel, zero: Zero, batch: Batch) -> MemoryEstimate:
     * kv_cache: of all completions of the rollout's prompts; a packed group keeps its prefix once
     * rollout_work: prefill's widest moment for each prompt, or sampling's logits in e and twice in
       float32, V (e + 8) a completion; whichever is more
+    * vllm_engine: what it was given; it has cache and work of sampling in it, and trl hands it the
+      weights one gathered parameter after the other
 
     Raises:
         ConfigError: see :func:`~grpo_stream.train.setup.group_memory.group_memory`.
@@ -134,6 +141,9 @@ def estimate(model: MetaModel, zero: Zero, batch: Batch) -> MemoryEstimate:
     group = group_memory(model, batch, e)
     share = -(-num_weights // zero.num_ranks)
     gathered = e * max(min(num_weights, zero.max_live_weights), model.largest_module_weights)
+    rollout_weights = e * num_weights if zero.gather_for_generation else gathered
+    if zero.engine_bytes:
+        rollout_weights = e * model.largest_module_weights
     sampling = model.head.size(0) * (e + 2 * _FP32) * batch.num_generations
     return MemoryEstimate(
         **asdict(state_memory(num_weights, zero)),
@@ -141,9 +151,10 @@ def estimate(model: MetaModel, zero: Zero, batch: Batch) -> MemoryEstimate:
         activations=activation_bytes(model, zero, batch),
         head=head_bytes(model, zero, batch),
         optimizer_step=0 if zero.offload_optimizer else _FP32 * min(share, zero.sub_group_weights),
-        rollout_weights=e * num_weights if zero.gather_for_generation else gathered,
-        kv_cache=prompts * group.cache,
-        rollout_work=prompts * max(group.prefill, sampling),
+        rollout_weights=rollout_weights,
+        kv_cache=0 if zero.engine_bytes else prompts * group.cache,
+        rollout_work=0 if zero.engine_bytes else prompts * max(group.prefill, sampling),
+        vllm_engine=zero.engine_bytes,
     )
 
 
