@@ -19,8 +19,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
+from grpo_stream.boxes import Frame
 from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.prompts import PromptTemplate
 from grpo_stream.grounding.rewards import named_reward, with_template
+from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.complete_batch import CompletedCollator
 from grpo_stream.train.batches.finite_rewards import check_finite
@@ -177,10 +180,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         template, frame = check_policy(
             config, args, prompt_template=prompt_template, answer_frame=answer_frame
         )
-        has_adapter = kwargs.get("peft_config") is not None or base_model_of(model_id)
-        if isinstance(model, str) and not has_adapter:
-            dtype = (args.model_init_kwargs or {}).get("dtype")
-            check_dtype(dtype, config, args, master_weights)
+        if isinstance(model, str) and kwargs.get("peft_config") is None:
+            _check_weights(model, config, args, master_weights)
         rewards = [named_reward(with_template(one, template)) for one in checked.rewards]
         processor = processing_class or load_processor(model_id, revision=revision)
         images = ImageArguments(image_processor or processor.image_processor, images_root)
@@ -196,15 +197,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
         policy = continued_adapter(model, args)
         super().__init__(policy, rewards, args, empty, empty_eval, processor, **kwargs)
-        own = PromptCollator(
-            processor,
-            template,
-            frame,
-            image_processor=image_processor,
-            images_root=images_root,
-            chat_template_kwargs=args.chat_template_kwargs,
-            max_prompt_tokens=streams[0].config.max_prompt_tokens,
-        )
+        words = (processor, template, frame)
+        own = _own_collator(*words, args, image_processor, images_root, streams[0])
         self.data_collator = data_collator or own
         collate = own if data_collator is None else CompletedCollator(data_collator, own)
         if freeze_vision_tower:
@@ -216,18 +210,28 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self._make_parts(
             Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
             RunState(args, self.accelerator, old_checkpoints, master_weights),
-            RolloutSettings(
-                refill_zero_variance=refill_zero_variance,
-                ways=ways,
-                is_proof_skipped=not shared_prefix_check,
-                reference_has_own_tower=not isinstance(model, str),
-                pad_token_id=self._tokenizer.pad_token_id,
-                reward_names=self.reward_func_names,
-                reward_weights=self.reward_weights.cpu().numpy(),
+            self._rollout_settings(
+                refill_zero_variance,
+                ways,
+                checks=shared_prefix_check,
+                has_same_files=isinstance(model, str),
             ),
             self._ban_tokens(banned, images.processor),
             log,
             max_bad_steps,
+        )
+
+    def _rollout_settings(
+        self, refill: int, ways: list[PrefixWay], *, checks: bool, has_same_files: bool
+    ) -> RolloutSettings:
+        return RolloutSettings(
+            refill_zero_variance=refill,
+            ways=ways,
+            is_proof_skipped=not checks,
+            reference_has_own_tower=not has_same_files,
+            pad_token_id=self._tokenizer.pad_token_id,
+            reward_names=self.reward_func_names,
+            reward_weights=self.reward_weights.cpu().numpy(),
         )
 
     @property
@@ -647,3 +651,28 @@ def _check_arguments(old_checkpoints: str, max_bad_steps: int, others: dict[str,
     for name in _TRL_ROLLOUTS:
         if others.get(name) is not None:
             raise ConfigError(name, others[name], "makes prompts of its own; leave it out")
+
+
+def _check_weights(model_id: str, config: Any, args: GRPOConfig, master_weights: str) -> None:
+    if not base_model_of(model_id):  # the adapter's weights are trained, not the base's
+        check_dtype((args.model_init_kwargs or {}).get("dtype"), config, args, master_weights)
+
+
+def _own_collator(
+    processor: Any,
+    template: PromptTemplate,
+    frame: Frame,
+    args: GRPOConfig,
+    image_processor: Any,
+    images_root: str | Path | None,
+    stream: PromptStream,
+) -> PromptCollator:
+    return PromptCollator(
+        processor,
+        template,
+        frame,
+        image_processor=image_processor,
+        images_root=images_root,
+        chat_template_kwargs=args.chat_template_kwargs,
+        max_prompt_tokens=stream.config.max_prompt_tokens,
+    )

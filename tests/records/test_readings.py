@@ -11,7 +11,7 @@ from grpo_stream.records.evidence import Looked, Sampled
 from grpo_stream.records.fits import Places, Reading, fit
 from grpo_stream.records.formats.forms import Form
 from grpo_stream.records.formats.open_inputs import RuleFlags
-from grpo_stream.records.formats.rows.plain import DOCUMENTED
+from grpo_stream.records.formats.rows.plain_records import DOCUMENTED
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.records.readings import decide
 from grpo_stream.records.undecided import undecided_text

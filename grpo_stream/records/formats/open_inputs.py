@@ -23,7 +23,7 @@ from grpo_stream.records.formats.json_stream import (
 )
 from grpo_stream.records.formats.readers import FORMATS, reader_of, recognise
 from grpo_stream.records.formats.rows import refcoco
-from grpo_stream.records.formats.rows.plain import DOCUMENTED, is_plain_as_it_is
+from grpo_stream.records.formats.rows.plain_records import DOCUMENTED, is_plain_as_it_is
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules
 from grpo_stream.records.formats.webdataset_tars import tar_rows
 

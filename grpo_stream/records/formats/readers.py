@@ -16,7 +16,7 @@ from grpo_stream.records.formats.rows.easyr1 import easyr1_records, is_easyr1
 from grpo_stream.records.formats.rows.elements import element_records, has_elements
 from grpo_stream.records.formats.rows.gui_rows import gui_records, is_gui_row
 from grpo_stream.records.formats.rows.osworld import is_osworld, osworld_records
-from grpo_stream.records.formats.rows.plain import is_plain, plain_records
+from grpo_stream.records.formats.rows.plain_records import is_plain, plain_records
 from grpo_stream.records.formats.rows.refcoco import is_reference, refcoco_records
 from grpo_stream.records.formats.rows.screenspot import is_screenspot, screenspot_records
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from grpo_stream.errors import ConfigError
 from grpo_stream.records.evidence import Looked, Sampled
 from grpo_stream.records.formats.open_inputs import RuleFlags
-from grpo_stream.records.formats.rows.plain import DOCUMENTED
+from grpo_stream.records.formats.rows.plain_records import DOCUMENTED
 from grpo_stream.records.readings import Decision, decide, in_words
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample

@@ -7,7 +7,7 @@ from grpo_stream.records.formats.rows.easyr1 import easyr1_records
 from grpo_stream.records.formats.rows.elements import element_records, has_elements
 from grpo_stream.records.formats.rows.gui_rows import gui_records, is_gui_row
 from grpo_stream.records.formats.rows.osworld import osworld_records
-from grpo_stream.records.formats.rows.plain import plain_records
+from grpo_stream.records.formats.rows.plain_records import plain_records
 from grpo_stream.records.formats.rules import Rules
 from tests.records.formats.support import formed
 
