@@ -48,7 +48,7 @@ class TestOverrides:
             "_ways_to_try", "prefix_way", "shared_prefix",
         }  # fmt: skip
         parts = {n for n, value in vars(trainer).items() if is_ours(value) and n.startswith("_")}
-        assert parts == {"_feed", "_rollout", "_run_state", "_observer", "_bad_steps"}
+        assert parts == {"_feed", "_rollout", "_run_state", "_observer"}
 
 
 def is_ours(value):
