@@ -44,7 +44,8 @@ class TestOverrides:
         own = {name for name in vars(PersonalizedGRPOTrainer) if not name.startswith("__")}
         trainer = make_trainer()
         assert own - theirs - {"close"} == {
-            "_ban_tokens", "_make_parts", "_restore_gathered", "_ways_to_try", "prefix_way",
+            "_ban_tokens", "_check_inputs", "_make_parts", "_restore_gathered", "_ways_to_try",
+            "prefix_way",
             "shared_prefix",
         }  # fmt: skip
         parts = {n for n, value in vars(trainer).items() if is_ours(value) and n.startswith("_")}
