@@ -63,6 +63,7 @@ def add_command(commands: Commands) -> None:
     add("--num-kills", type=int, default=20, help="(%(default)s)")
     add("--num-ranks", type=int, default=1, help="more than one: ZeRO-3 (%(default)s)")
     add("--num-steps", type=int, default=8, help="global steps of a run (%(default)s)")
+    add("--family", default="qwen2_5_vl", help="of the policy, a model_type (%(default)s)")
     add("--seed", type=int, default=0, help="of the moments (%(default)s)")
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=run)
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
             args.num_ranks,
             num_steps=args.num_steps,
             seed=args.seed,
+            family=args.family,
         )
     if args.json:
         print(json.dumps(figures))
@@ -102,6 +104,7 @@ def measure(
     *,
     num_steps: int = 6,
     seed: int = 0,
+    family: str = "qwen2_5_vl",
 ) -> dict[str, Any]:
     """Kills and compares.
 
@@ -112,6 +115,7 @@ def measure(
         num_ranks: World size; with more than one ZeRO-3 over gloo.
         num_steps: Global steps of a run.
         seed: Of the moments.
+        family: Of the policy.
 
     Returns:
         ``kills``: what was about to happen at each; ``num_partial``: how often a partial checkpoint
@@ -121,7 +125,7 @@ def measure(
     """
     started = time.monotonic()
     rng = random.Random(seed)  # noqa: S311 - moments, no secrets
-    settings = prepare(folder) | {"max_steps": num_steps}
+    settings = prepare(folder, family) | {"max_steps": num_steps}
     if num_ranks > 1:
         settings["deepspeed"] = ZERO3
     whole = Run(server, folder / "whole", num_ranks, settings)
@@ -241,12 +245,13 @@ class Run:
         return [path.read_bytes() for path in sorted(self.out.glob("*.safetensors"))]
 
 
-def prepare(folder: Path) -> dict[str, Any]:
+def prepare(folder: Path, family: str = "qwen2_5_vl") -> dict[str, Any]:
     """Makes data and policy; the settings of a run on them, by the names of their flags."""
     from grpo_stream.train.models.tiny import make_tiny_policy, read_prompts  # noqa: PLC0415 - torch
 
     records = write_set(folder / "shapes", 24, seed=0, quiet=True)
-    policy = make_tiny_policy(folder / "tiny", [*read_prompts([records]), "(1, 2) 34567890"])
+    texts = [*read_prompts([records]), "(1, 2) 34567890"]
+    policy = make_tiny_policy(folder / "tiny", texts, family=family)
     data = {"model_name_or_path": policy, "json": records, "images_root": records.parent}
     return _SETTINGS | data
 

@@ -25,9 +25,15 @@ def server():
         yield server
 
 
-@pytest.mark.parametrize(("num_ranks", "num_kills", "num_steps"), [(1, 4, 5), (2, 2, 4)])
-def test_a_killed_run_ends_as_if_it_had_not_been(server, tmp_path, num_ranks, num_kills, num_steps):
-    found = measure(server, tmp_path, num_kills, num_ranks, num_steps=num_steps, seed=2)
+@pytest.mark.parametrize(
+    ("num_ranks", "num_kills", "num_steps", "family"),
+    [(1, 4, 5, "qwen2_5_vl"), (2, 2, 4, "qwen2_5_vl"), (2, 2, 4, "qwen3_5")],
+)
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    server, tmp_path, num_ranks, num_kills, num_steps, family
+):
+    steps = {"num_steps": num_steps, "seed": 2, "family": family}
+    found = measure(server, tmp_path, num_kills, num_ranks, **steps)
     assert found["differences"] == []
     assert len(found["kills"]) == num_kills
     assert found["num_resumed"] > 0

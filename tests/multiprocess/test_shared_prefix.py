@@ -57,8 +57,9 @@ def test_equals_trls_own_path(seen, name):
 def test_a_frozen_tower_runs_once_per_generation_batch_on_every_rank(seen):
     for rank in seen:
         assert rank["frozen"]["num_tower_calls"] == NUM_BATCHES
-        # Once for the old log-probabilities, once for each of two iterations.
-        assert rank["shared"]["num_tower_calls"] == NUM_BATCHES * 3
+        # Once for the old log-probabilities, once for each of two iterations; before that the
+        # model proved itself: two plain rows in two layouts, and the packed group.
+        assert rank["shared"]["num_tower_calls"] == NUM_BATCHES * 3 + 2 * 2 + 1
         assert rank["frozen"]["losses"][0] == pytest.approx(rank["plain"]["losses"][0], abs=1e-5)
 
 
