@@ -8,6 +8,7 @@ from PIL import Image
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.prefix.generation import suppressed_token_ids
+from grpo_stream.train.prefix.plain import plain_inputs
 from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
 from tests.train.prefix.test_generation import generate_alone, generation_config
 from tests.train.support import CPU, load_model, make_collator, make_stream_sample
@@ -70,7 +71,7 @@ def log_probs_of(model, groups, completion):
     with torch.no_grad():
         logits = model(
             input_ids=torch.cat([prompt, tokens])[None],
-            **groups.model_inputs(len(prompt), len(tokens)),
+            **plain_inputs(model, groups, 1, len(tokens)),
         ).logits
     scores = logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
     return scores.gather(1, tokens[:, None])[:, 0]

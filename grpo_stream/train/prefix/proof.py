@@ -159,6 +159,14 @@ class _Plain:
 
     def _scored(self, score: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and gradient, each as one vector."""
+        try:
+            return self._log_probs_and_gradient(score)
+        finally:
+            _release_weights(self._model)
+
+    def _log_probs_and_gradient(
+        self, score: Callable[[], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with _no_dropout(self._model), torch.enable_grad(), checkpointing_keeps_cache(self._model):
             with self._accelerator.autocast():
                 log_probs = score()
@@ -186,6 +194,17 @@ def _completions(group: PromptGroups, config: Any) -> tuple[torch.Tensor, torch.
     lengths = torch.tensor([min(length, longest) for length in _LENGTHS], device=ids.device)
     rows = torch.stack([words.roll(-row) for row in range(len(_LENGTHS))])
     return rows, (torch.arange(longest, device=ids.device) < lengths[:, None]).long()
+
+
+def _release_weights(model: torch.nn.Module) -> None:
+    """Takes back that modules are in use, which DeepSpeed's own backward does at its end.
+
+    Under ZeRO-3 (DeepSpeed 0.19) weights that are in use cannot be given up, and a sync with an
+    engine, which gathers them one by one, would fail.
+    """
+    for weight in model.parameters():
+        if hasattr(weight, "ds_active_sub_modules"):
+            weight.ds_active_sub_modules.clear()
 
 
 def _precision(model: Any, accelerator: Any) -> torch.dtype:

@@ -71,6 +71,16 @@ def test_what_differs_is_not_taken(model, processor, accelerator, warnings, wron
         proven_way([wrong], model, groups, accelerator)
 
 
+@pytest.mark.parametrize("way", [PACKED, Wrong(error=ValueError("no cache"))])
+def test_no_weight_is_left_in_use(model, processor, accelerator, way):
+    """As DeepSpeed counts it under ZeRO-3: a sync with an engine would fail on one that is."""
+    weights = list(model.parameters())
+    for weight in weights:
+        weight.ds_active_sub_modules = {7}
+    proven_way([way, PLAIN], model, make_groups(processor), accelerator)
+    assert not any(weight.ds_active_sub_modules for weight in weights)
+
+
 def test_the_run_is_left_as_it_was(model, processor, accelerator):
     model.train().activation_checkpointing_enable()
     modules = {name: module.training for name, module in model.named_modules()}
