@@ -6,6 +6,9 @@ import os
 # with two threads each would fight for two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
+import sys
+
 import pytest
 from hypothesis import settings
 
@@ -13,6 +16,23 @@ from hypothesis import settings
 # that a failure there is the change's own; runs by hand look for new ones.
 settings.register_profile("grpo_stream", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("grpo_stream")
+
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and every process inherits
+# that: the ones that a test interrupts would never end.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _accelerate_of_its_own():
+    """accelerate keeps its precision and plugins for the process: the next file's are its own."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
 
 
 @pytest.fixture
