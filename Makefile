@@ -17,7 +17,8 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/requirements.lock
 AZURITE := 3.35.0
 # Two of pytest's workers, each with whole files: what a file's tests share is made once.
-WORKERS := --numprocesses 2 --dist loadfile
+# One that dies is a failure by name; a third in its place would wait for its files for ever.
+WORKERS := --numprocesses 2 --dist loadfile --max-worker-restart 0
 SLOWEST := --durations 20 --durations-min 1
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -9,7 +9,6 @@ as in launch/train.py; what is trained here can be the policy that GRPO begins w
 """
 
 import sys
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,23 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback
 from trl import get_peft_config
 
-from grpo_stream.errors import GrpoStreamError
 from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.output_lease import holding_on_rank_0
 from grpo_stream.train.checkpoints.universal import fitting_marker
 from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
-from grpo_stream.train.cluster.early_end import EndedEarly, end_process, leave_now
-from grpo_stream.train.cluster.exit_with_launcher import end_with_launcher
+from grpo_stream.train.cluster.early_end import end_process
+from grpo_stream.train.cluster.launched_run import exit_code_of
 from grpo_stream.train.cluster.preflight import run_preflight
 from grpo_stream.train.cluster.preflight_needs import run_checks
-from grpo_stream.train.cluster.preflight_report import PreflightError
 from grpo_stream.train.cluster.process_group import (
     BoundWaiting,
-    is_lost_rank,
     joining_ranks,
     leave_process_group,
     start_process_group,
     stay_alone,
 )
 from grpo_stream.train.cluster.same_settings import check_agreement, run_settings
-from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
+from grpo_stream.train.cluster.stop_on_request import StopOnDemand
 from grpo_stream.train.cluster.waiting import WaitForFirstStep, waiting_for
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.observe.known_warnings import ignore_known_warnings
@@ -62,54 +58,31 @@ def main(argv: list[str]) -> int:
     0 done, 1 another rank was lost, 2 settings or data that cannot work, 75 stopped on demand.
     """
     ignore_known_warnings()
-    stop = StopOnDemand()
-    stop.listen()
-    end_with_launcher(stop.is_asked)
+    return exit_code_of(partial(run, argv))
+
+
+def run(argv: list[str], stop: StopOnDemand) -> None:
+    """Reads the settings, checks that they can work, and trains."""
     use_cpu = use_cpu_only()
-    try:
-        parser, flags = read_flags(argv, use_cpu=use_cpu, description=__doc__)
-        is_alone = flags.dry_run and World.from_env().world_size == 1
-        if is_alone:
-            stay_alone()
-        else:
-            start_process_group(use_cpu=use_cpu)
-        with joining_ranks():
-            settings = make_settings(parser, flags, is_alone=is_alone)
-        if not settings.run.dry_run and not settings.run.skip_preflight:
-            run_preflight(run_checks(settings), say=partial(print, flush=True))
-        with waiting_for("the data to be opened"):
-            plan = plan_supervised(settings)
-        if settings.args.process_index == 0:
-            print(plan.describe(), flush=True)
-        if settings.run.dry_run:
-            if settings.args.process_index == 0:
-                print("dry run: the settings fit together; no weights were loaded")
-            leave_process_group()
-            return 0
+    parser, flags = read_flags(argv, use_cpu=use_cpu, description=__doc__)
+    is_alone = flags.dry_run and World.from_env().world_size == 1
+    if is_alone:
+        stay_alone()
+    else:
+        start_process_group(use_cpu=use_cpu)
+    with joining_ranks():
+        settings = make_settings(parser, flags, is_alone=is_alone)
+    if not settings.run.dry_run and not settings.run.skip_preflight:
+        run_preflight(run_checks(settings), say=partial(print, flush=True))
+    with waiting_for("the data to be opened"):
+        plan = plan_supervised(settings)
+    if settings.args.process_index == 0:
+        print(plan.describe(), flush=True)
+    if not settings.run.dry_run:
         train(settings, plan, stop)
-        leave_process_group()
-    except EndedEarly as ended:
-        leave_now(ended.status)
-    except PreflightError as error:
-        if World.from_env().rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except GrpoStreamError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if not is_lost_rank(error):
-            raise
-        traceback.print_exc()
-        print(LOST_RANK, file=sys.stderr)
-        return 1
-    return EXIT_STOPPED if stop.has_stopped else 0
-
-
-LOST_RANK = (
-    "error: another rank has gone, or did not answer within ddp_timeout; its own log says why. "
-    "The same command with --resume_from_checkpoint auto resumes from the last checkpoint."
-)
+    elif settings.args.process_index == 0:
+        print("dry run: the settings fit together; no weights were loaded")
+    leave_process_group()
 
 
 def train(

@@ -39,9 +39,8 @@ def alone(monkeypatch, tmp_path):
     ending = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     handlers = [(one, signal.getsignal(one)) for one in ending]
     yield compiled
-    signal.set_wakeup_fd(-1)
-    for one, handler in handlers:
-        signal.signal(one, handler)
+    assert signal.set_wakeup_fd(-1) == -1
+    assert [(one, signal.getsignal(one)) for one in ending] == handlers
     assert not distributed.is_initialized()
     assert not compiled.exists()
 

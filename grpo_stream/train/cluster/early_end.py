@@ -66,14 +66,16 @@ class EarlyEnd:
         self._end = end
         self._grace_seconds = grace_seconds
         self._writer: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def begin(self) -> None:
         """From now on. For the main thread."""
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in self._codes:
-            signal.signal(number, self._raise)
+        self._before = {
+            number: signal.signal(number, self._raise) or signal.SIG_DFL for number in self._codes
+        }
         threading.Thread(target=self._watch, args=(reader,), name="early-end", daemon=True).start()
 
     def finish(self, then: Mapping[signal.Signals, Handler]) -> None:
@@ -85,6 +87,10 @@ class EarlyEnd:
         self._writer = None
         for number in self._codes:
             signal.signal(number, then[number])
+
+    def restore(self) -> None:
+        """No longer: handlers are those of before ``begin``. For the main thread."""
+        self.finish(self._before)
 
     def _raise(self, number: int, _frame: object) -> None:
         for other in self._codes:  # once is enough: the next would end what this one undoes

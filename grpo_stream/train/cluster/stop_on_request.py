@@ -51,6 +51,11 @@ class StopOnDemand(TrainerCallback):
         if self._early is not None:
             self._early.begin()
 
+    def end_before_training(self) -> None:
+        """Signals do what they did before ``listen``, unless training has begun."""
+        if self._early is not None:
+            self._early.restore()
+
     def is_asked(self) -> bool:
         """Whether this rank has received a signal."""
         return self._received is not None

@@ -78,3 +78,14 @@ def test_afterwards_signals_go_to_their_next_handlers(ended):
     os.kill(os.getpid(), signal.SIGUSR2)
     assert not ended.happened.wait(0.3)
     assert received == [signal.SIGUSR2]
+
+
+def test_a_run_that_ended_before_training_leaves_no_handler(ended):
+    """Or a later signal to the same process would end it two seconds after it was dealt with."""
+    before = signal.getsignal(signal.SIGUSR2)
+    early = EarlyEnd({signal.SIGUSR2: 5}, end=ended, grace_seconds=0.0)
+    early.begin()
+    early.restore()
+    assert signal.getsignal(signal.SIGUSR2) == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert not ended.happened.wait(0.1)
