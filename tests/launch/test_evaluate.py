@@ -104,6 +104,7 @@ def test_every_sample_is_answered_once_and_figures_are_told(alone, shapes, capsy
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow(reason="an evaluation on two ranks that import all it needs")
 def test_two_ranks_give_the_same_figures(alone, words, tmp_path):
     report = tmp_path / "report"
     done = run_ranks([*words, "--report", str(report)])

@@ -33,6 +33,7 @@ def raw(tmp_path):
     return write_raw(tmp_path / "raw")
 
 
+@pytest.mark.slow(reason="one build for each durable step, each killed before it and resumed")
 @pytest.mark.parametrize(("split", "stride"), [(None, 1), (Splits((("val", 0.3),)), 3)])
 def test_killed_before_any_durable_step(tmp_path, split, stride):
     raw = write_raw(tmp_path / "raw", num_records=11)

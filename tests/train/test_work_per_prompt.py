@@ -77,6 +77,7 @@ def test_of_trl_itself(tiny_folder, tmp_path):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow(reason="trains under ZeRO-3 on two ranks")
 def test_two_ranks_under_zero_3_with_a_reference_model(tiny_folder, tmp_path):
     shards = write_shapes(tmp_path, 2 * PER_RANK).shards
     words = ["tests.train.work_probe", tiny_folder, shards, tmp_path]
