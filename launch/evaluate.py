@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.report.evaluation_tables import comparison_table, figure_table
+from grpo_stream.storage.atomic_files import NO_ROOM, no_room_line
 from grpo_stream.stream.world import find_world
 from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
@@ -25,7 +26,10 @@ from grpo_stream.train.setup.settings_parser import SettingsParser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the script; returns the process's exit code (0 done, 2 settings that cannot work)."""
+    """Runs the script; returns the process's exit code.
+
+    0 done, 1 a full disk, 2 settings that cannot work.
+    """
     try:
         (args,) = SettingsParser(EvaluateArguments, description=__doc__).parse(argv)
         plan = plan_evaluation(args, find_world())
@@ -38,6 +42,11 @@ def main(argv: Sequence[str]) -> int:
     except GrpoStreamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {no_room_line(error)}; older results are as they were", file=sys.stderr)
+        return 1
     if done is not None:
         results, page = done
         print(f"\n{figure_table(results)}\n")

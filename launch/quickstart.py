@@ -28,6 +28,7 @@ from grpo_stream.grounding.evaluation_files import read_run
 from grpo_stream.images import ResizeRule
 from grpo_stream.report.html_page import write_report
 from grpo_stream.report.training_page import TrainingRun, training_report
+from grpo_stream.storage.atomic_files import NO_ROOM, no_room_line, write_atomic
 from grpo_stream.stream.ordered_reader import read_at
 from grpo_stream.stream.sources import ShardSource, StreamSample
 
@@ -97,7 +98,13 @@ def main(argv: Sequence[str]) -> int:
         seconds[phase.name] = time.monotonic() - started
         stamp.parent.mkdir(exist_ok=True)
         stamp.write_text(json.dumps({"fingerprint": fingerprint, "seconds": seconds[phase.name]}))
-    report(out, args.seed, args.reward_funcs, seconds)
+    try:
+        report(out, args.seed, args.reward_funcs, seconds)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {no_room_line(error)}; finished phases are kept", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -272,7 +279,7 @@ def report(out: Path, seed: int, reward: str, seconds: dict[str, float]) -> None
         "reward": reward,
         "versions": versions,
     }
-    (path.parent / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    write_atomic(path.parent / "metrics.json", f"{json.dumps(metrics, indent=1)}\n".encode())
     gain = accuracy_after - accuracy_before
     print(
         f"\nheld-out accuracy {accuracy_before:.3f} -> {accuracy_after:.3f} ({gain:+.3f}) "

@@ -8,8 +8,8 @@ from typing import Any
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.scores import ScoredAnswer
-from grpo_stream.report.html_page import write_page
-from grpo_stream.storage.atomic_files import write_atomic
+from grpo_stream.report.html_page import PAGE_NAME, page_bytes
+from grpo_stream.storage.atomic_files import write_together
 
 RESULTS_NAME = "results.json"
 """Figures, settings, versions; written last: without it there is no evaluation."""
@@ -34,17 +34,21 @@ def write_run(
 ) -> Path:
     """Writes all files of an evaluation; returns the path of its page.
 
-    Each file appears whole or not at all. Older results go first and new ones come last, so
-    figures are never beside the answers of another run.
+    Each file appears whole or not at all, and a full disk leaves the older ones as they were.
+    Older results go first and new ones come last, so figures are never beside the answers of
+    another run.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULTS_NAME).unlink(missing_ok=True)
     lines = (json.dumps(answer.to_dict(), ensure_ascii=False) + "\n" for answer in answers)
-    write_atomic(folder / ANSWERS_NAME, "".join(lines).encode(errors="surrogatepass"))
-    path = write_page(page, folder)
     text = json.dumps({"version": VERSION, **results}, ensure_ascii=False, indent=1)
-    write_atomic(folder / RESULTS_NAME, f"{text}\n".encode(errors="surrogatepass"))
+    results_path, path = folder / RESULTS_NAME, folder / PAGE_NAME
+    files = {
+        folder / ANSWERS_NAME: "".join(lines).encode(errors="surrogatepass"),
+        path: page_bytes(page),
+        results_path: f"{text}\n".encode(errors="surrogatepass"),
+    }
+    write_together(files, removed_first=results_path)
     return path
 
 

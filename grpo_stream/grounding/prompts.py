@@ -12,6 +12,7 @@ from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError
 from grpo_stream.families import FAMILIES
 from grpo_stream.grounding.answers import MAX_ANSWER_CHARS
+from grpo_stream.yaml_files import read_yaml
 
 AnswerKind = Literal["point", "box", "click", "box_pairs"]
 """The forms that are asked for and taught; :func:`answer_text` writes each of them."""
@@ -145,16 +146,10 @@ def load_template(name_or_path: str, model_type: str | None = None) -> PromptTem
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError("prompt_template", name_or_path, f"must be one of {known}, or a .yaml")
     try:
-        import yaml  # noqa: PLC0415 - only templates from files need it
+        content = read_yaml("prompt_template", path, f"built in are {known}")
     except ImportError as error:
         raise ConfigError(
             "prompt_template", name_or_path, "needs PyYAML to be read: pip install pyyaml"
-        ) from error
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            "prompt_template", name_or_path, f"cannot be read ({error}); built in are {known}"
         ) from error
     return _template_of(content, name_or_path)
 

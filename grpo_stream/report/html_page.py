@@ -74,8 +74,13 @@ def write_page(page: str, folder: str | Path) -> Path:
     """
     path = Path(folder) / PAGE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page.encode(errors="replace"))
+    write_atomic(path, page_bytes(page))
     return path
+
+
+def page_bytes(page: str) -> bytes:
+    """The file's content: half surrogate pairs, which UTF-8 has not, are question marks."""
+    return page.encode(errors="replace")
 
 
 def render(report: Report) -> str:

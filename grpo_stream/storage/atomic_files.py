@@ -3,11 +3,13 @@
 import errno
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of an OSError that room on the disk would help."""
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 
@@ -95,3 +97,34 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Writes ``data`` to ``path`` in one go, replacing what is there."""
     with atomic_writer(path) as file:
         file.write(data)
+
+
+def no_room_line(error: OSError) -> str:
+    """What a full disk (:data:`NO_ROOM`) is called, with what helps."""
+    return f"{error.filename}: {error.strerror}; make room and start the same command again"
+
+
+def write_together(files: Mapping[Path, bytes], *, removed_first: Path) -> None:
+    """Writes all files under other names, then gives them theirs, in order.
+
+    A full disk leaves all of them as they were.
+
+    Args:
+        files: Path -> content.
+        removed_first: An older file that goes before the first one gets its name.
+    """
+    temps = {path: temp_beside(path) for path in files}
+    try:
+        for path, data in files.items():
+            with naming(path), temps[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        removed_first.unlink(missing_ok=True)
+        for path, temp in temps.items():
+            temp.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        for temp in temps.values():
+            temp.unlink(missing_ok=True)
+        raise

@@ -15,10 +15,11 @@ Memory is bounded by ``prefetch_batches + 1`` decoded generation batches of this
 encoded samples that ``fetch_ahead_bytes`` allows.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,6 +100,9 @@ class PromptLoader(Generic[T]):
         """Time that the caller has spent waiting for batches."""
         self._epoch = 0
         self._next_batch = 0
+        # Another thread may close the loader at any time: whatever is on its way by then, it finds.
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._works: deque[_Work[T]] = deque()
         self._num_bytes = 0  # of the works
         self._coming: tuple[int, int] | None = None
@@ -147,25 +151,29 @@ class PromptLoader(Generic[T]):
             StoreError: a source cannot be read; which object, and what to do.
             WorkerDiedError: a process that decodes was killed.
             IndexError: the epoch has no such batch.
+            CancelledError: another thread has closed the loader.
         """
         started = time.perf_counter()
         if self._assembler is None:
             slots = self.stream.slot_places(epoch, batch_index)
             batch = self._finish(slots, list(map(self.stream.attempt, slots)))
         else:
-            is_start = not self._works or self._works[0].place != (epoch, batch_index)
+            with self._lock:
+                is_start = not self._works or self._works[0].place != (epoch, batch_index)
+                if is_start:
+                    self._drop()
+                    self._coming = (epoch, batch_index)
+                # The first batch is not to share the link with what is needed much later.
+                self._look_ahead(only_near=is_start)
+                if not (self._reads_cheaply and self._transforms_cheaply):
+                    for work in islice(self._works, self.stream.config.prefetch_batches + 1):
+                        if work.batch is None:
+                            work.batch = self._start_decoding(work)
+                first = self._works[0]
+            batch = self._take(first)
             if is_start:
-                self._drop()
-                self._coming = (epoch, batch_index)
-            # The first batch is not to share the link with what is needed much later.
-            self._look_ahead(only_near=is_start)
-            if not (self._reads_cheaply and self._transforms_cheaply):
-                for work in islice(self._works, self.stream.config.prefetch_batches + 1):
-                    if work.batch is None:
-                        work.batch = self._start_decoding(work)
-            batch = self._take(self._works[0])
-            if is_start:
-                self._look_ahead(only_near=False)
+                with self._lock:
+                    self._look_ahead(only_near=False)
         self.wait_seconds += time.perf_counter() - started
         return batch
 
@@ -181,7 +189,8 @@ class PromptLoader(Generic[T]):
         """
         saved = Cursor.from_dict(state)
         self.stream.resume(saved)
-        self._drop()
+        with self._lock:
+            self._drop()
         self._epoch, self._next_batch = self.stream.plan.place_after(saved.epoch, saved.batch_index)
 
     def close(self) -> None:
@@ -190,7 +199,9 @@ class PromptLoader(Generic[T]):
         Waits a second at most for each kind of thread: one that waits for a server ends when its
         request does, is not tried again, and does not keep the interpreter from ending.
         """
-        self._drop()
+        with self._lock:
+            self._is_closed = True
+            self._drop()
         self.stream.close()
         if self._fetcher is not None:
             self._fetcher.close()
@@ -208,6 +219,8 @@ class PromptLoader(Generic[T]):
         self.close()
 
     def _look_ahead(self, *, only_near: bool) -> None:
+        if self._is_closed:
+            raise CancelledError
         fresh = list(self._new_works(only_near=only_near))
         self._works.extend(fresh)
         self._num_bytes += sum(work.num_bytes for work in fresh)
@@ -369,8 +382,9 @@ class PromptLoader(Generic[T]):
             raise
         finally:
             # Only now: close(), called by another thread meanwhile, must find it.
-            if self._works and self._works[0] is work:
-                self._num_bytes -= self._works.popleft().num_bytes
+            with self._lock:
+                if self._works and self._works[0] is work:
+                    self._num_bytes -= self._works.popleft().num_bytes
 
     def _drop(self) -> None:
         while self._works:

@@ -34,7 +34,7 @@ from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
-from grpo_stream.train.observe.tensorboard_log import resume_tensorboard
+from grpo_stream.train.observe.tensorboard_log import make_tensorboard_safe
 from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower
@@ -179,7 +179,7 @@ class StreamingSFTTrainer(SFTTrainer):
             data_wait_seconds=lambda: feed.data_wait_seconds,
             awaited=lambda: feed.awaited(self._micro_step),
         )
-        resume_tensorboard(self.callback_handler)
+        make_tensorboard_safe(self.callback_handler)
         show = show_in_trackers(self.callback_handler, self.args.report_to)
         self._feed = feed
         self._observer = Observer(log, self.args, facts, show)

@@ -47,7 +47,7 @@ from grpo_stream.train.models.processor import known_rule, load_processor, resiz
 from grpo_stream.train.observe.bad_steps import check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
-from grpo_stream.train.observe.tensorboard_log import resume_tensorboard
+from grpo_stream.train.observe.tensorboard_log import make_tensorboard_safe
 from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
@@ -293,7 +293,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             data_wait_seconds=lambda: feed.data_wait_seconds,
             awaited=lambda: feed.awaited(self._step),
         )
-        resume_tensorboard(self.callback_handler)
+        make_tensorboard_safe(self.callback_handler)
         show = show_in_trackers(self.callback_handler, self.args.report_to)
         self._feed = feed
         self._observer = Observer(log, self.args, facts, show, max_bad_steps=max_bad_steps)

@@ -4,6 +4,8 @@ import pytest
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.evaluation_files import check_same_data, read_run, write_run
+from grpo_stream.storage import atomic_files
+from grpo_stream.storage.atomic_files import no_room_line, temp_beside
 from tests.grounding.support import answer
 
 ANSWERS = [answer("(150, 150)", key="a"), answer("no \ud800 idea \N{SNOWMAN}", key="b")]
@@ -27,12 +29,32 @@ def test_what_is_written_is_read_again(tmp_path):
 
 def test_figures_never_lie_beside_answers_of_another_run(tmp_path, monkeypatch):
     write_run(tmp_path, RESULTS, ANSWERS, "old")
-    monkeypatch.setattr("grpo_stream.grounding.evaluation_files.write_page", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    named = []
+
+    def die_at_the_second(folder):
+        named.append(folder)
+        if len(named) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic_files, "sync_folder", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
         write_run(tmp_path, RESULTS, ANSWERS[:1], "new")
     assert not (tmp_path / "results.json").exists()
     with pytest.raises(ConfigError, match="is no report of an evaluation"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "index.html", "results.json"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, name):
+    write_run(tmp_path, RESULTS, ANSWERS, "old")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    temp_beside(tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=name) as caught:
+        write_run(tmp_path, RESULTS, ANSWERS[:1], "new")
+    assert no_room_line(caught.value) == (
+        f"{tmp_path / name}: No space left on device; make room and start the same command again"
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_other_data_and_other_versions_are_refused(tmp_path):

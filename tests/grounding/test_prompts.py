@@ -109,8 +109,8 @@ def test_a_template_from_a_file(tmp_path):
         ),
         ("user: '{instruction}'\nanswer: [box]\n", "must be one of point, box"),
         ("user: '{instruction}'\nthinking: maybe\n", "thinking='maybe': must be true or false"),
-        ("user: [", "cannot be read"),
-        ("user: !!python/object:os.system x", "cannot be read"),
+        ("user: [", r"is no YAML .*line 1\); built in are point"),
+        ("user: !!python/object:os.system x", "line 1 has the tag !!python/object:os.system"),
     ],
 )
 def test_a_file_that_is_no_template(tmp_path, content, said):

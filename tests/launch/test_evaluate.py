@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -164,6 +165,18 @@ def test_mistakes_end_with_one_line_and_code_2(words, changes, words_said, tmp_p
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert words_said in said[0]
+
+
+def test_a_full_disk_is_one_line(words, tmp_path, monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report/index.html")
+
+    monkeypatch.setattr(script, "run_evaluation", full)
+    assert script.main([*words, "--report", str(tmp_path / "report")]) == 1
+    assert capsys.readouterr().err == (
+        "error: report/index.html: No space left on device; make room and start the same command "
+        "again; older results are as they were\n"
+    )
 
 
 def test_the_flags_of_a_launcher_and_of_older_commands_are_understood(tmp_path, capsys):

@@ -13,7 +13,7 @@ from grpo_stream.storage.store import LocalStore
 from shard_builder.cli import main
 
 SCREENS = {"wide.png": (1280, 720), "phone.png": (390, 844), "large.png": (1920, 1080)}
-NUM_EACH = 60
+NUM_EACH = 72
 GREY, RED = (230, 230, 230), (200, 20, 20)
 
 
@@ -92,8 +92,8 @@ def test_at_most_two_tries(folder, monkeypatch, capsys):
     assert main(["show", "shards/train"]) == 0
     assert "own.json" in (folder / "show" / "index.html").read_text()
     manifest = Manifest.load(LocalStore("shards/train"))
-    assert manifest.num_samples == 4 * NUM_EACH + 12 - 3
-    assert manifest.rejects == {"answer_no_box": 3}
+    assert manifest.num_samples == 4 * NUM_EACH + 12 - 4
+    assert manifest.rejects == {"answer_no_box": 4}
     for shard in manifest.shards:
         with (folder / "shards" / "train" / shard.name).open("rb") as file:
             for sample in iter_samples(file, shard.name):

@@ -225,6 +225,24 @@ class TestClose:
         if fault == "slow_down":  # nobody waits for another try, let alone makes one
             wait_for(lambda: not own_threads() & set(threading.enumerate()) - before, 2)
 
+    def test_while_a_batch_is_being_asked_for(self, server):
+        with open_loader(URL) as loader:
+            start, closing = loader._start_decoding, threading.Thread(target=loader.close)
+
+            def start_decoding(work):
+                if closing.ident is None:
+                    closing.start()
+                    closing.join(0.2)
+                return start(work)
+
+            loader._start_decoding = start_decoding
+            with contextlib.suppress(CancelledError):
+                loader.get(0, 0)
+            closing.join(10)
+            assert not closing.is_alive()
+            with pytest.raises(CancelledError):
+                loader.get(0, 1)
+
     def test_while_a_stand_in_is_read(self, server):
         rules = RetryRules(1.0, 30.0, 60.0, stall_timeout_seconds=50.0)
         with open_loader(URL, rules=rules) as loader:

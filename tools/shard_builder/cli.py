@@ -1,7 +1,6 @@
 """The command line: ``shard-builder build``, ``verify``, ``index``, ``stats``, ``show``, ..."""
 
 import argparse
-import errno
 import io
 import signal
 import sys
@@ -12,6 +11,7 @@ from typing import NoReturn
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.flags import with_dashes
+from grpo_stream.storage.atomic_files import NO_ROOM
 
 EXIT_CODES = """\
 exit codes:
@@ -29,7 +29,6 @@ _FLAGS = {
     "multiple": "--patch-multiple",
     "url": "URL",
 }
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flag = _FLAGS.get(error.field, error.field)
         return _end(ConfigError(flag, error.value, error.expected), 2)
     except (GrpoStreamError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             room = "make room in --out and where temporary files go (TMPDIR)"
             return _end(f"{error.strerror}: {room}; the same build command resumes from there", 1)
         return _end(error, 1)

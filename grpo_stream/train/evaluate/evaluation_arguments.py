@@ -2,8 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from grpo_stream.flags import same_setting, setting
+from grpo_stream.printable import mask_secrets
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.train.setup.arguments import DataArguments
 
@@ -72,3 +74,13 @@ class EvaluateArguments:
         same["shards"] = None if self.shards is None else [self.shards]
         same["json"] = None if self.json is None else self.json[0]
         return DataArguments(**same)
+
+    def shown(self) -> dict[str, Any]:
+        """The settings as results and page keep them: no secret of a URL."""
+        shown: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                shown[name] = [mask_secrets(str(one)) for one in value]
+            else:
+                shown[name] = mask_secrets(value) if isinstance(value, str) else value
+        return shown

@@ -152,7 +152,7 @@ def _results(
             "min_pixels": None if rule is None else rule.min_pixels,
             "max_pixels": None if rule is None else rule.max_pixels,
         },
-        "settings": vars(args) | {"world_size": plan.world.world_size},
+        "settings": args.shown() | {"world_size": plan.world.world_size},
         "versions": {
             "grpo_stream": grpo_stream.__version__,
             **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},

@@ -1,5 +1,6 @@
 """How hard each sample is for the policy, kept over the run: one line per group and rollout."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
+from transformers.utils import logging
 
 from grpo_stream.train.observe.rollout_sheets import reward_std
+
+logger = logging.get_logger("grpo_stream.train")
 
 FILE_NAME = "difficulty.jsonl"
 """File of an output folder."""
@@ -32,6 +36,8 @@ class DifficultyLog:
 
     A generation batch that is sampled again after a resume is written again: of equal key and
     global step the later line counts.
+
+    A disk that takes no more ends the log, not the run.
 
     Args:
         folder: The run's output folder.
@@ -59,14 +65,18 @@ class DifficultyLog:
             mean = float(known.mean()) if known.size else None
             found = Difficulty(key, global_step, mean, reward_std(group))
             lines.append(json.dumps(found._asdict(), ensure_ascii=False) + "\n")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:
+            logger.warning("no more is written to %s: %s", self._path, error.strerror)
+            self._is_writing = False
 
 
 def read_difficulty(path: Path) -> Iterator[Difficulty]:
-    """The lines of a log in order; a last one that was cut off is left out."""
-    with path.open(encoding="utf-8") as file:
+    """The lines of a log in order; one that a crash or a full disk has cut off is left out."""
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if line.endswith("\n"):
+            with contextlib.suppress(ValueError, TypeError):  # a resumed run continued that line
                 yield Difficulty(**json.loads(line))

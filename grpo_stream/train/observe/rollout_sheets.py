@@ -1,5 +1,6 @@
 """Pictures of what the policy answers while it learns, every so many global steps."""
 
+import io
 import json
 import math
 import threading
@@ -18,6 +19,7 @@ from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.grounding.answers import ParseFailure
 from grpo_stream.grounding.cases import Case, completion_text
 from grpo_stream.report.rollout_picture import RolloutAnswer, RolloutGroup, rollout_sheet
+from grpo_stream.storage.atomic_files import write_atomic
 from grpo_stream.targets import WANTED_FIELD, Target, read_target
 from grpo_stream.train.batches.collate import Batch
 
@@ -128,13 +130,15 @@ class RolloutSheets:
             )
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"step-{global_step:06d}.png"
-            picture.save(path)
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            write_atomic(path, buffer.getvalue())
             found = {
                 "global_step": global_step,
                 "groups": [group_record(rollout, number) for number in range(len(rewards))],
             }
             text = json.dumps(found, ensure_ascii=False, indent=1)
-            path.with_suffix(".json").write_text(text, encoding="utf-8")
+            write_atomic(path.with_suffix(".json"), text.encode())
             self._show(path, picture, global_step)
         except Exception as error:  # noqa: BLE001 - a picture is not worth a run
             logger.warning("no rollout sheet at global step %d: %r", global_step, error)

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import TrlParser
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.yaml_files import read_yaml
 
 RENAMED = {
     "num_threads": "num_reader_threads",
@@ -148,11 +148,7 @@ class SettingsParser(TrlParser):
         examples = "see launch/configs/ for examples"
         if not path.is_file():
             raise ConfigError("config", str(path), f"is no file; {examples}")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeError) as error:
-            words = " ".join(str(error).split())
-            raise ConfigError("config", str(path), f"is no YAML ({words}); {examples}") from error
+        content = read_yaml("config", path, examples)
         if not isinstance(content, dict):
             expected = f'must hold lines such as "learning_rate: 1.0e-6"; {examples}'
             raise ConfigError("config", str(path), expected)

@@ -1,7 +1,14 @@
-"""One folder and one value a step in TensorBoard's log of a run that was resumed."""
+"""One folder and one value a step in TensorBoard's log of a run that was resumed; full disks."""
+
+import errno
+import os
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+from transformers.utils import logging
 
+from grpo_stream.train.observe.difficulty_log import FILE_NAME, read_difficulty
+from grpo_stream.train.setup.arguments import LogArguments
 from tests.train.runs import SAVING, run
 
 
@@ -36,3 +43,30 @@ def test_a_run_that_begins_anew_has_a_folder_of_its_own(make_trainer, make_args,
     run(make_trainer, make_args(**args))
     assert len([*(tmp_path / "out/runs").iterdir()]) == 2
     assert [*old.parent.iterdir()] == [old]
+
+
+def test_a_full_disk_ends_the_logs_and_not_the_run(
+    make_trainer, make_args, tmp_path, monkeypatch, caplog
+):
+    def add_scalar(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    monkeypatch.setattr(logging.get_logger("grpo_stream.train"), "propagate", True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / FILE_NAME).symlink_to("/dev/full")
+    args = make_args(report_to=["tensorboard"])
+    trainer, _ = run(make_trainer, args, log=LogArguments(difficulty_log=True))
+    assert trainer.state.global_step == 2
+    said = [one.message for one in caplog.records if "no more is written" in one.message]
+    assert said == [
+        f"no more is written to {tmp_path / 'out' / FILE_NAME}: No space left on device",
+        "no more is written to TensorBoard's log: [Errno 28] No space left on device",
+    ]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    line = '{"key": "%s", "global_step": 1, "mean": 0.5, "std": 0.0}\n'
+    log = tmp_path / FILE_NAME
+    log.write_text(line % "a" + (line % "b")[:20] + line % "c" + line % "d" + (line % "e")[:-3])
+    assert [one.key for one in read_difficulty(log)] == ["a", "d"]
