@@ -4,13 +4,14 @@ Every field is a key of the YAML file and a flag of ``launch/train.py``.
 """
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from grpo_stream.byte_sizes import format_num_bytes, parse_num_bytes
 from grpo_stream.errors import ConfigError
 from grpo_stream.flags import help_of, same_setting, setting
 from grpo_stream.images import ImageLimits
+from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.records.formats.readers import FORMATS
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.storage.retry_policy import RetryRules
@@ -48,6 +49,11 @@ class DataArguments:
     coords: Coords | None = setting(
         None, "Of json: what numbers are; None: what the format and all records say."
     )
+    image_key: str | None = setting(None, "Of json: the field of plain records with the image.")
+    prompt_key: str | None = setting(
+        None, "Of json: the field with the instruction, also of the benchmarks' own rows."
+    )
+    solution_key: str | None = setting(None, "Of json: the field of plain records with the box.")
     images_root: str | None = setting(
         None, "Folder that the records' image paths start from; None: they are absolute."
     )
@@ -101,6 +107,10 @@ class DataArguments:
             raise ConfigError("cache_dir", self.cache_dir, expected)
         for name in _SIZES:
             self.num_bytes(name)
+
+    def rule_flags(self) -> RuleFlags:
+        """What was said of raw records."""
+        return RuleFlags(**{one.name: getattr(self, one.name) for one in fields(RuleFlags)})
 
     def num_bytes(self, name: str) -> int:
         """The setting ``name``, one of the sizes, in bytes.

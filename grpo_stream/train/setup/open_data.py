@@ -8,7 +8,6 @@ from typing import Any
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
-from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.open_records import open_records
@@ -56,8 +55,9 @@ def open_sources(data: DataArguments) -> OpenSources:
         return _open_shards(data, data.shards)
     path = str(data.json)
     limits = image_limits(data)
-    flags = RuleFlags(box_format=data.box_format, coords=data.coords)
-    source = open_records([path], data.format, data.images_root, flags=flags, limits=limits)
+    source = open_records(
+        [path], data.format, data.images_root, flags=data.rule_flags(), limits=limits
+    )
     return OpenSources([path], [source], ["1"])
 
 
