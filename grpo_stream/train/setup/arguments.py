@@ -16,6 +16,8 @@ from grpo_stream.records.formats.readers import FORMATS
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
+from grpo_stream.stream.selected_source import MAX_WEIGHT
+from grpo_stream.train.setup.difficulty_file import DifficultyRule, DifficultySettings
 
 SharedPrefix = Literal["auto", "on", "packed", "forked", "off"]
 PackedAttention = Literal["auto", "two_part", "dense", "flex"]
@@ -76,6 +78,18 @@ class DataArguments:
     retry_deadline_seconds: float = same_setting(RetryRules, "retry_deadline_seconds")
     cache_dir: str | None = same_setting(CacheSettings, "cache_dir", default=None)
     cache_bytes: str = _size_setting(CacheSettings, "cache_bytes")
+    difficulty: str | None = setting(
+        None,
+        "What an earlier run found hard: its difficulty.jsonl, a report's answers.jsonl, or lines "
+        "with key and weight; samples come as often as it says.",
+    )
+    difficulty_rule: DifficultyRule = setting(
+        "uncertain", "Weight by share of success p: uncertain is 4 p (1 - p), hard is 2 (1 - p)."
+    )
+    difficulty_keep: list[float] | None = setting(
+        None, "Instead: train on samples whose mean reward or share of success is from .. to .."
+    )
+    difficulty_other: float = setting(1.0, "Weight of samples that the file does not name.")
     allow_new_lanes: bool = setting(
         False,
         "Resume with another number of prompts per generation batch, over exactly what is left of "
@@ -107,6 +121,37 @@ class DataArguments:
             raise ConfigError("cache_dir", self.cache_dir, expected)
         for name in _SIZES:
             self.num_bytes(name)
+        self.difficulty_settings()
+
+    def difficulty_settings(self) -> DifficultySettings | None:
+        """How samples are chosen; None: all of them come once.
+
+        Raises:
+            ConfigError: a range or weight that is none, or several data sets.
+        """
+        if self.difficulty is None:
+            if self.difficulty_keep is not None:
+                expected = "goes with difficulty, the file of an earlier run; give both or none"
+                raise ConfigError("difficulty_keep", self.difficulty_keep, expected)
+            return None
+        keep = None
+        if self.difficulty_keep is not None:
+            if (
+                len(self.difficulty_keep) != 2
+                or not self.difficulty_keep[0] <= self.difficulty_keep[1]
+            ):
+                expected = "must be two numbers, the smaller first, for example 0.1 0.9"
+                raise ConfigError("difficulty_keep", self.difficulty_keep, expected)
+            keep = (self.difficulty_keep[0], self.difficulty_keep[1])
+        if not 0 <= self.difficulty_other <= MAX_WEIGHT:
+            expected = f"must be from 0 to {MAX_WEIGHT:g}, for example 1"
+            raise ConfigError("difficulty_other", self.difficulty_other, expected)
+        if self.shards is not None and len(self.shards) > 1:
+            expected = "goes with one data set, as keys are of one; give one, or leave it out"
+            raise ConfigError("difficulty", self.difficulty, expected)
+        return DifficultySettings(
+            self.difficulty, self.difficulty_rule, keep, self.difficulty_other
+        )
 
     def rule_flags(self) -> RuleFlags:
         """What was said of raw records."""

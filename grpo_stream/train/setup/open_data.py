@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_stream.errors import ConfigError
@@ -17,6 +17,7 @@ from grpo_stream.stream.sources import Source, decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.setup.arguments import DataArguments
+from grpo_stream.train.setup.difficulty_file import select_by_difficulty
 from grpo_stream.train.setup.node_manifests import load_manifests
 
 
@@ -51,8 +52,14 @@ def open_sources(data: DataArguments) -> OpenSources:
         StoreError: they cannot be reached.
     """
     data.check()
-    if data.shards is not None:
-        return _open_shards(data, data.shards)
+    found = _open_shards(data, data.shards) if data.shards is not None else _open_json(data)
+    difficulty = data.difficulty_settings()
+    if difficulty is None:
+        return found
+    return replace(found, sources=[select_by_difficulty(found.sources[0], difficulty)])
+
+
+def _open_json(data: DataArguments) -> OpenSources:
     path = str(data.json)
     limits = image_limits(data)
     source = open_records(
