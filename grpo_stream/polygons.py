@@ -63,6 +63,25 @@ class Polygon:
             x1, y1 = x2, y2
         return is_in
 
+    def clipped(self, size: Size) -> "Polygon":
+        """The part inside an image of ``size``, whose outline may run along an edge there and back.
+
+        Source: Sutherland and Hodgman, 1974, for the four sides of a rectangle.
+        """
+        corners = self.corners
+        for axis, limit, sign in ((0, 0, 1), (0, size.width, -1), (1, 0, 1), (1, size.height, -1)):
+            kept: list[tuple[float, float]] = []
+            for a, b in zip((*corners[-1:], *corners), corners, strict=False):
+                before, after = (sign * (corner[axis] - limit) for corner in (a, b))
+                if (before < 0) != (after < 0):
+                    share = before / (before - after)
+                    x, y = (p + share * (q - p) for p, q in zip(a, b, strict=True))
+                    kept.append((limit, y) if axis == 0 else (x, limit))
+                if after >= 0:
+                    kept.append(b)
+            corners = tuple(kept)
+        return Polygon(corners, self.frame)
+
     def scaled(self, from_size: Size, to_size: Size, frame: Frame) -> "Polygon":
         """The same region in an image of another size, named as ``frame``."""
         kx, ky = to_size.width / from_size.width, to_size.height / from_size.height

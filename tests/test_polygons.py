@@ -92,6 +92,21 @@ def test_overlaps_are_what_counting_small_squares_gives(outline, box):
     assert 0 <= region_iou(box, polygon) <= 1 + 1e-12
 
 
+@given(corners, st.integers(1, 30), st.integers(1, 30), boxes)
+def test_the_part_inside_an_image_has_the_same_overlaps(outline, width, height, box):
+    polygon, image = Polygon(tuple(outline)), Size(width, height)
+    inside = polygon.clipped(image)
+    if not inside.corners:
+        assert overlap_area(polygon, Box(0, 0, width, height)) == pytest.approx(0, abs=1e-6)
+        return
+    bounds = inside.bounds
+    assert 0 <= bounds.x1 <= bounds.x2 <= width
+    assert 0 <= bounds.y1 <= bounds.y2 <= height
+    common = Box(box.x1, box.y1, min(box.x2, width), min(box.y2, height))
+    expected = overlap_area(polygon, common) if common.is_valid else 0
+    assert overlap_area(inside, box) == pytest.approx(expected, abs=1e-6)
+
+
 @given(boxes, boxes)
 def test_a_polygon_of_right_angles_is_a_box(a, b):
     as_polygon = Polygon(((b.x1, b.y1), (b.x2, b.y1), (b.x2, b.y2), (b.x1, b.y2)))

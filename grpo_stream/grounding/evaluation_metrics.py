@@ -15,19 +15,14 @@ from grpo_stream.grounding.scores import ABSENT_SIZE, FAILURES, POINT_SIZE, SIZE
 from grpo_stream.report.intervals import bootstrap_intervals, wilson_interval
 
 DEFAULT_FIELDS = (
-    "source",
-    "data_source",
-    "dataset_name",
-    "platform",
-    "application",
-    "group",
-    "role",
-    "element.role",
-    "ui_type",
-    "data_type",
-    "language",
+    *("input_file", "source", "data_source", "dataset_name", "split"),
+    *("platform", "category", "application", "app_name", "group"),
+    *("role", "element.role", "element_type", "ui_type", "data_type", "GUI_types"),
+    *("grounding_type", "gt_type", "box_type", "language"),
+    # As ScreenSpot, ScreenSpot-Pro and MMBench-GUI report.
+    *("input_file+data_type", "platform+data_type", "group+ui_type", "platform+grounding_type"),
 )
-"""Fields of records that results are told apart by where nobody names any."""
+"""Fields of records that results are told apart by where nobody names any; ``a+b``: by both."""
 SIZE_SLICE = "size of target"
 """Name of the slices by :data:`~.scores.SIZES`."""
 NO_VALUE = "(none)"
@@ -77,10 +72,11 @@ def evaluation_figures(
     failures = Counter(answer.failure for answer in answers)
     chosen = default_fields(answers) if fields is None else fields
     sizes = (ABSENT_SIZE, POINT_SIZE, *(name for name, _ in SIZES))
-    slices = {SIZE_SLICE: _split([answer.size for answer in answers], sizes)}
+    slices = {SIZE_SLICE: _split([[answer.size] for answer in answers], sizes)}
     for name in chosen:
-        words = [value_name(answer.fields.get(name)) for answer in answers]
-        by_number = sorted(Counter(words).items(), key=lambda pair: (-pair[1], pair[0]))
+        words = [value_names(answer.fields.get(name)) for answer in answers]
+        counted = Counter(word for several in words for word in several)
+        by_number = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
         slices[name] = _split(words, [word for word, _ in by_number])
     return {
         "figures": figures(np.arange(len(answers))),
@@ -145,24 +141,44 @@ def compare_answers(
 
 
 def default_fields(answers: Sequence[ScoredAnswer]) -> list[str]:
-    """Those of :data:`DEFAULT_FIELDS` that tell the samples apart."""
-    return [
-        name
-        for name in DEFAULT_FIELDS
-        if 2 <= len({value_name(a.fields.get(name)) for a in answers}) <= _MOST_DEFAULT_VALUES
-    ]
+    """Those of :data:`DEFAULT_FIELDS` that tell the samples apart, by themselves or together."""
+    found: list[str] = []
+    for name in DEFAULT_FIELDS:
+        several, *more = name.split("+")
+        if more and not {several, *more} <= set(found):
+            continue
+        words = {word for a in answers for word in value_names(a.fields.get(name))}
+        if 2 <= len(words) <= _MOST_DEFAULT_VALUES:
+            found.append(name)
+    return found
 
 
 def pick_fields(extra: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The values of the named fields that a record has; ``a.b`` is the field b of the field a."""
+    """The values of the named fields that a record has.
+
+    ``a.b`` is the field b of the field a; ``a+b`` both fields, their values in one text.
+    """
     found = {}
     for name in names:
-        value: Any = extra
-        for word in [name] if name in extra else name.split("."):
-            value = value.get(word) if isinstance(value, Mapping) else None
-        if value is not None:
-            found[name] = value
+        parts = [name] if name in extra else name.split("+")
+        values = [_field(extra, part) for part in parts]
+        if any(value is not None for value in values):
+            found[name] = values[0] if len(values) == 1 else ", ".join(map(value_name, values))
     return found
+
+
+def _field(extra: Mapping[str, Any], name: str) -> Any:
+    value: Any = extra
+    for word in [name] if name in extra else name.split("."):
+        value = value.get(word) if isinstance(value, Mapping) else None
+    return value
+
+
+def value_names(value: Any) -> list[str]:
+    """The names of the slices that a field's value is in: of a list of texts, each is one."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, str) for one in value):
+        return list(dict.fromkeys(value))
+    return [value_name(value or None) if isinstance(value, (list, tuple)) else value_name(value)]
 
 
 def value_name(value: Any) -> str:
@@ -219,11 +235,14 @@ class _Table:
         return found
 
 
-def _split(words: Sequence[str], order: Sequence[str]) -> list[tuple[str, NDArray[np.int64]]]:
+def _split(
+    words: Sequence[Sequence[str]], order: Sequence[str]
+) -> list[tuple[str, NDArray[np.int64]]]:
     """The rows of each word that occurs."""
     places: dict[str, list[int]] = {}
-    for row, word in enumerate(words):
-        places.setdefault(word, []).append(row)
+    for row, several in enumerate(words):
+        for word in several:
+            places.setdefault(word, []).append(row)
     return [(word, np.array(places[word])) for word in order if word in places]
 
 

@@ -74,7 +74,7 @@ class Cursor:
             CursorError: naming every setting that differs.
         """
         names = {
-            "digest": "the data set (manifest digest)",
+            "digest": "the data set (manifest digest) or the choice of its samples",
             "weights": "weights of the data sets",
             "seed": "seed",
             "num_lanes": "prompts per generation batch",

@@ -126,6 +126,10 @@ class DecidedForms:
                 "INPUT", names[number], undecided_text(decision, can_accept=can_accept)
             )
 
+    def input_of(self, number: int) -> int:
+        """The number of the input that a form is of."""
+        return self._inputs[number]
+
     def lines(self, names: Sequence[str]) -> list[str]:
         """For people, how each form of each input is read."""
         return [f"reading {names[n]}: {d.line()}" for n, d in self._of_records()]

@@ -53,6 +53,8 @@ class Decision:
 
     def line(self) -> str:
         """The reading and its evidence, for people."""
+        if self.form.is_refusal:
+            return f"{self.form.reader}: {self.num_records} records of what is not there"
         words = f"{self.form.reader}: {self.form.fields}: {in_words(self.reading)}"
         return f"{words} ({self._why()})"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from grpo_stream.boxes import Box, Size
 from grpo_stream.errors import RecordError
+from grpo_stream.polygons import Polygon
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules
 from grpo_stream.targets import WANTED_FIELD
 
@@ -13,6 +14,7 @@ Solution = tuple[float, ...]
 Warnings = list[tuple[str, str]]
 
 _MIN_SHARE_INSIDE = 0.5
+_MAX_CORNERS = 1000  # of a polygon: work and memory of its area grow with their square
 _NUM_DECIMALS = 3  # of a pixel: what arithmetic adds beyond them is noise
 _SCALES: dict[Coords, float] = {"unit": 1.0, "per_mille": 1000.0}
 _FOUR = "[x1, y1, x2, y2] or [x, y]"
@@ -23,7 +25,7 @@ _EXPECTED: dict[BoxFormat, str] = {
     "point": "expected [x, y]",
     "yxyx": "expected [y1, x1, y2, x2] or [y, x]",
     "corners": f"expected {_FOUR}, corners in any order",
-    "polygon": "expected at least three points, as [x, y, x, y, x, y] or [[x, y], [x, y], [x, y]]",
+    "polygon": f"expected three to {_MAX_CORNERS} points, as [x, y, x, y, x, y] or [[x, y], ...]",
 }
 
 
@@ -60,7 +62,7 @@ def read_solutions(record: Mapping[str, Any], rules: Rules) -> list[list[float]]
 
 
 def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solution, Warnings]:
-    """One box or point in pixels, inside an image.
+    """One box, point or polygon in pixels, inside an image.
 
     Args:
         numbers: As :func:`read_solutions` gave them.
@@ -68,8 +70,8 @@ def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solu
         rules: How the numbers are written.
 
     Returns:
-        ``(x1, y1, x2, y2)``, ends exclusive, clipped to the image, or ``(x, y)``; and warnings as
-        pairs (cause, detail).
+        ``(x1, y1, x2, y2)``, ends exclusive, or a polygon's corners ``(x, y, x, y, ...)``, both
+        clipped to the image, or ``(x, y)``; and warnings as pairs (cause, detail).
 
     Raises:
         RecordError: causes ``solution_looks_like_unit``, ``solution_out_of_range``,
@@ -92,6 +94,7 @@ def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solu
                 "solution_out_of_range", f"{rules.solution_key}={short(numbers)} {detail}"
             )
         pixels = [number * size[i % 2] / scale for i, number in enumerate(numbers)]
+    outline = pixels
     if len(pixels) > 2:
         pixels = _corners(pixels, rules.box_format)
     if rules.coords != "pixels" or rules.box_format in ("xywh", "cxcywh"):
@@ -99,6 +102,8 @@ def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solu
     if len(pixels) == 2:
         return _point(pixels, size, numbers, rules)
     solution, warnings = _box(pixels, size, numbers, rules)
+    if rules.box_format == "polygon":
+        solution = _outline(outline, size, numbers, rules)
     if rules.box_format == "corners" and not (
         numbers[0] <= numbers[2] and numbers[1] <= numbers[3]
     ):
@@ -108,7 +113,7 @@ def place_solution(numbers: list[float], size: Size, rules: Rules) -> tuple[Solu
 
 
 def scale_solution(solution: Solution, from_size: Size, to_size: Size) -> Solution:
-    """A box or point of one image, in pixels of the same image in another size.
+    """A box, point or polygon of one image, in pixels of the same image in another size.
 
     Rounded to thousandths of a pixel, except where that would leave a box without area or move
     a point out of the image.
@@ -125,6 +130,8 @@ def scale_solution(solution: Solution, from_size: Size, to_size: Size) -> Soluti
             near if near < side else min(number, math.nextafter(side, 0))
             for near, number, side in zip(rounded, exact, to_size, strict=True)
         )
+    if len(exact) > 4:
+        return tuple(rounded)
     x1, y1, x2, y2 = rounded
     if Box(x1, y1, x2, y2).is_valid:
         return (x1, y1, x2, y2)
@@ -158,7 +165,7 @@ def _checked(value: list[Any], rules: Rules) -> list[float]:
             raise _error("solution_not_numbers", value, rules)
     count = len(value)
     if rules.box_format == "polygon":
-        is_fitting = count == 2 or (count >= 6 and count % 2 == 0)
+        is_fitting = count == 2 or (6 <= count <= 2 * _MAX_CORNERS and count % 2 == 0)
     else:
         is_fitting = count == 2 or (count == 4 and rules.box_format != "point")
     if not is_fitting:
@@ -208,6 +215,16 @@ def _point(
         detail = f"is outside the image of {size.width}x{size.height}"
         raise RecordError("point_outside", f"{_found(numbers, rules)} {detail}")
     return (x, y), []
+
+
+def _outline(pixels: list[float], size: Size, numbers: list[float], rules: Rules) -> Solution:
+    """The corners of a polygon whose bounds are mostly inside the image."""
+    polygon = Polygon(tuple(zip(pixels[::2], pixels[1::2], strict=True)))
+    if polygon.bounds != polygon.bounds.clipped(size):
+        polygon = polygon.clipped(size)
+    if not polygon.is_valid:
+        raise RecordError("box_empty", f"{_found(numbers, rules)} has no area")
+    return tuple(number for corner in polygon.corners for number in corner)
 
 
 def _box(

@@ -47,9 +47,7 @@ class Verdict(NamedTuple):
 def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict:
     """Turns a raw record, any JSON value, into a sample.
 
-    Where a picture is not stored in its own size, ``solution`` is scaled to the stored one. Of a
-    polygon the bounding box is the solution; the polygon itself stays, as the record has it, in
-    the field ``polygon`` (unless the record has another field of that name).
+    Where a picture is not stored in its own size, ``solution`` is scaled to the stored one.
 
     Args:
         record: The parsed JSON value; its image may be an InlineImage.
@@ -181,8 +179,6 @@ def _extra(record: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
         extra[rules.image_key] = names
         if rules.image_key in RESERVED_OF_SEVERAL:
             extra.setdefault("image", names)
-    if rules.box_format == "polygon":
-        extra.setdefault("polygon", record[rules.solution_key])
     return extra
 
 

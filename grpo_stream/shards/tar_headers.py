@@ -127,6 +127,20 @@ def iter_members(
         position += BLOCK + num_bytes + num_padding
 
 
+def plain_name(header: bytes, where: str) -> str | None:
+    """The name in a file's header; None where another header says it.
+
+    Args:
+        header: 512 bytes.
+        where: For error messages.
+
+    Raises:
+        ShardFormatError: cause ``bad_header``.
+    """
+    kind, name, _ = _parse_header(header, where)
+    return name if kind in _FILE else None
+
+
 def _parse_header(header: bytes, where: str) -> tuple[bytes, str, int]:
     field = header[148:156].strip(b" \0")
     checksum = sum(header) - sum(header[148:156]) + 8 * 32

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from grpo_stream.errors import ConfigError, RecordError
@@ -33,6 +33,7 @@ def open_records(
     *,
     flags: RuleFlags | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
+    marks_inputs: bool = False,
 ) -> RecordSource:
     """The records of one or several inputs, one after another.
 
@@ -47,6 +48,7 @@ def open_records(
             or all paths are absolute.
         flags: What the user said of the records.
         limits: What an image may be at most.
+        marks_inputs: Of several inputs, each record gets the name of its own as ``input_file``.
 
     Raises:
         ConfigError: an input is not there or is no input, the format is unknown, its records fit
@@ -72,6 +74,13 @@ def open_records(
     with _named_as_settings():
         forms.check(names)
     records = [record for _, record in rows]
+    if marks_inputs and len(inputs) > 1:
+        records = [
+            {"input_file": PurePath(names[forms.input_of(form)]).name, **record}
+            if isinstance(record, Mapping)
+            else record
+            for form, record in rows
+        ]
     rules = [forms.rules[form] for form, _ in rows]
     said = forms.lines(names)
     if left_out:

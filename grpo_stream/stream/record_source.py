@@ -139,6 +139,16 @@ class RecordSource:
         rules = self._rules if isinstance(self._rules, Rules) else self._rules[sample]
         return _read(self._records[sample], sample, self._root, rules, self._limits)
 
+    def keys(self, shard: int) -> list[str]:  # noqa: ARG002
+        """The keys that the records get, read or not."""
+        rules = (
+            [self._rules] * len(self._records) if isinstance(self._rules, Rules) else self._rules
+        )
+        return [
+            _key_of(record, position, own)
+            for position, (record, own) in enumerate(zip(self._records, rules, strict=True))
+        ]
+
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """See ``sources.Source.expect``: nothing to prepare."""
 
@@ -206,9 +216,13 @@ def _read(record: object, position: int, root: Path, rules: Rules, limits: Image
 
     if isinstance(record, Mapping):
         record = dict(record)  # what the judge takes
-    path = record.get(rules.image_key) if isinstance(record, dict) else None
-    key = make_key(position, path if isinstance(path, str) else "")
+    key = _key_of(record, position, rules)
     return judge(record, key, rules, open_picture).sample
+
+
+def _key_of(record: object, position: int, rules: Rules) -> str:
+    path = record.get(rules.image_key) if isinstance(record, Mapping) else None
+    return make_key(position, path if isinstance(path, str) else "")
 
 
 def _checked_root(

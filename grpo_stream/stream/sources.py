@@ -18,7 +18,9 @@ from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.index import IndexEntry, ShardIndex
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.shards.sample import Sample
+from grpo_stream.shards.sample_runs import split_name
 from grpo_stream.shards.tar import parse_sample
+from grpo_stream.shards.tar_headers import BLOCK, plain_name
 from grpo_stream.storage.blobs import Data
 from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
 from grpo_stream.storage.store import LocalStore, Store, is_object_store, open_store
@@ -295,6 +297,21 @@ class ShardSource:
             raise self._too_large(shard, sample, entry)
         data = self._reader.read_range(name, entry.offset, entry.num_bytes)
         return parse_sample(data, name, entry)
+
+    def keys(self, shard: int) -> list[str]:
+        """The keys of a shard's samples, from a tar header of each; images are not read.
+
+        Raises:
+            StoreError, ShardFormatError: as :meth:`Source.read`.
+        """
+        name, index = self._index(shard)
+        offsets = index.samples["offset"].tolist()
+        heads = self._store.read_ranges(name, [(offset, BLOCK) for offset in offsets])
+        names = [plain_name(bytes(head), name) for head in heads]
+        return [
+            self.read(shard, sample).key if found is None else split_name(found)[0]
+            for sample, found in enumerate(names)
+        ]
 
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """See :meth:`Source.expect`: keeps as many indexes open; tells the cache."""

@@ -120,6 +120,28 @@ class TestFields:
         ]
         assert default_fields(answers) == ["role"]  # one value, three values, fifty values
 
+    def test_two_fields_together(self):
+        fields = [{"group": g, "ui_type": t} for g in ("dev", "cad") for t in ("text", "icon")]
+        fields.append({"group": "dev"})
+        picked = [pick_fields(one, ["group", "ui_type", "group+ui_type"]) for one in fields]
+        assert picked[0]["group+ui_type"] == "dev, text"
+        assert picked[4] == {"group": "dev", "group+ui_type": "dev, (none)"}
+        assert pick_fields({"a+b": 1, "a": 2}, ["a+b"]) == {"a+b": 1}
+        answers = [answer("", key=str(n), fields=one) for n, one in enumerate(picked)]
+        assert default_fields(answers) == ["group", "ui_type", "group+ui_type"]
+        alike = [answer("", key=str(n), fields=picked[0]) for n in range(2)]
+        assert default_fields(alike) == []
+
+    def test_each_text_of_a_list_is_a_slice(self):
+        kinds = [["Button", "Icon"], ["Icon"], [], ["Icon", "Icon"]]
+        answers = [
+            answer("(150, 150)", key=str(n), fields={"GUI_types": one})
+            for n, one in enumerate(kinds)
+        ]
+        parts = figures_of(answers)["slices"]["GUI_types"]
+        found = {part["name"]: part["num_samples"] for part in parts}
+        assert found == {"Icon": 3, "(none)": 1, "Button": 1}
+
     def test_a_field_in_a_field(self):
         extra = {"element": {"role": "link"}, "a.b": 1, "a": {"b": 2}, "no": None, "text": "t"}
         names = ["element.role", "a.b", "no", "text.length", "gone.x", "text"]

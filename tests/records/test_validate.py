@@ -286,9 +286,14 @@ def test_a_record_may_say_what_is_wanted(root, solution, wanted, expected):
         ("cxcywh", "reject", [20, 30, 20, 20], ((10, 20, 30, 40),)),
         ("cxcywh", "reject", [20, 30], ((20, 30),)),
         ("cxcywh", "reject", [20, 30, -20, 20], "box_reversed"),
-        ("polygon", "reject", TRIANGLE, ((10, 20, 30, 40.5),)),
-        ("polygon", "reject", PAIRS, ((10, 20, 30, 40.5),)),
-        ("polygon", "reject", [TRIANGLE], ((10, 20, 30, 40.5),)),
+        ("polygon", "reject", TRIANGLE, (tuple(TRIANGLE),)),
+        ("polygon", "reject", PAIRS, (tuple(TRIANGLE),)),
+        ("polygon", "reject", [TRIANGLE], (tuple(TRIANGLE),)),
+        ("polygon", "reject", [90, 10, 110, 20, 90, 30], ((90, 10, 100, 15, 100, 25, 90, 30),)),
+        ("polygon", "reject", [110, 10, 190, 20, 110, 30], "box_outside"),
+        ("polygon", "reject", [90, 10, 190, 20, 90, 30], "box_mostly_outside"),
+        ("polygon", "reject", [10, 20, 30, 40, 20, 30], "box_empty"),
+        ("polygon", "reject", [1, 2] * 1001, "solution_length"),
         ("polygon", "reject", [10, 20], ((10, 20),)),
         ("polygon", "reject", [10, 20, 30, 40], "solution_length"),
         ("polygon", "reject", [*TRIANGLE, 5], "solution_length"),
@@ -296,8 +301,8 @@ def test_a_record_may_say_what_is_wanted(root, solution, wanted, expected):
         ("polygon", "reject", [10, 20, 30, 20, 20, 20], "box_empty"),
         ("polygon", "reject", [[10, 20], [30, "20"], [20, 40]], "solution_not_numbers"),
         ("polygon", "reject", [TRIANGLE, TRIANGLE], "several_boxes"),
-        ("polygon", "keep", [TRIANGLE, PAIRS], ((10, 20, 30, 40.5),) * 2),
-        ("polygon", "keep", [TRIANGLE, [PAIRS]], ((10, 20, 30, 40.5),) * 2),
+        ("polygon", "keep", [TRIANGLE, PAIRS], (tuple(TRIANGLE),) * 2),
+        ("polygon", "keep", [TRIANGLE, [PAIRS]], (tuple(TRIANGLE),) * 2),
         ("xyxy", "reject", [[10, 20, 30, 40], [1, 2]], "several_boxes"),
         ("xyxy", "reject", [[10, 20, 30, 40]], "solution_not_numbers"),
         ("xyxy", "keep", [[10, 20, 30, 40], [1, 2]], ((10, 20, 30, 40), (1, 2))),
@@ -317,14 +322,16 @@ def test_boxes_of_every_format(root, box_format, several, solution, expected):
     assert outcome(root, record, box_format=box_format, several=several) == expected
 
 
-def test_a_polygon_stays_with_its_record(root):
-    record = {"image": "a.png", "prompt": "Click", "outline": PAIRS, "id": 7}
-    sample = verdict_on(root, record, solution_key="outline", box_format="polygon").sample
-    assert sample.extra == {"image": "a.png", "polygon": PAIRS, "id": 7}
-    own = verdict_on(
-        root, record | {"polygon": "own"}, solution_key="outline", box_format="polygon"
-    )
-    assert own.sample.extra["polygon"] == "own"
+def test_a_polygon_is_resized_with_its_image(root):
+    record = {"image": "a.png", "prompt": "Click", "outline": PAIRS, "polygon": "own"}
+    small = PictureRules(resize=ResizeRule(28, 784, 1568))
+    rules = Rules(solution_key="outline", box_format="polygon")
+    sample = judge(record, "k", rules, ImageReader(str(root), small).load).sample
+    kx, ky = (side / whole for side, whole in zip(sample.size, SIZE, strict=True))
+    assert sample.size != SIZE
+    found = pytest.approx([10 * kx, 20 * ky, 30 * kx, 20 * ky, 20 * kx, 40.5 * ky], abs=1e-3)
+    assert sample.solution == found
+    assert sample.extra == {"image": "a.png", "polygon": "own"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from grpo_stream.errors import RecordError
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules
+from grpo_stream.targets import WANTED_FIELD
 
 NAMES_OF_IMAGES = (
     "image", "images", "image_path", "img_path", "img_filename", "img_url", "file_name",
@@ -32,6 +33,8 @@ class Form(NamedTuple):
     """Where it defines none: what is usual for it."""
     warning: tuple[str, str] | None = None
     """Cause and detail of what every such record is warned of."""
+    is_refusal: bool = False
+    """What such records ask for is not there: they have no numbers."""
 
 
 Formed = tuple[Form, dict[str, Any]] | RecordError
@@ -53,6 +56,21 @@ class Context:
     category_prompt: str = ""
 
 
+def says_nothing_is_there(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a benchmark asks for what is not there.
+
+    OSWorld-G's ``box_type`` is ``refusal`` then, ScreenSpot-Pro's evaluator calls it a ``gt_type``
+    of ``negative``; the numbers beside it, if any, mean nothing.
+    """
+    return row.get("box_type") == "refusal" or row.get("gt_type") == "negative"
+
+
+def refusal(record: dict[str, Any], reader: str) -> Formed:
+    """A record without its place, that is answered rightly by saying that nothing is there."""
+    form = Form(reader, "refusals", "xyxy", "pixels", is_refusal=True)
+    return form, record | {"solution": [], WANTED_FIELD: "none"}
+
+
 def missing(what: str, names: tuple[str, ...], row: Mapping[str, Any]) -> RecordError:
     """The error of a row that lacks a field, in the row's own words.
 
@@ -65,6 +83,16 @@ def missing(what: str, names: tuple[str, ...], row: Mapping[str, Any]) -> Record
     listed = listed if len(listed) <= 120 else f"{listed[:117]}..."
     detail = f"no field {' or '.join(map(repr, names))} in {listed}"
     return RecordError(f"{what}_missing", detail)
+
+
+def prompt_of(names: tuple[str, ...], row: Mapping[str, Any], context: Context) -> str | None:
+    """The field that asks: the one that the user named, where the row has it, else of ``names``.
+
+    So the same rows are asked in another language, as ``instruction_cn`` of ScreenSpot-Pro.
+    """
+    told = context.rules.prompt_key
+    is_told = told != Rules.prompt_key and row.get(told) is not None
+    return told if is_told else first_of(names, row)
 
 
 def first_of(names: tuple[str, ...], row: Mapping[str, Any]) -> str | None:

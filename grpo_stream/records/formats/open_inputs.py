@@ -152,7 +152,7 @@ def read_formed(
     instances = None
     if source.container in ("array", "lines"):
         instances = refcoco.Instances(lambda: _instances(source, on_bytes)).fields
-    is_plain = any(getattr(rules, key) != getattr(Rules(), key) for key in _KEYS)
+    is_plain = any(getattr(rules, key) != getattr(Rules(), key) for key in _plain_keys(source))
     name = source.format if source.is_told else "json"
     told = Context(name, source.is_told, rules, instances)
     reader = reader_of(name) if source.is_told or is_plain else None
@@ -188,7 +188,7 @@ def rules_of(source: InputSource, base: Rules, flags: RuleFlags | None = None) -
     given = {name: value for name, value in said.items() if value is not None}
     is_own = source.is_told and reader_of(source.format).has_own_fields
     if is_own or source.container == "document":
-        for key in _KEYS:
+        for key in _plain_keys(source):
             if given.get(key, getattr(base, key)) != getattr(Rules(), key):
                 flag = f"--{key.replace('_', '-')}"
                 expected = (
@@ -197,6 +197,13 @@ def rules_of(source: InputSource, base: Rules, flags: RuleFlags | None = None) -
                 )
                 raise ConfigError(flag, given.get(key, getattr(base, key)), expected)
     return replace(base, **given)
+
+
+def _plain_keys(source: InputSource) -> tuple[str, ...]:
+    """The names of fields that only the user of plain records may say."""
+    return tuple(
+        key for key in _KEYS if key != "prompt_key" or not reader_of(source.format).takes_prompt_key
+    )
 
 
 def _split(formed: Any) -> tuple[Form, Any]:

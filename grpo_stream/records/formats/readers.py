@@ -47,6 +47,11 @@ class Reader:
     has_own_fields: bool = True
     """The records have ``image``, ``prompt`` and ``solution``, whatever the rows call them."""
 
+    @property
+    def takes_prompt_key(self) -> bool:
+        """The user may name the field that asks, of several that a row has."""
+        return self.records in (gui_records, osworld_records, screenspot_records)
+
 
 READERS: tuple[Reader, ...] = (
     Reader("json", "plain records: image, prompt, solution; an array or lines",
@@ -70,6 +75,10 @@ READERS: tuple[Reader, ...] = (
            is_reference, refcoco_records, (*_ROWS, "document")),
     Reader("gui", "MMBench-GUI L2, UI-Vision and the like: image_path, instruction, bbox",
            is_gui_row, gui_records),
+    Reader("mmbench_gui", "the same, with MMBench-GUI L2's boxes: x1, y1, x2, y2 in 0-1",
+           _never, gui_records),
+    Reader("ui_vision", "the same, with UI-Vision's boxes: two opposite corners in pixels",
+           _never, gui_records),
     Reader("coco", "COCO's instances: images, annotations, categories",
            _never, plain_records, ("document", *_FILES)),
     Reader("webdataset", "tars of others: image and .json of one key",
@@ -100,5 +109,5 @@ def recognise(row: Row) -> Reader | None:
 
 def format_help() -> str:
     """The formats, one a line, for ``--help``."""
-    lines = [f"  {reader.name:<11}{reader.help}" for reader in READERS]
+    lines = [f"  {reader.name:<13}{reader.help}" for reader in READERS]
     return "\n".join(["formats (auto: every record is told apart by its structure):", *lines])

@@ -28,8 +28,11 @@ class EvaluateArguments:
     format: str = same_setting(DataArguments, "format")
     box_format: BoxFormat | None = same_setting(DataArguments, "box_format")
     coords: Coords | None = same_setting(DataArguments, "coords")
+    image_key: str | None = same_setting(DataArguments, "image_key")
+    prompt_key: str | None = same_setting(DataArguments, "prompt_key")
+    solution_key: str | None = same_setting(DataArguments, "solution_key")
     by: list[str] | None = setting(
-        None, "Fields of records to tell figures apart by; a.b: a field in a field."
+        None, "Fields of records to tell figures apart by; a.b: a field in a field, a+b: both."
     )
     overwrite: bool = setting(False, "Replace the results that the report folder holds.")
     compare: list[str] | None = setting(None, "Reports of other policies on the same samples.")

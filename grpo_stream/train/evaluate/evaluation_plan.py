@@ -1,5 +1,6 @@
 """The checks of an evaluation that come before the policy is loaded."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,17 +171,23 @@ def _open_source(args: EvaluateArguments) -> Source:
     data = args.data()
     if args.json is None:
         data.check()
-        if args.format != "auto":
-            raise ConfigError("format", args.format, "goes with json; leave it out with shards")
+        for name in ("format", *(one.name for one in dataclasses.fields(RuleFlags))):
+            value = getattr(args, name)
+            if value not in (None, "auto"):
+                raise ConfigError(name, value, "goes with json; leave it out with shards")
         return open_source(data)
     if args.shards is not None:
         expected = f"give exactly one of shards and json (json={args.json!r}), as in shards=DIR"
         raise ConfigError("shards", args.shards, expected)
     if args.cache_dir is not None:
         raise ConfigError("cache_dir", args.cache_dir, "keeps shards; leave it out with json")
-    flags = RuleFlags(box_format=args.box_format, coords=args.coords)
     return open_records(
-        args.json, args.format, args.images_root, flags=flags, limits=image_limits(data)
+        args.json,
+        args.format,
+        args.images_root,
+        flags=data.rule_flags(),
+        limits=image_limits(data),
+        marks_inputs=True,
     )
 
 

@@ -4,17 +4,20 @@ Every field is a key of the YAML file and a flag of ``launch/train.py``.
 """
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from grpo_stream.byte_sizes import format_num_bytes, parse_num_bytes
 from grpo_stream.errors import ConfigError
 from grpo_stream.flags import help_of, same_setting, setting
 from grpo_stream.images import ImageLimits
+from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.records.formats.readers import FORMATS
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
+from grpo_stream.stream.selected_source import MAX_WEIGHT
+from grpo_stream.train.setup.difficulty_file import DifficultyRule, DifficultySettings
 
 SharedPrefix = Literal["auto", "on", "packed", "forked", "off"]
 PackedAttention = Literal["auto", "two_part", "dense", "flex"]
@@ -48,6 +51,11 @@ class DataArguments:
     coords: Coords | None = setting(
         None, "Of json: what numbers are; None: what the format and all records say."
     )
+    image_key: str | None = setting(None, "Of json: the field of plain records with the image.")
+    prompt_key: str | None = setting(
+        None, "Of json: the field with the instruction, also of the benchmarks' own rows."
+    )
+    solution_key: str | None = setting(None, "Of json: the field of plain records with the box.")
     images_root: str | None = setting(
         None, "Folder that the records' image paths start from; None: they are absolute."
     )
@@ -70,6 +78,18 @@ class DataArguments:
     retry_deadline_seconds: float = same_setting(RetryRules, "retry_deadline_seconds")
     cache_dir: str | None = same_setting(CacheSettings, "cache_dir", default=None)
     cache_bytes: str = _size_setting(CacheSettings, "cache_bytes")
+    difficulty: str | None = setting(
+        None,
+        "What an earlier run found hard: its difficulty.jsonl, a report's answers.jsonl, or lines "
+        "with key and weight; samples come as often as it says.",
+    )
+    difficulty_rule: DifficultyRule = setting(
+        "uncertain", "Weight by share of success p: uncertain is 4 p (1 - p), hard is 2 (1 - p)."
+    )
+    difficulty_keep: list[float] | None = setting(
+        None, "Instead: train on samples whose mean reward or share of success is from .. to .."
+    )
+    difficulty_other: float = setting(1.0, "Weight of samples that the file does not name.")
     allow_new_lanes: bool = setting(
         False,
         "Resume with another number of prompts per generation batch, over exactly what is left of "
@@ -101,6 +121,41 @@ class DataArguments:
             raise ConfigError("cache_dir", self.cache_dir, expected)
         for name in _SIZES:
             self.num_bytes(name)
+        self.difficulty_settings()
+
+    def difficulty_settings(self) -> DifficultySettings | None:
+        """How samples are chosen; None: all of them come once.
+
+        Raises:
+            ConfigError: a range or weight that is none, or several data sets.
+        """
+        if self.difficulty is None:
+            if self.difficulty_keep is not None:
+                expected = "goes with difficulty, the file of an earlier run; give both or none"
+                raise ConfigError("difficulty_keep", self.difficulty_keep, expected)
+            return None
+        keep = None
+        if self.difficulty_keep is not None:
+            if (
+                len(self.difficulty_keep) != 2
+                or not self.difficulty_keep[0] <= self.difficulty_keep[1]
+            ):
+                expected = "must be two numbers, the smaller first, for example 0.1 0.9"
+                raise ConfigError("difficulty_keep", self.difficulty_keep, expected)
+            keep = (self.difficulty_keep[0], self.difficulty_keep[1])
+        if not 0 <= self.difficulty_other <= MAX_WEIGHT:
+            expected = f"must be from 0 to {MAX_WEIGHT:g}, for example 1"
+            raise ConfigError("difficulty_other", self.difficulty_other, expected)
+        if self.shards is not None and len(self.shards) > 1:
+            expected = "goes with one data set, as keys are of one; give one, or leave it out"
+            raise ConfigError("difficulty", self.difficulty, expected)
+        return DifficultySettings(
+            self.difficulty, self.difficulty_rule, keep, self.difficulty_other
+        )
+
+    def rule_flags(self) -> RuleFlags:
+        """What was said of raw records."""
+        return RuleFlags(**{one.name: getattr(self, one.name) for one in fields(RuleFlags)})
 
     def num_bytes(self, name: str) -> int:
         """The setting ``name``, one of the sizes, in bytes.

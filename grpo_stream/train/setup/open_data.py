@@ -2,13 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
-from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.open_records import open_records
@@ -18,6 +17,7 @@ from grpo_stream.stream.sources import Source, decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.setup.arguments import DataArguments
+from grpo_stream.train.setup.difficulty_file import select_by_difficulty
 from grpo_stream.train.setup.node_manifests import load_manifests
 
 
@@ -52,12 +52,19 @@ def open_sources(data: DataArguments) -> OpenSources:
         StoreError: they cannot be reached.
     """
     data.check()
-    if data.shards is not None:
-        return _open_shards(data, data.shards)
+    found = _open_shards(data, data.shards) if data.shards is not None else _open_json(data)
+    difficulty = data.difficulty_settings()
+    if difficulty is None:
+        return found
+    return replace(found, sources=[select_by_difficulty(found.sources[0], difficulty)])
+
+
+def _open_json(data: DataArguments) -> OpenSources:
     path = str(data.json)
     limits = image_limits(data)
-    flags = RuleFlags(box_format=data.box_format, coords=data.coords)
-    source = open_records([path], data.format, data.images_root, flags=flags, limits=limits)
+    source = open_records(
+        [path], data.format, data.images_root, flags=data.rule_flags(), limits=limits
+    )
     return OpenSources([path], [source], ["1"])
 
 

@@ -12,6 +12,7 @@ from trl import ModelConfig, SFTConfig
 from grpo_stream.errors import ConfigError
 from grpo_stream.stream.image_groups import ImageGroupSource, open_image_group
 from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream.stream.selected_source import SelectedSource
 from grpo_stream.stream.sources import ShardSource, decode_sample
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
@@ -170,6 +171,8 @@ def _open_images(samples: OpenSources) -> OpenSources:
     """The same data sets, image by image."""
     sources = []
     for source in samples.sources:
+        if isinstance(source, SelectedSource):
+            raise ConfigError("group_by", "image", "does not go with difficulty; use none")
         if not isinstance(source, ShardSource):
             raise ConfigError("group_by", "image", "needs shards; with json use none")
         sources.append(ImageGroupSource(source))

@@ -13,6 +13,7 @@ from grpo_stream.images import decode
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.tar import iter_samples
 from grpo_stream.storage.store import LocalStore
+from grpo_stream.targets import WANTED_FIELD, centre_of, read_shape, read_target
 from shard_builder.cli import main
 
 CASES = Path(__file__).parent / "cases"
@@ -68,9 +69,8 @@ def check_sample(sample, record):
     assert list(sample.original_size) == record["size"]
     image = Image.fromarray(decode(sample.image))
     assert image.size == sample.size
-    x, y = sample.solution[:2]
-    if len(sample.solution) == 4:
-        x, y = (x + sample.solution[2]) / 2, (y + sample.solution[3]) / 2
+    centre = centre_of(read_shape(sample.solution))
+    x, y = centre.x, centre.y
     seen: Any = image.getpixel((int(x), int(y)))
     assert sum(abs(a - b) for a, b in zip(seen, record["colour"], strict=True)) <= MAX_COLOUR_OFF
     stored = Image.open(io.BytesIO(sample.image))
@@ -97,6 +97,9 @@ def test_field(name, root, monkeypatch, capsys):
         sample = next((samples.pop(plain(n)) for n in names if plain(n) in samples), None)
         if record["reading"] == "reject":
             assert sample is None, record["prompt"]
+        elif record["reading"] == "refusal":
+            assert sample is not None, record["prompt"]
+            assert read_target(sample.solutions, sample.extra[WANTED_FIELD]).is_absent
         else:
             assert sample is not None, record["prompt"]
             check_sample(sample, record)

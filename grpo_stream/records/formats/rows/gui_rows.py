@@ -1,7 +1,9 @@
 """Rows of one target on a screen: MMBench-GUI L2, UI-Vision, and files of one's own.
 
 ``{"image_path": "a.png", "instruction": "close the window", "bbox": [...]}``, under any of the
-names below. What ``bbox`` is differs from one set to the next, so all of its rows decide.
+names below. What ``bbox`` is differs from one set to the next, so all of its rows decide, unless
+the user says which benchmark it is: MMBench-GUI L2 writes ``x1, y1, x2, y2`` in 0-1, UI-Vision two
+opposite corners in pixels (its own evaluator swaps those that are the wrong way round).
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,8 +18,12 @@ from grpo_stream.records.formats.forms import (
     Formed,
     first_of,
     missing,
+    prompt_of,
+    refusal,
+    says_nothing_is_there,
 )
 from grpo_stream.records.formats.image_values import unwrapped_image
+from grpo_stream.records.formats.rules import BoxFormat, Coords
 
 PROMPTS = (
     "instruction", "prompt_to_evaluate", "prompt", "question", "problem", "query", "task",
@@ -28,15 +34,27 @@ BOXES = (
     "target",
 )  # fmt: skip
 
+_DEFINED: dict[str, tuple[BoxFormat, Coords]] = {
+    "mmbench_gui": ("xyxy", "unit"),
+    "ui_vision": ("corners", "pixels"),
+}
+"""What the formats of one benchmark alone define."""
+
 
 def is_gui_row(row: Mapping[str, Any]) -> bool:
     """Whether a row has one name of each kind."""
-    return all(first_of(names, row) for names in (BOXES, PROMPTS, NAMES_OF_IMAGES))
+    has_place = first_of(BOXES, row) is not None or says_nothing_is_there(row)
+    return has_place and all(first_of(names, row) for names in (PROMPTS, NAMES_OF_IMAGES))
 
 
 def gui_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed]:
     """The record of one row; causes ``image_missing``, ``prompt_missing``, ``solution_missing``."""
-    names = [first_of(names, row) for names in (NAMES_OF_IMAGES, PROMPTS, BOXES)]
+    is_refusal = says_nothing_is_there(row)
+    names = [
+        first_of(NAMES_OF_IMAGES, row),
+        prompt_of(PROMPTS, row, context),
+        "" if is_refusal else first_of(BOXES, row),
+    ]
     for what, name, known in zip(
         ("image", "prompt", "solution"), names, (NAMES_OF_IMAGES, PROMPTS, BOXES), strict=True
     ):
@@ -48,8 +66,12 @@ def gui_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed]:
     record["image"] = unwrapped_image(row[image])
     text = row[prompt]
     record["prompt"] = strip_placeholders(text) if isinstance(text, str) else text
+    if is_refusal:
+        yield refusal(record, context.name)
+        return
     value = row[box]
-    form = Form(context.name, box, None, None, ("xyxy", "xywh", "cxcywh"))
+    box_format, coords = _DEFINED.get(context.name, (None, None))
+    form = Form(context.name, box, box_format, coords, ("xyxy", "xywh", "cxcywh"))
     kind = NAMED.get(box)
     if not _is_flat(value) and (places := places_in(value)) is not None:
         kind, value = kind or places.kind, solution_of(places)

@@ -14,6 +14,7 @@ from grpo_stream.records.formats.chats.places import places_in
 from grpo_stream.records.formats.forms import NAMES_OF_IMAGES, Context, Form, Formed
 from grpo_stream.records.formats.image_values import unwrapped_image
 from grpo_stream.records.formats.rules import BoxFormat, Rules
+from grpo_stream.targets import WANTED_FIELD
 
 _USUAL: tuple[BoxFormat, ...] = ("xyxy", "xywh", "cxcywh")
 DOCUMENTED = Form("json", "solution", "xyxy", "pixels", _USUAL)
@@ -65,6 +66,8 @@ def plain_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed]:
 
 def _with_places(record: dict[str, Any], value: Any, form: Form, context: Context) -> Formed:
     key = context.rules.solution_key
+    if value is None and record.get(WANTED_FIELD) == "none":
+        return form, record | {key: []}
     if value is None and key in record:
         return RecordError("solution_none", f"{key} is null: it has no target")
     if isinstance(value, list) and len(value) != 1 and not _is_of_objects(value):

@@ -47,6 +47,29 @@ def test_one_target_under_other_names(image, prompt):
     assert form.box_format is None  # evidence decides
 
 
+@pytest.mark.parametrize(
+    ("name", "defined"),
+    [
+        ("gui", (None, None)),
+        ("mmbench_gui", ("xyxy", "unit")),
+        ("ui_vision", ("corners", "pixels")),
+    ],
+)
+def test_a_benchmark_that_was_named_defines_its_boxes(name, defined):
+    row = {"image_path": "a.png", "instruction": "close", "bbox": BOX}
+    ((form, _),) = formed(gui_records(row, Context(name, is_told=True)))
+    assert (form.box_format, form.coords) == defined
+
+
+def test_rows_that_ask_for_what_is_not_there():
+    row = {"image_path": "a.png", "instruction": "close", "gt_type": "negative"}
+    for one in (row, row | {"bbox": BOX}):
+        assert is_gui_row(one)
+        ((form, record),) = formed(gui_records(one, Context("gui")))
+        assert form.is_refusal
+        assert (record["solution"], record["solution_wanted"]) == ([], "none")
+
+
 def test_a_name_that_defines_its_numbers():
     row = {"image": "a.png", "instruction": "close", "box_2d": [5, 12, 60, 40]}
     ((form, _),) = formed(gui_records(row, Context("gui")))
@@ -60,7 +83,10 @@ def test_box_type_says_what_the_numbers_are():
         for kind in ("bbox", "polygon", "refusal", "odd", None)
     ]
     assert [form.box_format for form, _ in found[:2]] == ["xywh", "polygon"]
-    assert [error.cause for error in found[2:]] == ["refusal", "box_type", "box_type"]
+    assert found[2][0].is_refusal
+    asked = {"image": "a.png", "prompt": "close", "box_type": "refusal"}
+    assert found[2][1] == asked | {"solution": [], "solution_wanted": "none"}
+    assert [error.cause for error in found[3:]] == ["box_type", "box_type"]
     assert found[0][1]["solution"] == BOX
 
 
@@ -106,6 +132,13 @@ def test_plain_solutions_that_are_none(solution, cause):
     row = {"image": "a.png", "prompt": "close", "solution": solution}
     (error,) = formed(plain_records(row, Context()))
     assert error.cause == cause
+
+
+@pytest.mark.parametrize("solution", [None, []])
+def test_plain_records_say_that_nothing_is_there(solution):
+    row = {"image": "a.png", "prompt": "close", "solution": solution, "solution_wanted": "none"}
+    ((_, record),) = formed(plain_records(row, Context()))
+    assert record == row | {"solution": []}
 
 
 def test_fields_that_the_user_named_define_nothing():

@@ -1,8 +1,20 @@
 import pytest
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.records.formats.forms import Context
 from grpo_stream.records.formats.inline_image import InlineImage
-from grpo_stream.records.formats.rows.screenspot import screenspot_layout, screenspot_records
+from grpo_stream.records.formats.open_inputs import (
+    RuleFlags,
+    expand_inputs,
+    read_formed,
+    rules_of,
+)
+from grpo_stream.records.formats.rows.screenspot import (
+    is_screenspot,
+    screenspot_layout,
+    screenspot_records,
+)
+from grpo_stream.records.formats.rules import Rules
 from tests.records.formats.support import formed, read_all, write
 
 ROW = {"bbox": [1112, 22, 24, 24], "instruction": "close this window"}
@@ -24,6 +36,27 @@ def test_versions(row, layout):
     assert (record["prompt"], record["solution"]) == (row["instruction"], row["bbox"])
     assert record["image"] == row.get("img_filename", row.get("file_name"))
     assert not {"img_filename", "bbox", "instruction"} & record.keys()
+
+
+def test_negative_rows_have_no_place():
+    row = {name: value for name, value in PRO.items() if name != "bbox"} | {"gt_type": "negative"}
+    assert is_screenspot(row)
+    for one in (row, row | {"bbox": [1, 2, 3, 4]}):
+        ((form, record),) = formed(screenspot_records(one, Context("screenspot", is_told=True)))
+        assert form.is_refusal
+        assert (record["solution"], record["solution_wanted"]) == ([], "none")
+        assert (record["prompt"], record["ui_type"]) == ("close this window", "icon")
+
+
+def test_the_user_names_the_field_that_asks(tmp_path):
+    path = write(tmp_path / "pro.json", [PRO | {"instruction_cn": "关闭此窗口"}, PRO])
+    for input_format in ("auto", "screenspot"):
+        (source,) = expand_inputs([path], input_format)
+        rules = rules_of(source, Rules(), RuleFlags(prompt_key="instruction_cn"))
+        prompts = [record["prompt"] for _, _, record in read_formed(source, rules)]
+        assert prompts == ["关闭此窗口", "close this window"]  # the second has no such field
+    with pytest.raises(ConfigError, match="goes with plain records"):
+        rules_of(source, Rules(), RuleFlags(solution_key="box"))
 
 
 def test_what_else_a_row_has_is_kept():
