@@ -38,7 +38,11 @@ class RouterRecord:
     @contextmanager
     def _kept(self, weights: torch.Tensor) -> Iterator[dict[str, Any]]:
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            self._logits.append(output.router_logits)
+            *others, last = output.router_logits
+            # A prompt's last layer has no other use than its keys and values. With checkpointing,
+            # ZeRO-3 (DeepSpeed 0.19) needs each layer's backward to begin at the layer's end: what
+            # is computed again behind the place where it begins is given up too early.
+            self._logits.append((*others, last + 0 * output.last_hidden_state[..., :1].sum()))
             self._weights.append(weights.flatten().float())
 
         # trl's head (1.16) hands on the loss of its own call alone, and no logits.
