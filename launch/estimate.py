@@ -64,7 +64,7 @@ update     peak of a micro-step; rollout: of sampling, with the whole model gath
 layerwise  of sampling with --ds3_gather_for_generation false: layer by layer, slower
 engine     of it, what a colocated vLLM has (--vllm-gpu-memory-utilization), its weights included
 host       gigabytes of a node's memory for each GPU; DeepSpeed: its own estimate of the states
-layout     packed: a prompt is computed once for its completions; plain: once for each of them
+layout     packed, forked: a prompt is computed once for its completions; plain: for each of them
 fits       which of them leave 2 GB of {:g} for CUDA and NCCL: both, layerwise, no"""
 
 

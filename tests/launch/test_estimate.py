@@ -69,7 +69,7 @@ def test_another_family_by_its_configuration_alone(capsys, tmp_path):
     config.architectures = ["Gemma3ForConditionalGeneration"]
     config.save_pretrained(tmp_path)
     (row,) = rows(capsys, "--models", str(tmp_path), "--gpus", "8")
-    assert row["layout"] == "plain"
+    assert row["layout"] == "forked"
     assert row["weights_of_parts"]["head"] == 0
     assert row["weights_of_model"] - sum(row["weights_of_parts"].values()) == 64
     assert row["activations"] > 0

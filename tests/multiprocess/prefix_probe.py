@@ -30,13 +30,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "frozen": {"shared_prefix": "on", "freeze_vision_tower": True},
     "lora": {"shared_prefix": "on", "lora": True, "gradient_checkpointing": True},
     "plain lora": {"shared_prefix": "off", "lora": True},
+    "uneven": {"shared_prefix": "on", "router_aux_loss_coef": 0.1, "gradient_checkpointing": True},
+    "plain uneven": {"shared_prefix": "off", "router_aux_loss_coef": 0.1},
     "sampled": {"is_forced": False, "ds3_gather_for_generation": False, "max_steps": 2},
 }
 
 
 def main(folder: Path, learning_rate: float, names: list[str]) -> None:
     start_process_group(use_cpu=True)
-    seen = {name: run(folder, learning_rate, **RUNS[name]) for name in names}
+    seen = {
+        name: run(folder, learning_rate, is_uneven="uneven" in name, **RUNS[name]) for name in names
+    }
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
     leave_process_group()
 
@@ -48,6 +52,7 @@ def run(
     shared_prefix: str = "on",
     freeze_vision_tower: bool = False,
     is_forced: bool = True,
+    is_uneven: bool = False,
     lora: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -109,6 +114,8 @@ def run(
         trainer.generation_config.eos_token_id = list(
             range(trainer.model.config.text_config.vocab_size)
         )
+    if is_uneven:
+        route_unevenly(trainer.model)
     trainer._generate_single_turn = generated
     trainer._compute_loss = lost
     trainer.model.get_encoder("image").register_forward_pre_hook(called)
@@ -125,6 +132,20 @@ def run(
         "num_tower_calls": num_tower_calls[0],
         "way": trainer.prefix_way,
     }
+
+
+def route_unevenly(model: torch.nn.Module) -> None:
+    """Each rank's tokens to experts of its own, of which the other rank has none."""
+    first = 2 * int(os.environ["RANK"])
+
+    def to_own(_module: Any, _inputs: Any, output: Any) -> Any:
+        logits, scores, chosen = output
+        return logits, scores, (first + torch.arange(chosen.size(-1))).expand_as(chosen)
+
+    routers = [one for one in model.modules() if type(one).__name__.endswith("TopKRouter")]
+    assert routers
+    for router in routers:
+        router.register_forward_hook(to_own)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers.conversion_mapping import (
 )
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.train.models.expert_weights import use_whole_shapes
 from grpo_stream.train.models.model_path import (
     EXAMPLE,
     base_model_of,
@@ -56,6 +57,7 @@ register_checkpoint_conversion_mapping(
     get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__) or [],
     overwrite=True,
 )
+use_whole_shapes()
 
 
 def forward_keeping_logits(forward: Any, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ from accelerate.utils import extract_model_from_parallel
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache, new_cache, repeated
 from grpo_stream.train.prefix.plain import accepted_media
+from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
 
 _IGNORED = -100
 # A call with one token is taken for a step of generation, and overwrites the state of convolutions.
@@ -33,6 +34,7 @@ def score_forked(
     completion_mask: torch.Tensor,
     *,
     compute_entropy: bool,
+    router: RouterRecord | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities (and entropies) of one group's completions, by two forwards.
 
@@ -43,6 +45,8 @@ def score_forked(
         completion_ids: int64, shape (G, C), padded on the right.
         completion_mask: int or bool, the same shape.
         compute_entropy: Whether entropies are wanted.
+        router: Where router logits are kept, if they are wanted. The completions' last tokens are
+            computed then, too, which predict nothing.
 
     Returns:
         Two float tensors of shape (G, C), 0 where the mask is; the second may be None.
@@ -51,21 +55,23 @@ def score_forked(
         RuntimeError: the model keeps no cache of its prompt.
     """
     (ids,), length = group.prompt_ids, completion_ids.size(1)
-    if length < _MIN_TOKENS:
-        missing = (0, _MIN_TOKENS - length)
-        completion_ids = torch.nn.functional.pad(completion_ids, missing)
-        completion_mask = torch.nn.functional.pad(completion_mask, missing)
+    missing = (0, max(0, _MIN_TOKENS - length) + (router is not None))
+    completion_ids = torch.nn.functional.pad(completion_ids, missing)
+    completion_mask = torch.nn.functional.pad(completion_mask, missing)
     with checkpointing_keeps_cache(model):
-        past = _prefill(model, group)
+        past = _prefill(model, group, len(completion_ids), router)
         tail = torch.cat([ids[-1:].expand(len(completion_ids), 1), completion_ids[:, :-1]], dim=1)
+        is_token = torch.cat([torch.ones_like(completion_mask[:, :1]), completion_mask[:, :-1]], 1)
         # No mask, positions or images: the model continues its cache as it does in generation.
-        output = model(
-            input_ids=tail,
-            past_key_values=repeated(past, len(tail)),
-            shift_labels=completion_ids.masked_fill(completion_mask == 0, _IGNORED),
-            fused_lm_head=True,
-            **_types(group, torch.zeros_like(tail)),
-        )
+        with kept_in(router, is_token) as asked:
+            output = model(
+                input_ids=tail,
+                past_key_values=repeated(past, len(tail)),
+                shift_labels=completion_ids.masked_fill(completion_mask == 0, _IGNORED),
+                fused_lm_head=True,
+                **_types(group, torch.zeros_like(tail)),
+                **asked,
+            )
     entropy = output.entropy[:, :length] if compute_entropy else None
     return output.log_probs[:, :length], entropy
 
@@ -94,18 +100,22 @@ def sample_forked(model: Any, group: PromptGroups, generation_config: Any) -> to
     return sequences[:, len(ids) :]
 
 
-def _prefill(model: Any, group: PromptGroups) -> Any:
-    """The cache of one prompt without its last token."""
+def _prefill(
+    model: Any, group: PromptGroups, size: int = 1, router: RouterRecord | None = None
+) -> Any:
+    """The cache of one prompt without its last token, which counts for ``size`` completions."""
     ids = group.prompt_ids[0][None, :-1]
     past = new_cache(extract_model_from_parallel(model).config)
-    model(
-        input_ids=ids,
-        past_key_values=past,
-        use_cache=True,
-        logits_to_keep=1,
-        **accepted_media(model, group.media[0]),
-        **_types(group, group.mm_token_type_ids[0][None, :-1]),
-    )
+    with kept_in(router, torch.full_like(ids, size)) as asked:
+        model(
+            input_ids=ids,
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+            **accepted_media(model, group.media[0]),
+            **_types(group, group.mm_token_type_ids[0][None, :-1]),
+            **asked,
+        )
     if past.get_seq_length() != ids.size(1):
         raise RuntimeError(
             f"the model has kept {past.get_seq_length()} of a prompt's {ids.size(1)} tokens in "

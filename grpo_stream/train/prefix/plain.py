@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 
 from grpo_stream.train.batches.groups import Media, PromptGroups
+from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
 
 _IGNORED = -100
 # Tensors whose images are joined along another dimension than the first (transformers 5.23).
@@ -24,6 +25,7 @@ def score_plain(
     completion_mask: torch.Tensor,
     *,
     compute_entropy: bool,
+    router: RouterRecord | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probabilities (and entropies) of one group's completions, by one ordinary forward.
 
@@ -34,6 +36,7 @@ def score_plain(
         completion_ids: int64, shape (G, C), padded on the right.
         completion_mask: int or bool, the same shape.
         compute_entropy: Whether entropies are wanted.
+        router: Where router logits are kept, if they are wanted.
 
     Returns:
         Two float tensors of shape (G, C), 0 where the mask is; the second may be None.
@@ -42,13 +45,15 @@ def score_plain(
     prompt = group.prompt_ids[0].expand(size, -1)
     mask = torch.cat([torch.ones_like(prompt), completion_mask.to(prompt.dtype)], dim=1)
     labels = completion_ids.masked_fill(completion_mask == 0, _IGNORED)
-    output = model(
-        input_ids=torch.cat([prompt, completion_ids], dim=1),
-        attention_mask=mask,
-        labels=torch.cat([torch.full_like(prompt, _IGNORED), labels], dim=1),
-        fused_lm_head=True,
-        **plain_inputs(model, group, size, length),
-    )
+    with kept_in(router, mask) as asked:
+        output = model(
+            input_ids=torch.cat([prompt, completion_ids], dim=1),
+            attention_mask=mask,
+            labels=torch.cat([torch.full_like(prompt, _IGNORED), labels], dim=1),
+            fused_lm_head=True,
+            **plain_inputs(model, group, size, length),
+            **asked,
+        )
     entropy = output.entropy[:, -length:] if compute_entropy else None
     return output.log_probs[:, -length:], entropy
 

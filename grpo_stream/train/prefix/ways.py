@@ -23,6 +23,7 @@ from grpo_stream.train.prefix.forked import sample_forked, score_forked
 from grpo_stream.train.prefix.generation import generate_groups
 from grpo_stream.train.prefix.packing import pack_groups, score_packed, shared_prefix_obstacle
 from grpo_stream.train.prefix.plain import sample_plain, score_plain
+from grpo_stream.train.prefix.router_balance import RouterRecord
 
 Scores = tuple[torch.Tensor, torch.Tensor | None]
 """Log-probabilities, and entropies where they are asked for: shape (completions, longest)."""
@@ -59,6 +60,7 @@ class PrefixWay(Protocol):
         completion_mask: torch.Tensor,
         *,
         compute_entropy: bool,
+        router: RouterRecord | None = None,
     ) -> Scores:
         """Log-probabilities (and entropies) of completions, 0 where the mask is.
 
@@ -68,6 +70,7 @@ class PrefixWay(Protocol):
             completion_ids: int64, shape (completions, longest), padded on the right.
             completion_mask: int or bool, the same shape.
             compute_entropy: Whether entropies are wanted.
+            router: Where the router logits of a mixture of experts are kept, if they are wanted.
         """
         ...
 
@@ -112,6 +115,7 @@ class Packed:
         completion_mask: torch.Tensor,
         *,
         compute_entropy: bool,
+        router: RouterRecord | None = None,  # noqa: ARG002 - no family with experts is packed
     ) -> Scores:
         """All groups in one row."""
         base = extract_model_from_parallel(model)
@@ -157,6 +161,7 @@ class _GroupByGroup:
         completion_mask: torch.Tensor,
         *,
         compute_entropy: bool,
+        router: RouterRecord | None = None,
     ) -> Scores:
         """Each group up to its own longest completion."""
         found, start = [], 0
@@ -172,6 +177,7 @@ class _GroupByGroup:
                     completion_ids[rows, :length],
                     completion_mask[rows, :length],
                     compute_entropy=compute_entropy,
+                    router=router,
                 )
             )
         log_probs, entropies = zip(*found, strict=True)

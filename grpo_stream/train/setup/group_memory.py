@@ -16,7 +16,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.train.prefix.packing import shared_prefix_obstacle
+from grpo_stream.train.prefix.forked_cache import new_cache, repeated
+from grpo_stream.train.prefix.ways import ways_to_try
 from grpo_stream.train.setup.model_sizes import MetaModel
 
 _COUNTED = "counted"
@@ -48,13 +49,15 @@ class GroupMemory:
     """Bytes of one group."""
 
     layout: str
-    """``packed``: the prompt once, completions behind it; ``plain``: G rows of both."""
+    """``packed``: the prompt once, completions behind it; ``forked``: the prompt once, completions
+    in G rows; ``plain``: G rows of both."""
     layers: tuple[int, ...]
-    """What each layer of the text model keeps for backward."""
+    """What each layer of the text model keeps for backward; all of them twice in forked groups,
+    for the prompt and for the completions."""
     blocks: tuple[int, ...]
     """What each block of the vision tower keeps."""
-    layer_input: int
-    """What remains of a layer under gradient checkpointing."""
+    layer_inputs: tuple[int, ...]
+    """What remains of each under gradient checkpointing; of a forked prompt its cache, too."""
     block_input: int
     """What remains of a block."""
     cache: int
@@ -75,35 +78,63 @@ def group_memory(model: MetaModel, batch: Batch, element_bytes: int) -> GroupMem
     Raises:
         ConfigError: its layers do not run without values.
     """
-    is_packed = shared_prefix_obstacle(model.config, "sdpa") is None
+    layout = expected_layout(model.config)
     prompt, completion, size = batch.prompt_tokens, batch.completion_tokens, batch.num_generations
-    copies = 1 if is_packed else size  # of the prompt
-    shape = (1, prompt - 1 + size * completion) if is_packed else (size, prompt + completion)
+    copies = size if layout == "plain" else 1  # of the prompt
     model.module.to(_DTYPES[element_bytes]).train()
-    attention = _Attention(batch if is_packed else None)
     try:
-        counter = _counted(model, model.layers, attention, lambda: _decode(model, *shape))
-        caches = [(1, prompt), (size, completion)] if is_packed else [shape]
+        passes = _passes(model, batch, layout)
+        caches = [(1, prompt), (size, completion)]  # sampled from a forked prompt's cache as plain
+        caches = caches if layout == "packed" else [(size, prompt + completion)]
         cache = sum(_cache_bytes(model, *rows) for rows in caches)
+        prefix_cache = _cache_bytes(model, 1, prompt) // len(model.layers)
     except _CANNOT_RUN as error:
         reason = str(error).strip().partition("\n")[0]
         expected = f"has layers that cannot be run without values ({reason})"
         raise ConfigError("model", model.config.model_type, expected) from error
-    tokens = shape[0] * shape[1]
     hidden = element_bytes * model.head.size(1)
     width = _width(model.blocks[0]) if model.blocks else 0
     patches = copies * _num_patches(model.config, batch.image_tokens)
+    tokens, counter = passes[0]
     # A block that cannot be run alone keeps as much for its width as a layer does.
     kept = _block_bytes(model) or counter.sizes[0] * width // (tokens * model.head.size(1))
+    inputs = [hidden * own for own, _ in passes]
+    if layout == "forked":
+        inputs[0] += prefix_cache
     return GroupMemory(
-        layout="packed" if is_packed else "plain",
-        layers=tuple(counter.sizes),
+        layout=layout,
+        layers=tuple(kept_bytes for _, one in passes for kept_bytes in one.sizes),
         blocks=(patches * kept,) * len(model.blocks),
-        layer_input=hidden * tokens,
+        layer_inputs=tuple(own for own in inputs for _ in model.layers),
         block_input=element_bytes * width * patches,
         cache=cache,
         prefill=4 * copies * prompt * (counter.widest // tokens + hidden),
     )
+
+
+def expected_layout(config: Any) -> str:
+    """``packed``, ``forked`` or ``plain``: what a model takes unless it fails its proof."""
+    (first, *_), _ = ways_to_try(
+        config, "auto", attention="sdpa", packed_attention="two_part", pad_token_id=0
+    )
+    return first.name
+
+
+def _passes(model: MetaModel, batch: Batch, layout: str) -> list[tuple[int, "_Counter"]]:
+    """Number of tokens, and what is kept, of the forwards that score a group."""
+    prompt, completion, size = batch.prompt_tokens, batch.completion_tokens, batch.num_generations
+
+    def counted(attention: _Attention, rows: int, length: int, past: Any = None) -> Any:
+        run = functools.partial(_decode, model, rows, length, past=past)
+        return rows * length, _counted(model, model.layers, attention, run)
+
+    if layout == "packed":
+        return [counted(_Attention(batch), 1, prompt - 1 + size * completion)]
+    if layout == "plain":
+        return [counted(_Attention(), size, prompt + completion)]
+    past = new_cache(model.config)
+    first = counted(_Attention(repeats_keys=False), 1, prompt - 1, past)
+    return [first, counted(_Attention(), size, completion, repeated(past, size))]
 
 
 class _Counter:
@@ -153,10 +184,12 @@ class _Attention:
 
     Args:
         packed: Lengths of the packed groups that attend; None for rows of their own.
+        repeats_keys: A mask is given, for which transformers makes keys for each head of queries.
     """
 
-    def __init__(self, packed: Batch | None = None) -> None:
+    def __init__(self, packed: Batch | None = None, *, repeats_keys: bool = True) -> None:
         self.packed = packed
+        self.repeats_keys = repeats_keys and packed is None
         self.num_copied_bytes = 0
         """What the two parts of packed attention (``prefix/attention.py``) keep besides: queries of
         the completions, keys and values with the prefix before each, and the parts' outputs."""
@@ -172,8 +205,7 @@ class _Attention:
     ) -> tuple[torch.Tensor, None]:
         """Shapes are (rows, heads, tokens, head size), then (rows, tokens, heads, head size)."""
         repeats = query.size(1) // key.size(1)
-        if self.packed is None and repeats > 1:
-            # As transformers does where a mask hides padding: keys for each head of queries.
+        if self.repeats_keys and repeats > 1:
             key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
         if self.packed is not None:
             own = self.packed.num_generations * self.packed.completion_tokens
@@ -211,14 +243,18 @@ def _counted(
     return counter
 
 
-def _decode(model: MetaModel, rows: int, length: int, *, use_cache: bool = False) -> Any:
+def _decode(
+    model: MetaModel, rows: int, length: int, *, past: Any = None, use_cache: bool = False
+) -> Any:
     """Runs the text model; with positions and mask given, it does not look for them in values."""
+    seen = 0 if past is None else past.get_seq_length()
     with torch.device("meta"):
         return model.decoder(
             input_ids=torch.zeros(rows, length, dtype=torch.long),
             position_ids=torch.arange(length)[None],
-            attention_mask=torch.ones(1, 1, length, length, dtype=torch.bool),
-            use_cache=use_cache,
+            attention_mask=torch.ones(1, 1, length, seen + length, dtype=torch.bool),
+            past_key_values=past,
+            use_cache=use_cache or past is not None,
         )
 
 

@@ -168,7 +168,7 @@ def activation_bytes(model: MetaModel, zero: Zero, batch: Batch) -> int:
     kept = [*group.layers, *group.blocks]
     if not zero.gradient_checkpointing:
         return batch.groups_per_micro_step * sum(kept)
-    inputs = len(group.layers) * group.layer_input + len(group.blocks) * group.block_input
+    inputs = sum(group.layer_inputs) + len(group.blocks) * group.block_input
     return batch.groups_per_micro_step * (inputs + max(kept))
 
 

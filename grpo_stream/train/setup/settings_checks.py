@@ -124,7 +124,7 @@ def check_policy(
     Raises:
         ConfigError: a setting that cannot work with this policy, named with a value that does.
     """
-    check_model_supported(config, args)
+    check_balancing_loss(config, args)
     template = load_template(prompt_template, config.model_type)
     return template, answer_frame_for(config.model_type, answer_frame)
 
@@ -239,21 +239,20 @@ def check_supported(args: GRPOConfig) -> None:
             raise ConfigError(name, value, f"{why}; use {works}")
 
 
-def check_model_supported(config: Any, args: GRPOConfig) -> None:
-    """Refuses a mixture of experts whose own settings ask for a loss that is not computed.
+def check_balancing_loss(config: Any, args: GRPOConfig) -> None:
+    """Refuses a balancing loss where there are no experts, before trl (1.16) does.
 
     Args:
         config: The model's configuration (transformers 5.23).
-        args: With ``router_aux_loss_coef``, which wins over the model's.
+        args: With ``router_aux_loss_coef``; None takes the model's own.
 
     Raises:
         ConfigError: naming that setting.
     """
-    text = config.get_text_config()
-    own = getattr(text, "router_aux_loss_coef", None)
-    if args.router_aux_loss_coef is None and own and hasattr(text, "output_router_logits"):
-        expected = f"would be the model's own {own}, and that loss is not computed; use 0"
-        raise ConfigError("router_aux_loss_coef", None, expected)
+    coef = args.router_aux_loss_coef
+    if coef and not hasattr(config.get_text_config(), "output_router_logits"):
+        expected = f"is for experts, and model_type {config.model_type!r} gives no router logits"
+        raise ConfigError("router_aux_loss_coef", coef, f"{expected}; use 0")
 
 
 def num_eval_lanes(args: GRPOConfig, num_ranks: int | None = None) -> int:

@@ -17,10 +17,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "would count samples as done that were not, and resuming costs nothing here",
     ),
     "cache_implementation": (None, "cannot continue from the cache of a prompt that is shared"),
-    "router_aux_loss_coef": (
-        0.0,
-        "is of a loss that is not computed: packed groups give no router logits",
-    ),
     "use_liger_kernel": (False, "is deprecated by trl, and its kernels take no packed groups"),
     "fsdp": (None, "is not supported, but DeepSpeed is: deepspeed=ds_configs/zero3.json"),
     "shuffle_dataset": (

@@ -12,12 +12,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import Qwen3VLMoeConfig, TrainingArguments
+from transformers import Qwen3VLConfig, Qwen3VLMoeConfig, TrainingArguments
 from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.models.policy import load_policy
-from grpo_stream.train.setup.settings_checks import check_model_supported, check_supported
+from grpo_stream.train.setup.settings_checks import check_balancing_loss, check_supported
 from grpo_stream.train.setup.unsupported_settings import REFUSED
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.runs import logged, spread_reward, weights_of
@@ -282,6 +282,7 @@ BY_TRL = {
     "log_multimodal",
     "num_completions_to_print",
     "log_unique_prompts",
+    "router_aux_loss_coef",
 }
 """Held by the tests above and beside, or nothing to do with data, rollout or scoring."""
 
@@ -314,7 +315,6 @@ REFUSED_CASES = {
     "use_transformers_continuous_batching": True,
     "ignore_data_skip": True,
     "cache_implementation": "static",
-    "router_aux_loss_coef": 0.01,
     "use_liger_kernel": True,
     "fsdp": "full_shard",
     "shuffle_dataset": False,
@@ -356,11 +356,14 @@ def test_what_makes_prompts_of_its_own_is_refused(make_trainer, name):
         make_trainer(**{name: [print]})
 
 
-def test_a_mixture_of_experts_needs_its_loss_turned_off(tmp_path):
-    config = Qwen3VLMoeConfig(text_config={"router_aux_loss_coef": 0.001})
-    with pytest.raises(ConfigError, match=r"router_aux_loss_coef=None.*use 0"):
-        check_model_supported(config, make_args(tmp_path))
-    check_model_supported(config, make_args(tmp_path, router_aux_loss_coef=0.0))
+def test_a_balancing_loss_is_for_experts(tmp_path):
+    with_loss = make_args(tmp_path, router_aux_loss_coef=0.1)
+    experts = Qwen3VLMoeConfig(text_config={"router_aux_loss_coef": 0.001})
+    check_balancing_loss(experts, with_loss)
+    check_balancing_loss(experts, make_args(tmp_path))
+    check_balancing_loss(Qwen3VLConfig(), make_args(tmp_path))
+    with pytest.raises(ConfigError, match=r"coef=0\.1: is for experts, and.*'qwen3_vl'.*use 0"):
+        check_balancing_loss(Qwen3VLConfig(), with_loss)
 
 
 class TestPage:

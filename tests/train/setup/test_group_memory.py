@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.train.prefix.forked_cache import new_cache, repeated
 from grpo_stream.train.setup import group_memory as module
 from grpo_stream.train.setup.group_memory import Batch, group_memory
 from grpo_stream.train.setup.model_sizes import MetaModel
@@ -17,7 +18,7 @@ ROWS, LENGTH = 3, 36
 @pytest.fixture
 def plain(monkeypatch):
     """Every family in trl's layout, those that are packed today among them."""
-    monkeypatch.setattr(module, "shared_prefix_obstacle", lambda *_: "for this test")
+    monkeypatch.setattr(module, "expected_layout", lambda _: "plain")
 
 
 def kept_by(modules, run):
@@ -57,7 +58,7 @@ def test_layers_and_caches_of_any_family(family):
     # Rotary angles and mask are shared by all layers, and are in the real figures of each.
     assert found.layers == pytest.approx(kept, rel=0.03)
     assert found.layout == "plain"
-    assert found.layer_input == dtype.itemsize * ROWS * LENGTH * 64
+    assert set(found.layer_inputs) == {dtype.itemsize * ROWS * LENGTH * 64}
     with torch.no_grad():
         cache = decoder(**given, use_cache=True).past_key_values
     states = [value for layer in cache.layers for value in vars(layer).values()]
@@ -65,6 +66,29 @@ def test_layers_and_caches_of_any_family(family):
     tensors = [one for one in states if torch.is_tensor(one)]
     # Sliding windows hold a counter besides.
     assert found.cache == pytest.approx(sum(tensor.nbytes for tensor in tensors), rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5", "qwen3_vl_moe", "gemma3", "llava"])
+def test_a_forked_group_has_its_prompt_once(family, monkeypatch):
+    config = small_config(family)
+    monkeypatch.setattr(module, "expected_layout", lambda _: "forked")
+    dtype = torch.bfloat16 if family == "qwen3_vl_moe" else torch.float32
+    found = group_memory.__wrapped__(MetaModel(config), BATCH, dtype.itemsize)
+    decoder = AutoModelForImageTextToText.from_config(config, dtype=dtype).train().get_decoder()
+    past = new_cache(config)
+
+    def run():
+        prompt = {"input_ids": torch.full((1, 29), 5), "past_key_values": past}
+        decoder(position_ids=torch.arange(29)[None], **prompt)
+        completions = {"input_ids": torch.full((3, 6), 5), "past_key_values": repeated(past, 3)}
+        decoder(position_ids=torch.arange(29, 35).expand(3, -1), **completions)
+
+    kept = kept_by(list(decoder.layers), run)
+    halves = zip(found.layers[: len(kept)], found.layers[len(kept) :], strict=True)
+    assert [sum(own) for own in halves] == pytest.approx(kept, rel=0.05)
+    prompts, completions = found.layer_inputs[: len(kept)], found.layer_inputs[len(kept) :]
+    assert set(completions) == {dtype.itemsize * 3 * 6 * 64}
+    assert min(prompts) > dtype.itemsize * 29 * 64
 
 
 @pytest.mark.usefixtures("plain")
@@ -84,10 +108,10 @@ def test_blocks_of_a_tower(family):
 def test_a_packed_group_has_its_prompt_once(monkeypatch):
     model = MetaModel(small_config("qwen2_5_vl"))
     packed = group_memory(model, BATCH, 4)
-    monkeypatch.setattr(module, "shared_prefix_obstacle", lambda *_: "for this test")
+    monkeypatch.setattr(module, "expected_layout", lambda _: "plain")
     plain = group_memory.__wrapped__(model, BATCH, 4)
     assert (packed.layout, plain.layout) == ("packed", "plain")
-    assert packed.layer_input * ROWS * LENGTH == plain.layer_input * (29 + 3 * 6)
+    assert packed.layer_inputs[0] * ROWS * LENGTH == plain.layer_inputs[0] * (29 + 3 * 6)
     assert packed.cache * ROWS * LENGTH == plain.cache * (30 + 3 * 6)
     assert packed.prefill * ROWS == plain.prefill
     assert packed.blocks[0] * ROWS == plain.blocks[0]

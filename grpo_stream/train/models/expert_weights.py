@@ -1,0 +1,52 @@
+"""Loading experts whose two last dimensions are another way round in the files of the hub.
+
+transformers (5.23) turns them where their shape is not the model's; but under ZeRO-3 a weight's
+shape is that of nothing, and files that have the right one already (those that transformers has
+written itself) would be turned, too.
+"""
+
+from typing import Any
+
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.core_model_loading import Transpose, WeightConverter
+
+_MODEL_TYPES = ("qwen3_vl_moe",)
+
+
+class TransposeToFit(Transpose):  # type: ignore[misc]  # transformers has no types
+    """As ``Transpose(check_dims=True)`` (transformers 5.23), by the weight's whole shape."""
+
+    def __init__(self, dim0: int = 0, dim1: int = 1) -> None:
+        super().__init__(dim0, dim1, check_dims=False)
+
+    def convert(
+        self, input_dict: Any, source_patterns: Any, target_patterns: Any, **kwargs: Any
+    ) -> Any:
+        """A weight by its name in the model."""
+        weight = kwargs["model"].get_parameter(kwargs["full_layer_name"])
+        found = next(iter(input_dict.values()))
+        found = found[0] if isinstance(found, list) else found
+        if found.shape == getattr(weight, "ds_shape", weight.shape):
+            return {self.get_target_pattern(input_dict, source_patterns, target_patterns): found}
+        return super().convert(input_dict, source_patterns, target_patterns, **kwargs)
+
+    @property
+    def reverse_op(self) -> "TransposeToFit":
+        """What saving does: nothing, as upstream."""
+        return TransposeToFit(self.dim1, self.dim0)
+
+
+def use_whole_shapes() -> None:
+    """Puts it in the place of upstream's, for the families that have such files."""
+    for model_type in _MODEL_TYPES:
+        mapping = get_checkpoint_conversion_mapping(model_type) or []
+        for entry in mapping:
+            if isinstance(entry, WeightConverter):
+                entry.operations = [
+                    TransposeToFit(one.dim0, one.dim1) if isinstance(one, Transpose) else one
+                    for one in entry.operations
+                ]
+        register_checkpoint_conversion_mapping(model_type, mapping, overwrite=True)
