@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,16 @@ def read_at(descriptor: int, offset: int, num_bytes: int) -> bytes:
     return data
 
 
+_PROCESS = uuid.uuid4().hex[:8]
+
+
 def temp_beside(path: Path) -> Path:
-    """A name in the same folder that no other process uses; hidden from listings by its dot."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A name in the same folder that no other process uses; hidden from listings by its dot.
+
+    On a folder that machines share, two of them may have processes of one number, as the first
+    ones of containers have: a name drawn by each tells them apart.
+    """
+    return path.with_name(f".{path.name}.{_PROCESS}-{os.getpid()}.tmp")
 
 
 @contextmanager
