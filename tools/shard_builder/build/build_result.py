@@ -83,6 +83,10 @@ def finish_build(
     }
     num_samples = sum(part.totals["num_samples"] for part in parts.values())
     rejects = _summed(part.rejects.counts for part in parts.values())
+    limit = settings.max_rejects
+    if limit is not None and sum(rejects.values()) > limit:  # only parts that each kept to it
+        detail = f"{sum(rejects.values())} rejects in all parts, at most {limit} are allowed"
+        raise TooManyRejectsError("too_many_rejects", detail)
     num_allowed = settings.max_reject_share * plan.survey.num_wanted
     if num_samples == 0 or sum(rejects.values()) > num_allowed:
         if output is not None:
