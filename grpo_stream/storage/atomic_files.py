@@ -27,16 +27,13 @@ def read_at(descriptor: int, offset: int, num_bytes: int) -> bytes:
     return data
 
 
-_PROCESS = uuid.uuid4().hex[:8]
-
-
 def temp_beside(path: Path) -> Path:
-    """A name in the same folder that no other process uses; hidden from listings by its dot.
+    """A name in the same folder that nobody else uses; hidden from listings by its dot.
 
-    On a folder that machines share, two of them may have processes of one number, as the first
-    ones of containers have: a name drawn by each tells them apart.
+    Drawn, and not the number of the process: on a folder that machines share, two of them may have
+    processes of one number, as the first ones of containers have.
     """
-    return path.with_name(f".{path.name}.{_PROCESS}-{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.tmp")
 
 
 @contextmanager
