@@ -77,12 +77,13 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as temp:
         for num_records in sizes:
             folder = Path(temp) / str(num_records)
-            _write_raw(folder, num_records, args.numbers, args.inputs)
+            write_raw(folder, num_records, args.numbers, args.inputs)
             for build in tqdm(builds, f"{num_records} records", disable=args.json):
-                words = [str(folder / build.input_name), "--images-root", str(folder), *build.flags]
+                words = ["build", str(folder / build.input_name), "--images-root", str(folder)]
+                words += build.flags
                 words += ["--out", str(folder / "out"), "--quiet"]
                 words += ["--samples-per-shard", str(args.samples_per_shard)]
-                peaks[str(build)].append(_peak_bytes(words))
+                peaks[str(build)].append(peak_bytes(words))
                 shutil.rmtree(folder / "out")
     figures: dict[str, Any] = {
         "builds": {name: _figures(sizes, *peaks[name]) for name in peaks},
@@ -106,7 +107,15 @@ def _figures(sizes: tuple[int, int], few: int, many: int) -> dict[str, float]:
     }
 
 
-def _write_raw(folder: Path, num_records: int, num_numbers: int, suffixes: Sequence[str]) -> None:
+def write_raw(folder: Path, num_records: int, num_numbers: int, suffixes: Sequence[str]) -> None:
+    """Writes ``records.json`` and ``records.jsonl``, or one of them, and 16 tiny images.
+
+    Args:
+        folder: Is made.
+        num_records: In each file.
+        num_numbers: That each record carries along.
+        suffixes: ``json``, ``jsonl``.
+    """
     folder.mkdir()
     for number in range(_NUM_IMAGES):
         pixels = np.full((_IMAGE_SIZE, _IMAGE_SIZE, 3), number, np.uint8)
@@ -136,9 +145,14 @@ def _records(num_records: int, num_numbers: int) -> Iterator[str]:
         )
 
 
-def _peak_bytes(words: list[str]) -> int:
+def peak_bytes(words: list[str]) -> int:
+    """Runs a command of the builder; the sum of the most memory that each of its processes held.
+
+    Args:
+        words: Of the command line, the command first.
+    """
     peaks: dict[psutil.Process, int] = {}
-    command = [sys.executable, "-m", "tools.shard_builder", "build", *words]
+    command = [sys.executable, "-m", "tools.shard_builder", *words]
     with subprocess.Popen(command) as process:
         root = psutil.Process(process.pid)
         while process.poll() is None:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,12 @@ def read_at(descriptor: int, offset: int, num_bytes: int) -> bytes:
 
 
 def temp_beside(path: Path) -> Path:
-    """A name in the same folder that no other process uses; hidden from listings by its dot."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A name in the same folder that nobody else uses; hidden from listings by its dot.
+
+    Drawn, and not the number of the process: on a folder that machines share, two of them may have
+    processes of one number, as the first ones of containers have.
+    """
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.tmp")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.build.memory import _peak_bytes
+from benchmarks.build.memory import peak_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 MB = 10**6
@@ -32,5 +32,5 @@ def test_table(capsys, tmp_path):
 
 def test_failing_build_is_no_figure(capfd):
     with pytest.raises(subprocess.CalledProcessError):
-        _peak_bytes(["nowhere.json", "--images-root", ".", "--out", "x"])
+        peak_bytes(["build", "nowhere.json", "--images-root", ".", "--out", "x"])
     assert "nowhere.json" in capfd.readouterr().err

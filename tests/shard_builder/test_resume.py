@@ -17,6 +17,7 @@ from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import LocalStore
 from shard_builder.build import build as build_module
+from shard_builder.build import build_result
 from shard_builder.build.assemble import assemble
 from shard_builder.build.build import build
 from shard_builder.build.chunk_plan import Splits
@@ -179,7 +180,7 @@ def test_no_manifest_names_a_shard_that_is_not_there(raw, tmp_path, monkeypatch,
         harm(tmp_path / "out" / "shard-000001.tar")
         return assemble(*args)
 
-    monkeypatch.setattr(build_module, "assemble", lose)
+    monkeypatch.setattr(build_result, "assemble", lose)
     with pytest.raises(StoreError, match=r"shard-000001\.tar was written, but is there no more"):
         build(settings)
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -196,7 +197,7 @@ def test_a_result_that_is_damaged_while_the_build_runs(raw, tmp_path, monkeypatc
         _cut(tmp_path / "out" / "_build" / "all-000001.json")
         return assemble(*args)
 
-    monkeypatch.setattr(build_module, "assemble", damage)
+    monkeypatch.setattr(build_result, "assemble", damage)
     with pytest.raises(StoreError, match=r"all-000001\.json is damaged: run the same command"):
         build(settings)
     monkeypatch.undo()

@@ -1,9 +1,7 @@
-"""``shard-builder build``: its flags and what it prints."""
+"""``shard-builder build`` and ``finish``: their flags."""
 
 import argparse
-import json
-import sys
-from typing import Any, get_args
+from typing import get_args
 
 from grpo_stream.image_encoding import parse_encoding
 from grpo_stream.images import ResizeRule
@@ -12,10 +10,13 @@ from grpo_stream.records.formats.open_inputs import RuleFlags
 from grpo_stream.records.formats.readers import FORMATS, format_help
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.stored_image import Check, PictureRules
-from shard_builder.build.build import BuildResult, BuildSettings, build
+from shard_builder.build.build import BuildSettings, build
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.build.progress import num_usable_cores, show_progress
-from shard_builder.build.reject_lists import REJECTS_NAME, WARNINGS_NAME
+from shard_builder.build_summary import print_part, print_result
+from shard_builder.parts.finish_parts import finish
+from shard_builder.parts.plan_request import Part
+from shard_builder.parts.run_part import build_part
 from shard_builder.shared_flags import add_shard_limits, add_split_flag
 
 
@@ -147,6 +148,13 @@ def _add_run(group: "argparse._ArgumentGroup") -> None:
         help="end with an error when more than this share is rejected (%(default)s)",
     )
     add("--max-rejects", type=int, metavar="N", help="stop when more than N records are rejected")
+    add(
+        "--part",
+        type=Part.parse,
+        metavar="I/N",
+        help="build the I-th of N parts, on machines that share --out, in any order; the last one "
+        "finishes; plan/N only makes the plan",
+    )
     add("--dry-run", action="store_true", help="judge everything, write nothing")
 
 
@@ -189,63 +197,30 @@ def _build(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
     )
     with show_progress(args.progress) as tell:
-        result = build(settings, tell)
-    if args.progress == "json":
-        print(json.dumps(_facts(result, settings)))
-    elif args.progress == "bar":
-        print("\n".join(_summary(result, settings)))
-    if result.warning is not None and args.progress != "json":
-        print(result.warning, file=sys.stderr if args.progress == "quiet" else sys.stdout)
+        if args.part is not None:
+            part = build_part(settings, args.part, tell)
+        else:
+            result = build(settings, tell)
+    if args.part is not None:
+        print_part(part, args.progress, settings.out)
+    else:
+        print_result(result, args.progress, settings.out, is_dry_run=settings.dry_run)
     return 0
 
 
-def _facts(result: BuildResult, settings: BuildSettings) -> dict[str, Any]:
-    return {
-        "out": settings.out,
-        "is_new": result.is_new,
-        "num_records": result.num_records,
-        "num_samples": result.num_samples,
-        "rejects": result.rejects,
-        "warnings": result.warnings,
-        "readings": list(result.readings),
-        "warning": result.warning,
-        "sets": {
-            split: {
-                "digest": manifest.digest,
-                **manifest.totals,
-                "num_shards": len(manifest.shards),
-            }
-            for split, manifest in result.manifests.items()
-        },
-    }
+def add_finish(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``finish``."""
+    command.add_argument(
+        "--out", required=True, metavar="URL", help="where the parts were built, as they were told"
+    )
+    command.set_defaults(run=_finish)
 
 
-def _summary(result: BuildResult, settings: BuildSettings) -> list[str]:
-    lines = [f"{result.num_samples} samples of {result.num_records} records"]
-    lines += result.reading_lines
-    for what, counts in (("rejected", result.rejects), ("warnings", result.warnings)):
-        if counts:
-            listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
-            lines.append(f"{what}: {sum(counts.values())} ({listed})")
-    lines += [f"  {line}" for line in result.first_rejects]
-    for split, manifest in result.manifests.items():
-        folder = f"{settings.out.rstrip('/')}/{split}" if split else settings.out
-        num_samples = f"{manifest.num_samples} samples, " if split else ""
-        num_mib = manifest.totals["num_bytes"] / 2**20
-        lists = [
-            name
-            for name, total in ((REJECTS_NAME, "num_rejects"), (WARNINGS_NAME, "num_warnings"))
-            if manifest.totals[total]
-        ]
-        see = f"; see {' and '.join(lists)} there" if lists else ""
-        lines.append(
-            f"{num_samples}{len(manifest.shards)} shards, {num_mib:.1f} MiB in {folder}{see}"
-        )
-    if settings.dry_run:
-        lines.append("dry run: nothing was written")
-    elif not result.is_new:
-        lines.append("was there already, built from the same inputs with the same settings")
-    return lines
+def _finish(args: argparse.Namespace) -> int:
+    with show_progress(args.progress) as tell:
+        result = finish(args.out, tell)
+    print_result(result, args.progress, args.out)
+    return 0
 
 
 def _given(args: argparse.Namespace) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The command line: ``shard-builder build``, ``verify``, ``index``, ``stats``, ``show``, ..."""
+"""The command line: ``shard-builder build``, ``finish``, ``verify``, ``index``, ``stats``, ..."""
 
 import argparse
 import io
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
             "make shards of records in the formats that people have",
             _BUILD,
         ),
+        ("finish", build_command.add_finish, "lists and manifest of a build in parts", _FINISH),
         (
             "verify",
             dataset_commands.add_verify,
@@ -146,3 +147,8 @@ _BUILD = """\
 Judges every record, checks every image, writes shards, their indexes, rejects.jsonl and
 warnings.jsonl, and the manifest last. Killed, it resumes when the same command is given again; the
 result depends on inputs and settings alone, not on --workers."""
+
+_FINISH = """\
+Writes the lists and the manifest of a data set whose parts were built with build --part I/N, and
+names the parts that are missing. The part that ends last does the same by itself; on file systems
+whose listings lag behind, this makes sure."""

@@ -1,6 +1,6 @@
 """From the results of all chunks of a split to its lists and its manifest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
@@ -60,7 +60,7 @@ def read_result(state: Store, name: str) -> ChunkResult:
 
 
 def assemble(
-    state: Store, split: str, num_chunks: int, input_names: list[str], folder: Path
+    state: Store, split: str, num_chunks: int, input_names: Sequence[str], folder: Path
 ) -> Assembled:
     """Reads all results of a split, in order, and writes its lists.
 

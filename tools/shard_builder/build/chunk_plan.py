@@ -72,6 +72,14 @@ class Chunk(NamedTuple):
     """How the records of each form are written."""
 
 
+class LaterChunk(NamedTuple):
+    """A chunk that is read when it is needed."""
+
+    split: str
+    number: int
+    read: Callable[[], Chunk]
+
+
 @dataclass(frozen=True)
 class ShardLimits:
     """When a shard is full; whichever comes first."""

@@ -3,11 +3,13 @@
 While a build is under way, ``_build/`` beside the shards holds what it has done so far:
 ``_build/build.json`` says what is being built, ``_build/<split>-000012.json`` that the shards of
 a chunk are where they belong and what came of its records. A build that was killed resumes from
-there. The folder vanishes when the manifests are written.
+there. Of a build in parts ``_build/plan.json`` and ``_build/rows/`` hold the plan that its parts
+read. The folder vanishes when the manifests are written.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -18,17 +20,21 @@ import grpo_stream
 from grpo_stream.errors import ConfigError, ManifestError, StoreError
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.storage.store import LocalStore, Store, open_store
-from shard_builder.build.assemble import read_result
+from shard_builder.build.kept_results import (
+    PLAN_NAME,
+    REQUEST_NAME,
+    ROWS_FOLDER,
+    SETTINGS_NAME,
+    KeptResults,
+    result_names,
+)
 from shard_builder.build.output_lock import lock_output
-from shard_builder.build.placed_files import Listing, first_missing, listed
+from shard_builder.build.placed_files import first_missing, listed
 from shard_builder.build.reject_lists import REJECTS_NAME, WARNINGS_NAME
 from shard_builder.build.worker import STATE_FOLDER, ChunkResult, result_name, split_store
 
 OUR_NAMES = ("shard-*.tar", "shard-*.tar.*", REJECTS_NAME, WARNINGS_NAME, MANIFEST_NAME)
 """Patterns of the files that a build writes."""
-
-SETTINGS_NAME = f"{STATE_FOLDER}/build.json"
-"""What an unfinished build was asked for."""
 
 Tags = Mapping[str, Mapping[str, str]]
 _NO_TAGS: Tags = MappingProxyType({})
@@ -53,10 +59,9 @@ class Output:
         self._out = out
         self._stores = {split: split_store(out, split) for split in splits}
         self._settings: dict[str, Any] = {}
-        self._images_root = images_root
+        self._images_root_sha256 = images_root_digest(images_root)
         self._lock = lock_output(self._store, out)
-        self._done: set[str] = set()
-        self._found: dict[str, Listing] = {}
+        self._done: KeptResults | None = None
 
     def begin(self, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Manifest] | None:
         """Makes room, or goes on with what an earlier run of this build has left.
@@ -73,14 +78,15 @@ class Output:
                 not set.
         """
         self._settings = json.loads(json.dumps(settings))
-        self._remove_unfinished()
+        if not self._store.exists(PLAN_NAME):  # else parts may be at work
+            self.remove_unfinished()
         started = self._load_started()
         is_ours = started == self._started()
         manifests = self._load_finished()
         if manifests is not None and (is_ours or not overwrite):
             missing = next(self._missing_files(manifests), None)
             if missing is None:
-                self._clear_state()
+                self.clear_state()
                 return manifests
             if not is_ours:
                 expected = f"holds this data set without {missing}: add --overwrite to build anew"
@@ -88,8 +94,7 @@ class Output:
             for store in self._stores.values():
                 store.delete(MANIFEST_NAME)
         if is_ours:
-            self._done = self._results()
-            self._found = {split: listed(store) for split, store in self._stores.items()}
+            self._done = KeptResults(self._store, self._stores)
             return None
         names = {split: _our_names(store) for split, store in self._stores.items()}
         if not overwrite:
@@ -97,7 +102,7 @@ class Output:
         for split, store in self._stores.items():
             store.delete(MANIFEST_NAME)  # first: from here on it is no data set
             names[split].discard(MANIFEST_NAME)
-        self._clear_state()
+        self.clear_state()
         for split, store in self._stores.items():
             _delete(store, names[split])
         self._lock.check()
@@ -106,17 +111,19 @@ class Output:
             raise ConfigError("--out", self._out, expected)
         return None
 
+    def adopt(self, settings: dict[str, Any], images_root_sha256: str) -> None:
+        """Takes over an unfinished build whose chunks others have built, to finish it.
+
+        Args:
+            settings: Everything that decides the content, as the build was begun with.
+            images_root_sha256: :func:`images_root_digest` of where its images came from.
+        """
+        self._settings = settings
+        self._images_root_sha256 = images_root_sha256
+
     def result_of(self, split: str, number: int) -> ChunkResult | None:
         """What an earlier run of this build made of a chunk, if all of that is still there."""
-        name = result_name(split, number)
-        if name not in self._done:
-            return None
-        try:
-            result = read_result(self._store, name)
-        except StoreError:
-            return None
-        store, found = self._stores[split], self._found[split]
-        return None if first_missing(store, result.shards, found, result.tags) else result
+        return None if self._done is None else self._done.result_of(split, number)
 
     def save_result(self, result: ChunkResult) -> None:
         """Keeps what came of a chunk, after its shards."""
@@ -152,21 +159,20 @@ class Output:
             raise StoreError("not_found", f"{detail}: run the same command again to make it anew")
         for split, manifest in manifests.items():
             manifest.save(self._stores[split])
-        self._clear_state()
+        self.clear_state()
 
     def abandon(self) -> None:
         """Removes the state and the shards of a build that came to nothing; its lists stay."""
         for store in self._stores.values():
             _delete(store, _our_names(store) - {REJECTS_NAME, WARNINGS_NAME})
-        self._clear_state()
+        self.clear_state()
 
     def close(self) -> None:
         """Lets other builds in."""
         self._lock.close()
 
     def _started(self) -> dict[str, Any]:
-        root = hashlib.sha256(self._images_root.encode(errors="surrogateescape")).hexdigest()
-        version = grpo_stream.__version__
+        root, version = self._images_root_sha256, grpo_stream.__version__
         return {**self._settings, "images_root_sha256": root, "builder_version": version}
 
     def _load_started(self) -> dict[str, Any] | None:
@@ -226,15 +232,18 @@ class Output:
             expected = "holds shards without a manifest: choose another folder or add --overwrite"
             raise ConfigError("--out", self._out, expected)
 
-    def _results(self) -> set[str]:
-        names = self._store.walk(f"{STATE_FOLDER}/")
-        return {name for name in names if name.endswith(".json") and name != SETTINGS_NAME}
-
-    def _clear_state(self) -> None:
-        _delete(self._store, self._results())
+    def clear_state(self) -> None:
+        """Removes ``_build/``."""
+        self._store.delete(PLAN_NAME)  # first: parts that are still at work notice it
+        _delete(self._store, result_names(self._store))
+        if isinstance(self._store, LocalStore):
+            shutil.rmtree(self._store.folder / ROWS_FOLDER, ignore_errors=True)
+        else:
+            _delete(self._store, self._store.walk(f"{ROWS_FOLDER}/"))
+        self._store.delete(REQUEST_NAME)
         self._store.delete(SETTINGS_NAME)
 
-    def _remove_unfinished(self) -> None:
+    def remove_unfinished(self) -> None:
         """Removes files that a killed process has left without their name."""
         patterns = [f".{name}.*.tmp" for name in OUR_NAMES]
         stores = [(store, patterns) for store in self._stores.values()]
@@ -242,6 +251,11 @@ class Output:
             if isinstance(store, LocalStore):
                 for path in (path for pattern in found for path in store.folder.glob(pattern)):
                     path.unlink(missing_ok=True)
+
+
+def images_root_digest(images_root: str) -> str:
+    """What is kept of the place of a build's images: not the path of a machine."""
+    return hashlib.sha256(images_root.encode(errors="surrogateescape")).hexdigest()
 
 
 def _our_names(store: Store) -> set[str]:

@@ -38,6 +38,10 @@ _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _logger = logging.getLogger(__name__)
 
 
+class PlaceTakenError(ConfigError):
+    """Another builder is at work in the place of a data set."""
+
+
 class OutputLock(Protocol):
     """Keeps other builders out of a data set's place."""
 
@@ -99,9 +103,10 @@ class FolderLock:
                 self.is_held = False
                 return
             os.close(self._descriptor)
-            expected = f"cannot be locked ({error.strerror}): is the disk sound?"
             if error.errno in _TAKEN:
                 expected = "another build is writing there: wait for it or choose another folder"
+                raise PlaceTakenError("--out", str(folder), expected) from error
+            expected = f"cannot be locked ({error.strerror}): is the disk sound?"
             raise ConfigError("--out", str(folder), expected) from error
 
     def check(self) -> None:
@@ -214,7 +219,7 @@ class Lease:
                         f"another build is writing there, {_holder(found)}: wait for it or choose "
                         "another place"
                     )
-                    raise ConfigError("--out", self._out, expected)
+                    raise PlaceTakenError("--out", self._out, expected)
         if self._read() == first:
             self._store.delete(LEASE_NAME)
 

@@ -19,7 +19,8 @@ class Progress:
     """A moment of long work."""
 
     phase: str
-    """Of a build: ``read`` (the inputs, first pass), ``build``, ``finish`` (lists, manifest)."""
+    """Of a build: ``read`` (the inputs, first pass), ``build``, ``finish`` (lists, manifest); of
+    a build in parts ``plan`` comes before ``build``."""
     num_total: int | None
     """Records or samples in all; None while they are being counted."""
     num_records: int = 0
@@ -81,7 +82,7 @@ class _Bars:
                 desc=progress.phase,
                 total=progress.num_total,
                 initial=progress.num_records,
-                unit=" records" if progress.phase in ("read", "build") else " samples",
+                unit=" records" if progress.phase in ("read", "plan", "build") else " samples",
                 file=self._file,
                 bar_format="{desc} [{elapsed}]" if progress.phase == "finish" else None,
             )

@@ -1,0 +1,1 @@
+"""A build in parts: planned once, built by any number of machines, finished by one."""
