@@ -14,7 +14,7 @@ unless it says that the right answer is ``none``.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -111,6 +111,11 @@ def read_target(
         raise ConfigError(IMAGES_FIELD, images, expected)
     asks_place = num_images > 0 or wanted == "none"
     return Target(shapes, wanted == "all", lies_in, asks_place)
+
+
+def target_of(solution: Any, fields: Mapping[str, Any], num_images: int) -> Target:
+    """:func:`read_target` for a sample in motion, whose own fields say what is wanted and where."""
+    return read_target(solution, fields.get(WANTED_FIELD), fields.get(IMAGES_FIELD), num_images)
 
 
 def solution_lists(solution: Any) -> Iterator[Sequence[float]]:

@@ -105,7 +105,7 @@ class Case:
         """The first answer, in ``original`` of an image."""
         if image not in self._firsts:
             found: Placed = (None, None)
-            if isinstance(self.answer, Answer):
+            if isinstance(self.answer, Answer) and self._originals:
                 found = self._placed(self.answer, image)
             self._firsts[image] = found
         return self._firsts[image]
@@ -136,6 +136,8 @@ class Case:
         return self._places_in(self.image)
 
     def _places_in(self, image: int) -> list[Placed]:
+        if not self._originals:
+            return []  # there is no image to be in
         return [self._placed(answer, image) for answer in self.answers.places]
 
     @property
@@ -329,6 +331,12 @@ def _shared(
     pairs = zip(original, model if len(model) else [()] * len(original), strict=True)
     sizes = [_sizes(*pair, frame) for pair in pairs]
     return target, [own for own, _ in sizes], [own for _, own in sizes], frame
+
+
+def sizes_of(value: Any) -> Size | list[Size]:
+    """An entry of the columns ``scales`` and ``model_size``: of one image, or of each."""
+    is_one = len(value) > 0 and not hasattr(value[0], "__len__")
+    return Size(*value) if is_one else [Size(*size) for size in value]
 
 
 def _each(sizes: Sizes) -> Sequence[Size | None]:

@@ -18,8 +18,8 @@ AnswerKind = Literal["point", "box", "click", "box_pairs"]
 """The forms that are asked for and taught; :func:`answer_text` writes each of them."""
 
 NEEDS_SEVERAL = (
-    "the template names the width and height of one; give it a text 'several', which may hold "
-    "{sizes}"
+    "the template names the width and height of one image; give it a text 'several', which may "
+    "hold {sizes}"
 )
 """What is wrong with a template for samples of several images."""
 _CALL = '{{"name": "computer_use", "arguments": {{"action": "left_click", "coordinate": {0}}}}}'

@@ -286,6 +286,11 @@ class ShardSource:
         return self.manifest.sample_counts
 
     @property
+    def num_multi_image(self) -> int:
+        """Samples of several images, as far as the manifest counts them."""
+        return self.manifest.totals.get("num_multi_image", 0)
+
+    @property
     def is_remote(self) -> bool:
         """False for a folder."""
         return not isinstance(self._store, LocalStore)

@@ -81,7 +81,8 @@ def make_mixed_sample(key, sizes, number=0, prompt=None, **extra):
         noise = rng.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST).save(buffer, "PNG")
         images.append(("png", buffer.getvalue()))
-    first, *more = [Size(*size) for size in sizes] or [None]
+    first = Size(*sizes[0]) if sizes else None
+    more = [Size(*size) for size in sizes[1:]]
     solution = (2, 4, *sizes[-1]) if sizes else ()
     prompt = prompt or f"Click on the red circle{' please' * (number % 3)}"
     pairs = [(size, size) for size in more]
