@@ -7,11 +7,15 @@ receive:
   ``[x, y, x, y, x, y, ...]``, a list of these, or ``[]`` where nothing is there;
 * ``solution_wanted``: ``any`` of them counts (also what is meant without the field), ``all`` are
   wanted, or ``none``: the right answer is that nothing is there.
+
+A sample of several images has a third one, ``solution_images``: for each place of ``solution`` the
+image it is in, counted from 0; without it the first. A sample without images asks for no place,
+unless it says that the right answer is ``none``.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from grpo_stream.boxes import Box, Frame, Point, Size
@@ -21,6 +25,8 @@ from grpo_stream.polygons import MIN_CORNERS, Polygon, Shape
 Wanted = Literal["any", "all", "none"]
 WANTED_FIELD = "solution_wanted"
 """Name of the field that says what is wanted of several places."""
+IMAGES_FIELD = "solution_images"
+"""Name of the field that says which of several images each place is in."""
 
 _SHAPES = "a box of 4 numbers, a point of 2 or a polygon of 6 or more"
 
@@ -33,11 +39,19 @@ class Target:
     """None where nothing is there."""
     wants_all: bool = False
     """All of several are wanted, not any of them."""
+    images: tuple[int, ...] = ()
+    """For each of ``shapes`` the image it is in, counted from 0; empty: all in the first."""
+    asks_place: bool = True
+    """False in a sample without images that asks for something else."""
 
     @property
     def is_absent(self) -> bool:
         """Nothing is there: the right answer says so."""
-        return not self.shapes
+        return self.asks_place and not self.shapes
+
+    def image_of(self, number: int) -> int:
+        """The image that a place is in."""
+        return self.images[number] if self.images else 0
 
     @property
     def wanted(self) -> Wanted:
@@ -47,11 +61,27 @@ class Target:
     def scaled(self, from_size: Size, to_size: Size, frame: Frame) -> "Target":
         """The same places in an image of another size, named as ``frame``."""
         shapes = tuple(shape.scaled(from_size, to_size, frame) for shape in self.shapes)
-        return Target(shapes, self.wants_all)
+        return replace(self, shapes=shapes)
+
+    def scaled_each(
+        self, from_sizes: Sequence[Size], to_sizes: Sequence[Size], frame: Frame
+    ) -> "Target":
+        """As :meth:`scaled`, of several images each with sizes of its own."""
+        places = [(shape, self.image_of(place)) for place, shape in enumerate(self.shapes)]
+        shapes = tuple(s.scaled(from_sizes[at], to_sizes[at], frame) for s, at in places)
+        return replace(self, shapes=shapes)
 
 
-def read_target(solution: Any, wanted: Any = None) -> Target:
-    """A target from its two fields, in frame ``original``.
+def read_target(
+    solution: Any, wanted: Any = None, images: Any = None, num_images: int = 1
+) -> Target:
+    """A target from its fields, in frame ``original``.
+
+    Args:
+        solution: Places.
+        wanted: Of several.
+        images: Of several images the one that each place is in; None: the first.
+        num_images: Of the sample. The fields of a sample of one image say nothing of images.
 
     Example:
         >>> read_target([[0, 0, 8, 8], [3, 4]], "all").wants_all
@@ -60,7 +90,8 @@ def read_target(solution: Any, wanted: Any = None) -> Target:
         True
 
     Raises:
-        ConfigError: the numbers are of no shape, or ``wanted`` is no such word or of another count.
+        ConfigError: the numbers are of no shape, ``wanted`` is no such word or of another count,
+            or ``images`` does not name an image for each place.
     """
     if wanted not in (None, *get_args(Wanted)):
         raise ConfigError(WANTED_FIELD, wanted, "must be any, all or none")
@@ -71,7 +102,20 @@ def read_target(solution: Any, wanted: Any = None) -> Target:
         raise ConfigError(
             "solution", solution, f"must have places where {WANTED_FIELD} is {wanted}"
         )
-    return Target(tuple(map(read_shape, lists)), wanted == "all")
+    shapes = tuple(map(read_shape, lists))
+    if num_images == 1:
+        return Target(shapes, wanted == "all")
+    lies_in = tuple(images) if images is not None else (0,) * len(shapes)
+    if len(lies_in) != len(shapes) or not all(0 <= number < num_images for number in lies_in):
+        expected = f"must name one of {num_images} images for each of {len(shapes)} places"
+        raise ConfigError(IMAGES_FIELD, images, expected)
+    asks_place = num_images > 0 or wanted == "none"
+    return Target(shapes, wanted == "all", lies_in, asks_place)
+
+
+def target_of(solution: Any, fields: Mapping[str, Any], num_images: int) -> Target:
+    """:func:`read_target` for a sample in motion, whose own fields say what is wanted and where."""
+    return read_target(solution, fields.get(WANTED_FIELD), fields.get(IMAGES_FIELD), num_images)
 
 
 def solution_lists(solution: Any) -> Iterator[Sequence[float]]:

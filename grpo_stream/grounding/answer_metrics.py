@@ -30,11 +30,13 @@ METRICS: dict[str, Part] = {
     "acc_50": lambda answer: None if answer.iou is None else answer.iou >= IOU_LEVEL,
     "with_refusals": is_right,
     "refusal_accuracy": lambda a: a.is_refusal if a.wanted == "none" else None,
-    "false_refusals": lambda a: None if a.wanted == "none" else a.is_refusal,
+    "false_refusals": lambda a: a.is_refusal if a.wanted != "none" and a.asks_place else None,
     "set_f1": lambda answer: answer.set_f1,
-    "parse_failures": lambda answer: answer.failure is not None and not answer.is_refusal,
+    "parse_failures": lambda a: (
+        a.failure is not None and not a.is_refusal if a.asks_place else None
+    ),
     "mean_distance": lambda answer: answer.distance,
-    "outside_image": lambda answer: answer.is_outside,
+    "outside_image": lambda answer: answer.is_outside if answer.asks_place else None,
 }
 """Name of a figure and a sample's part in it; the figure is the mean over the samples that have
 one.
@@ -51,6 +53,8 @@ one.
 * ``mean_distance``: from the answered point to the (nearest) true centre, as a share of the
   image's diagonal, at most 1. Over the answers that give a place.
 * ``outside_image``: the answered point is outside of the image.
+
+A sample without images that asks for no place has no part in any.
 """
 
 REFUSAL_METRICS = ("with_refusals", "refusal_accuracy", "false_refusals")

@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size
 from grpo_stream.errors import ConfigError
@@ -25,13 +25,25 @@ from grpo_stream.grounding.shape_measures import (
     num_matched,
 )
 from grpo_stream.polygons import Polygon, Shape, region_iou
-from grpo_stream.targets import WANTED_FIELD, Target, has_extent, read_target
+from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD, Target, has_extent, read_target
 
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or a conversation ``[{"role": "assistant", "content": text}]``."""
 Numbers: TypeAlias = Sequence[float]
 
+Sizes: TypeAlias = Size | Sequence[Size | None] | None
+"""Of one image, of each, or unknown."""
+Placed: TypeAlias = tuple[Point | None, Box | None]
+"""The point and the valid box of an answer, in frame ``original`` of an image."""
+
 _UNUSED = Size(1, 1)
+
+
+class Truth(NamedTuple):
+    """A true place and the image it is in, counted from 0."""
+
+    shape: Shape
+    image: int
 
 
 def completion_text(completion: Completion) -> str:
@@ -50,11 +62,13 @@ class Case:
     Args:
         text: The completion's text.
         truth: The target, or the one true place, in frame ``original``.
-        original: Size of the original image; may be None where nothing needs it.
-        model: Size of the resized image; may be None where nothing needs it.
+        original: Size of the original image, or of each where there is not exactly one; may be
+            None where nothing needs it.
+        model: The same of the resized image.
         frame: Frame of the answer.
         view: The part of the original that was shown, where that is not all of it.
 
+    An answer names no image: of several it is read in the one whose place it is compared with.
     Measures of one answer look at the first one of the text. Each is None where it does not apply
     to the truth, and 0 without a usable answer. Of several places any of which counts it is that
     of the best; it does not apply where all are wanted, or none is there.
@@ -64,37 +78,51 @@ class Case:
         self,
         text: str,
         truth: Shape | Target,
-        original: Size | None,
-        model: Size | None,
+        original: Sizes,
+        model: Sizes,
         frame: Frame,
         view: View | None = None,
     ) -> None:
         self.answers = parse_answers(text)
         self.answer = self.answers.first
-        self.size = original
         self.target = truth if isinstance(truth, Target) else Target((truth,))
         self.truth: Shape | None = self.target.shapes[0] if self.target.shapes else None
         """The (first) true place; None where nothing is there."""
-        # Frame "original" uses no size, and _sizes has made sure of those that are used.
-        self._sizes = {"model_size": model or _UNUSED, "original_size": original or _UNUSED}
+        self._originals, self._models = _each(original), _each(model)
         self._frame, self._view = frame, view
-        self.point: Point | None = None
+        self.image = self.target.image_of(0)
+        """The image that the (first) true place is in, counted from 0."""
+        self.size = _at(self._originals, self.image)
+        """Of that image, if it is known."""
+        self._firsts: dict[int, Placed] = {}
+        self.point: Point | None
         """The predicted point or centre in ``original``; None without a usable answer."""
-        self.box: Box | None = None
+        self.box: Box | None
         """The predicted box in ``original``; None without one that is valid."""
-        if isinstance(self.answer, Answer):
-            self.point, self.box = self._placed(self.answer)
+        self.point, self.box = self._first_in(self.image)
 
-    def _placed(self, answer: Answer) -> tuple[Point | None, Box | None]:
-        """The point and the valid box of an answer, in ``original``."""
+    def _first_in(self, image: int) -> Placed:
+        """The first answer, in ``original`` of an image."""
+        if image not in self._firsts:
+            found: Placed = (None, None)
+            if isinstance(self.answer, Answer) and self._originals:
+                found = self._placed(self.answer, image)
+            self._firsts[image] = found
+        return self._firsts[image]
+
+    def _placed(self, answer: Answer, image: int) -> Placed:
+        """The point and the valid box of an answer, in ``original`` of an image."""
         box = answer.box(self._frame)
         valid: Box | None = None
+        # Frame "original" uses no size, and _sizes has made sure of those that are used.
+        sizes = {
+            "model_size": _at(self._models, image) or _UNUSED,
+            "original_size": _at(self._originals, image) or _UNUSED,
+        }
         if box is None:
-            point: Point | None = to_original(
-                answer.point(self._frame), view=self._view, **self._sizes
-            )
+            point: Point | None = to_original(answer.point(self._frame), view=self._view, **sizes)
         else:
-            box = to_original(box, view=self._view, **self._sizes)
+            box = to_original(box, view=self._view, **sizes)
             valid = box if box.is_valid else None
             point = None if valid is None else valid.centre
         # Numbers near the largest float become infinite when they are scaled or added.
@@ -103,9 +131,14 @@ class Case:
         return point, valid
 
     @functools.cached_property
-    def places(self) -> list[tuple[Point | None, Box | None]]:
+    def places(self) -> list[Placed]:
         """Point and box of every answer of the text, as :attr:`point` and :attr:`box`."""
-        return [self._placed(answer) for answer in self.answers.places]
+        return self._places_in(self.image)
+
+    def _places_in(self, image: int) -> list[Placed]:
+        if not self._originals:
+            return []  # there is no image to be in
+        return [self._placed(answer, image) for answer in self.answers.places]
 
     @property
     def is_refusal(self) -> bool:
@@ -129,86 +162,97 @@ class Case:
         truths = self._scored_truths(point_radius)
         if not truths:
             return None
-        return float(self._hits(self.point, truths, point_radius))
+        return float(any(self._hits(self._first_in(t.image), t, point_radius) for t in truths))
 
     def iou(self) -> float | None:
         """Intersection over union, in [0, 1]."""
-        box = self.box
-        return best([0.0 if box is None else region_iou(box, t) for t in self._regions()])
+        pairs = [(self._first_in(image)[1], region) for region, image in self._regions()]
+        return best([0.0 if box is None else region_iou(box, region) for box, region in pairs])
 
     def giou(self) -> float | None:
         """Generalised intersection over union, in [-1, 1]; -1 without a valid box."""
-        box = self.box
-        return best([-1.0 if box is None else giou(box, t) for t in self._regions()])
+        pairs = [(self._first_in(image)[1], region) for region, image in self._regions()]
+        return best([-1.0 if box is None else giou(box, region) for box, region in pairs])
 
     def distance(self) -> float | None:
         """``max(0, 1 - (d / dmax)^2)`` in coordinates divided by the image's sides."""
-        size = self.size
-        if size is None:
+        found = []
+        if self.size is None and self._originals:
             raise _missing("scales", "the distance is one in shares of the image's sides")
-        point = self.point
-        return best(
-            [0.0 if point is None else nearness(point, t, size) for t in self._any_truths()]
-        )
+        for shape, image in self._any_truths():
+            point, size = self._first_in(image)[0], _at(self._originals, image)
+            found.append(0.0 if point is None or size is None else nearness(point, shape, size))
+        return best(found)
 
     def gaussian(self) -> float | None:
         """``exp(-((dx / sx)^2 + (dy / sy)^2) / 2)`` with half of the true sides as sx, sy."""
-        point = self.point
-        return best([0.0 if point is None else hill(point, t) for t in self._regions()])
+        pairs = [(self._first_in(image)[0], region) for region, image in self._regions()]
+        return best([0.0 if point is None else hill(point, region) for point, region in pairs])
 
     def set_f1(self, by: str, threshold: float, point_radius: float | None) -> float | None:
         """F1 of all answers against all places; see :func:`~.rewards.set_reward`.
 
         None where any of several counts, or where none can be scored.
         """
-        truths = [truth for truth in self.target.shapes if has_extent(truth)]
+        truths = self._truths()
         if by == "iou" or point_radius is None:
-            truths = [truth for truth in truths if not isinstance(truth, Point)]
+            truths = [truth for truth in truths if not isinstance(truth.shape, Point)]
         if not truths or (len(self.target.shapes) > 1 and not self.target.wants_all):
             return None
-        places = [] if self.is_refusal else self.places
+        num_answers = 0 if self.is_refusal else len(self.answers.places)
+        places = {image: self._places_in(image) for image in {truth.image for truth in truths}}
 
         def fits(answer: int, number: int) -> bool:
-            point, box = places[answer]
             truth = truths[number]
-            if by == "hit" or isinstance(truth, Point):
-                return self._hits(point, [truth], point_radius)
-            return box is not None and region_iou(box, truth) >= threshold
+            placed = places[truth.image][answer]
+            if by == "hit" or isinstance(truth.shape, Point):
+                return self._hits(placed, truth, point_radius)
+            return placed[1] is not None and region_iou(placed[1], truth.shape) >= threshold
 
-        matched = num_matched(len(places), len(truths), fits)
-        return f1_score(matched, len(places), len(truths))
+        matched = num_matched(num_answers, len(truths), fits)
+        return f1_score(matched, num_answers, len(truths))
 
     def first_hit(self, point_radius: float | None) -> int | None:
         """The place, from 1, of the first answer that hits; 0 if none does, None as accuracy."""
         truths = self._scored_truths(point_radius)
         if not truths:
             return None
-        places = [] if self.is_refusal else self.places
-        hits = (self._hits(point, truths, point_radius) for point, _ in places)
+        places = [] if self.is_refusal else self.answers.places
+        hits = (
+            any(self._hits(self._placed(answer, t.image), t, point_radius) for t in truths)
+            for answer in places
+        )
         return next((rank for rank, hit in enumerate(hits, 1) if hit), 0)
 
-    def _any_truths(self) -> list[Shape]:
+    def _truths(self) -> list[Truth]:
+        """The places that can be scored."""
+        places = enumerate(self.target.shapes)
+        return [Truth(s, self.target.image_of(place)) for place, s in places if has_extent(s)]
+
+    def _any_truths(self) -> list[Truth]:
         """The places that one answer can be measured by."""
-        shapes = self.target.shapes
-        if len(shapes) > 1 and self.target.wants_all:
+        if len(self.target.shapes) > 1 and self.target.wants_all:
             return []
-        return [shape for shape in shapes if has_extent(shape)]
+        return self._truths()
 
-    def _regions(self) -> list[Box | Polygon]:
-        return [truth for truth in self._any_truths() if not isinstance(truth, Point)]
+    def _regions(self) -> list[tuple[Box | Polygon, int]]:
+        pairs = self._any_truths()
+        return [(shape, image) for shape, image in pairs if not isinstance(shape, Point)]
 
-    def _scored_truths(self, point_radius: float | None) -> Sequence[Shape]:
-        return self._regions() if point_radius is None else self._any_truths()
+    def _scored_truths(self, point_radius: float | None) -> Sequence[Truth]:
+        truths = self._any_truths()
+        if point_radius is not None:
+            return truths
+        return [truth for truth in truths if not isinstance(truth.shape, Point)]
 
-    def _hits(
-        self, point: Point | None, truths: Sequence[Shape], point_radius: float | None
-    ) -> bool:
+    def _hits(self, placed: Placed, truth: Truth, point_radius: float | None) -> bool:
         reach = 0.0
-        if any(isinstance(truth, Point) for truth in truths):
-            if self.size is None:
+        if isinstance(truth.shape, Point):
+            size = _at(self._originals, truth.image)
+            if size is None:
                 raise _missing("scales", "point_radius is a share of the image's diagonal")
-            reach = (point_radius or 0.0) * math.hypot(*self.size)
-        return point is not None and any(is_hit(point, truth, reach) for truth in truths)
+            reach = (point_radius or 0.0) * math.hypot(*size)
+        return placed[0] is not None and is_hit(placed[0], truth.shape, reach)
 
 
 def cases_of(
@@ -228,8 +272,9 @@ def cases_of(
         solution: Truths in frame ``original``: 4 numbers of a box, 2 of a point, 6 or more of a
             polygon, a list of these, or an empty one (:mod:`grpo_stream.targets`). Of several the
             column ``solution_wanted`` says ``any`` or ``all``, where records have it.
-        scales: Sizes of the original images.
-        model_size: Sizes of the resized images.
+        scales: Sizes of the original images; where a sample has not exactly one, the list of
+            them. The column ``solution_images`` then says for each place which one it is in.
+        model_size: Sizes of the resized images, likewise.
         answer_frame: Frame of the answers: one name, or one per completion.
         log_metric: trl's logger. Receives ``parse_failures/<reason>``, the share of completions
             that failed for each reason, and, with ``scales``, ``answers_outside_image``, the share
@@ -246,11 +291,12 @@ def cases_of(
         raise _missing("answer_frame", 'name it, for example "original" if nothing is resized')
     columns: dict[str, Sequence[Any]] = {
         "solution": solution,
-        "scales": [()] * count if scales is None else scales,
+        "scales": [None] * count if scales is None else scales,
         "model_size": [()] * count if model_size is None else model_size,
         "answer_frame": [answer_frame] * count if isinstance(answer_frame, str) else answer_frame,
         # A field of the records' own, so it is not there where no record of the batch has it.
         WANTED_FIELD: _.get(WANTED_FIELD) or [None] * count,
+        IMAGES_FIELD: _.get(IMAGES_FIELD) or [None] * count,
     }
     for name, column in columns.items():
         if len(column) != count:
@@ -260,8 +306,8 @@ def cases_of(
     for completion, *row in zip(completions, *columns.values(), strict=True):
         # The completions of a group share their row's objects: those are checked once.
         if not last or any(map(operator.is_not, row, last)):
-            truth, original, model, frame, wanted = row
-            shared = read_target(truth, wanted), *_sizes(original, model, frame), frame
+            truth, original, model, frame, wanted, images = row
+            shared = _shared(truth, original, model, frame, wanted, images)
             last = tuple(row)
         cases.append(Case(completion_text(completion), *shared))
     if log_metric is not None and cases:
@@ -270,6 +316,35 @@ def cases_of(
             num_outside = sum(bool(case.is_outside) and not case.is_refusal for case in cases)
             log_metric("answers_outside_image", num_outside / len(cases))
     return cases
+
+
+def _shared(
+    truth: Any, original: Any, model: Any, frame: Any, wanted: Any, images: Any
+) -> tuple[Target, Sizes, Sizes, Any]:
+    """What the completions of a sample have in common; the arguments of a :class:`Case`."""
+    if original is None:  # no column of sizes, which says nothing of the number of images
+        return read_target(truth, wanted), *_sizes((), model, frame), frame
+    is_listed = hasattr(original[0], "__len__") if len(original) else not len(truth)
+    if not is_listed:
+        return read_target(truth, wanted), *_sizes(original, model, frame), frame
+    target = read_target(truth, wanted, images, len(original))
+    pairs = zip(original, model if len(model) else [()] * len(original), strict=True)
+    sizes = [_sizes(*pair, frame) for pair in pairs]
+    return target, [own for own, _ in sizes], [own for _, own in sizes], frame
+
+
+def sizes_of(value: Any) -> Size | list[Size]:
+    """An entry of the columns ``scales`` and ``model_size``: of one image, or of each."""
+    is_one = len(value) > 0 and not hasattr(value[0], "__len__")
+    return Size(*value) if is_one else [Size(*size) for size in value]
+
+
+def _each(sizes: Sizes) -> Sequence[Size | None]:
+    return (sizes,) if sizes is None or isinstance(sizes, Size) else sizes
+
+
+def _at(sizes: Sequence[Size | None], image: int) -> Size | None:
+    return sizes[image] if image < len(sizes) else None
 
 
 def _sizes(original: Numbers, model: Numbers, frame: str) -> tuple[Size | None, Size | None]:

@@ -2,22 +2,27 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, get_args
 
 from grpo_stream.boxes import Box, Point, Size
-from grpo_stream.errors import ConfigError
+from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.families import FAMILIES
 from grpo_stream.grounding.answers import MAX_ANSWER_CHARS
+from grpo_stream.shards.sample import IMAGE_PLACEHOLDER
 from grpo_stream.yaml_files import read_yaml
 
 AnswerKind = Literal["point", "box", "click", "box_pairs"]
 """The forms that are asked for and taught; :func:`answer_text` writes each of them."""
 
-_PLACEHOLDERS = ("instruction", "width", "height")
+NEEDS_SEVERAL = (
+    "the template names the width and height of one image; give it a text 'several', which may "
+    "hold {sizes}"
+)
+"""What is wrong with a template for samples of several images."""
 _CALL = '{{"name": "computer_use", "arguments": {{"action": "left_click", "coordinate": {0}}}}}'
 _NUMBER = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _PAIR = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
@@ -40,10 +45,15 @@ class PromptTemplate:
         system: Text of the system message; None for no such message.
         user: Text after the image, with the placeholders ``{instruction}`` (needed), ``{width}``
             and ``{height}`` (of the image in the frame that the answer is in). A literal brace is
-            written twice.
+            written twice. ``<image>`` is the image's place, where it is not before the text.
         answer: What the text asks for: ``point``, ``box``, ``click`` (a tool call) or
             ``box_pairs`` (a box as two corners).
         thinking: The text asks for ``<think>`` and ``<answer>``.
+        several: As ``user``, for samples of several images, with ``{sizes}`` of all of them (as in
+            ``640x480, 800x600``) in the place of width and height. None: ``user`` is for these,
+            too, unless it names a width or height.
+
+    A sample without images is asked with its instruction alone.
 
     Raises:
         ConfigError: a placeholder is unknown, ``{instruction}`` is missing, ``answer`` is no such
@@ -54,22 +64,39 @@ class PromptTemplate:
     user: str
     answer: AnswerKind = "point"
     thinking: bool = False
+    several: str | None = None
 
     def __post_init__(self) -> None:
-        expected = "may hold {instruction}, {width} and {height}; write a literal brace twice: {{"
-        try:
-            fields = [name for _, name, _, _ in Formatter().parse(self.user) if name is not None]
-        except ValueError as error:
-            raise ConfigError("user", self.user, f"{expected} ({error})") from error
-        if "instruction" not in fields:
-            raise ConfigError("user", self.user, "must hold {instruction}")
-        if not set(fields) <= set(_PLACEHOLDERS):
-            raise ConfigError("user", self.user, expected)
+        _check_words("user", self.user, ("width", "height"))
+        if self.several is not None:
+            _check_words("several", self.several, ("sizes",))
         if self.answer not in get_args(AnswerKind):
             expected = f"must be one of {', '.join(get_args(AnswerKind))}"
             raise ConfigError("answer", self.answer, expected)
         if not isinstance(self.thinking, bool):
             raise ConfigError("thinking", self.thinking, "must be true or false")
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether samples of several images can be asked about."""
+        return self.several is not None or not {"width", "height"} & set(_fields_of(self.user))
+
+    def words(self, instruction: str, sizes: Sequence[Size]) -> str:
+        """The text about images of ``sizes``, in the frame that the answer is in.
+
+        Raises:
+            RecordError: cause ``template_one_image``: there are several, and the text names the
+                width and height of one.
+        """
+        if not sizes:
+            return instruction
+        if len(sizes) == 1:
+            (size,) = sizes
+            return self.user.format(instruction=instruction, width=size[0], height=size[1])
+        if not self.takes_several:
+            raise RecordError("template_one_image", f"{len(sizes)} images: {NEEDS_SEVERAL}")
+        listed = ", ".join(f"{width}x{height}" for width, height in sizes)
+        return (self.several or self.user).format(instruction=instruction, sizes=listed)
 
     def is_followed_by(self, text: str) -> bool:
         """Whether a completion's text has the form that is asked for, and nothing besides.
@@ -93,6 +120,23 @@ class PromptTemplate:
         return _PATTERNS[self.answer].fullmatch(text) is not None
 
 
+def _check_words(name: str, text: str, sizes: Sequence[str]) -> None:
+    listed = ", ".join(f"{{{size}}}" for size in sizes)
+    expected = f"may hold {{instruction}} and {listed}; write a literal brace twice: {{{{"
+    try:
+        fields = _fields_of(text)
+    except ValueError as error:
+        raise ConfigError(name, text, f"{expected} ({error})") from error
+    if "instruction" not in fields:
+        raise ConfigError(name, text, "must hold {instruction}")
+    if not set(fields) <= {"instruction", *sizes}:
+        raise ConfigError(name, text, expected)
+
+
+def _fields_of(text: str) -> list[str]:
+    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+
+
 _ASKED: dict[AnswerKind, tuple[str, str]] = {
     "point": ("position", '"(x, y)"'),
     "box": ("bounding box", 'JSON: {{"bbox_2d": [x1, y1, x2, y2]}}'),
@@ -100,6 +144,7 @@ _ASKED: dict[AnswerKind, tuple[str, str]] = {
     "box_pairs": ("bounding box", '"(x1,y1),(x2,y2)"'),
 }
 _SIZE_AND_TASK = "The image is {width}x{height} pixels. {instruction}\n"
+_SIZES_AND_TASK = "The images are {sizes} pixels. {instruction}\n"
 _THINK_FIRST = (
     "First think about where to look, inside <think> </think>. Then give the answer "
     "inside <answer> </answer>."
@@ -108,10 +153,11 @@ _THINK_FIRST = (
 
 def _built_in(kind: AnswerKind, *, thinking: bool) -> PromptTemplate:
     noun, form = _ASKED[kind]
+    system, task = None, f"Answer with the {noun} alone, as {form}."
     if thinking:
-        user = f"{_SIZE_AND_TASK}The answer is a {noun}, as {form}."
-        return PromptTemplate(_THINK_FIRST, user, kind, thinking=True)
-    return PromptTemplate(None, f"{_SIZE_AND_TASK}Answer with the {noun} alone, as {form}.", kind)
+        system, task = _THINK_FIRST, f"The answer is a {noun}, as {form}."
+    several = f"{_SIZES_AND_TASK}{task}"
+    return PromptTemplate(system, f"{_SIZE_AND_TASK}{task}", kind, thinking, several)
 
 
 TEMPLATES: dict[str, PromptTemplate] = {
@@ -125,8 +171,8 @@ TEMPLATES: dict[str, PromptTemplate] = {
 def load_template(name_or_path: str, model_type: str | None = None) -> PromptTemplate:
     """A built-in template by name, or one of a YAML file.
 
-    The file holds the text ``user`` and may hold ``system``, ``answer`` and ``thinking``; see
-    :class:`PromptTemplate`.
+    The file holds the text ``user`` and may hold ``system``, ``answer``, ``thinking`` and
+    ``several``; see :class:`PromptTemplate`.
 
     Args:
         name_or_path: A name of :data:`TEMPLATES`, or a file.
@@ -154,9 +200,10 @@ def load_template(name_or_path: str, model_type: str | None = None) -> PromptTem
     return _template_of(content, name_or_path)
 
 
-def messages(template: PromptTemplate, instruction: str, size: Size) -> list[dict[str, Any]]:
-    """The conversation that is put to the model; the image comes before the text.
+def messages(template: PromptTemplate, instruction: str, *sizes: Size) -> list[dict[str, Any]]:
+    """The conversation that is put to the model.
 
+    ``<image>`` in the text is an image's place; without it all images come before the text.
     Control words in the instruction, such as ``<|im_end|>`` or ``<|image_pad|>``, get a space
     behind the ``<`` and so lose their meaning: a record can neither end its turn nor ask for a
     second image.
@@ -164,28 +211,44 @@ def messages(template: PromptTemplate, instruction: str, size: Size) -> list[dic
     Args:
         template: The words around the instruction.
         instruction: The sample's prompt.
-        size: Image size in the frame of the answer:
-            :func:`grpo_stream.grounding.frames.frame_size`.
+        *sizes: Size of each image in the frame of the answer:
+            :func:`grpo_stream.grounding.frames.frame_size`. Without images the instruction is all.
 
     Returns:
         Messages whose ``content`` is a list of blocks ``{"type": "image"}`` and
         ``{"type": "text", "text": ...}``.
+
+    Raises:
+        RecordError: causes ``image_placeholders`` (the text has places for another number of
+            images) and ``template_one_image``.
     """
-    plain = instruction.replace("<|", "< |")
-    text = template.user.format(instruction=plain, width=size[0], height=size[1])
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    if template.system is None:
+    text = template.words(instruction.replace("<|", "< |"), sizes)
+    user = {"role": "user", "content": _blocks(text, len(sizes))}
+    if template.system is None or not sizes:
         return [user]
     return [{"role": "system", "content": [{"type": "text", "text": template.system}]}, user]
 
 
-def render(template: PromptTemplate, instruction: str, size: Size) -> str:
+def _blocks(text: str, num_images: int) -> list[dict[str, str]]:
+    num_places = text.count(IMAGE_PLACEHOLDER)
+    if num_places not in (0, num_images):
+        detail = f"{num_places} places for {num_images} images: write {IMAGE_PLACEHOLDER} once for "
+        raise RecordError("image_placeholders", f"{detail}each, or not at all: {text[:200]!r}")
+    image = {"type": "image"}
+    if num_places == 0:
+        return [*[image] * num_images, {"type": "text", "text": text}]
+    pieces = [{"type": "text", "text": piece} for piece in text.split(IMAGE_PLACEHOLDER)]
+    in_turn = [block for piece in pieces for block in (piece, image)][:-1]
+    return [block for block in in_turn if block.get("text") != ""]
+
+
+def render(template: PromptTemplate, instruction: str, *sizes: Size) -> str:
     """The conversation as text for people; the model's own chat template adds its control words.
 
     Args:
         template: The words around an instruction.
         instruction: The sample's prompt.
-        size: Image size in the frame of the answer.
+        *sizes: Size of each image in the frame of the answer.
 
     Example:
         >>> print(render(TEMPLATES["plain"], "Open the menu.", Size(640, 480)))
@@ -193,7 +256,7 @@ def render(template: PromptTemplate, instruction: str, size: Size) -> str:
               Open the menu.
     """
     lines = []
-    for message in messages(template, instruction, size):
+    for message in messages(template, instruction, *sizes):
         blocks = [str(block.get("text", "<image>")) for block in message["content"]]
         label = f"{message['role']}: "
         lines.append(label + "\n".join(blocks).replace("\n", "\n" + " " * len(label)))
@@ -250,7 +313,7 @@ def _snapped(value: float, snap: int) -> int:
 
 
 def _template_of(content: object, source: str) -> PromptTemplate:
-    allowed = ("user", "system", "answer", "thinking")
+    allowed = ("user", "system", "answer", "thinking", "several")
     if not isinstance(content, Mapping):
         expected = f"must hold one mapping, for example {_EXAMPLE!r}"
         raise ConfigError(source, content, expected)
@@ -259,15 +322,16 @@ def _template_of(content: object, source: str) -> PromptTemplate:
         raise ConfigError(
             source, unknown[0], f"is no key of a template; it has {', '.join(allowed)}"
         )
-    system, user = content.get("system"), content.get("user")
+    system, user, several = content.get("system"), content.get("user"), content.get("several")
     if not isinstance(user, str):
         raise ConfigError(f"{source}: user", user, f"must be text, for example {_EXAMPLE!r}")
     if not (system is None or isinstance(system, str)):
         raise ConfigError(f"{source}: system", system, 'must be text, for example "Be brief."')
+    if not (several is None or isinstance(several, str)):
+        raise ConfigError(f"{source}: several", several, f"must be text, for example {_EXAMPLE!r}")
     try:
-        return PromptTemplate(
-            system, user, content.get("answer", "point"), content.get("thinking", False)
-        )
+        answer, thinking = content.get("answer", "point"), content.get("thinking", False)
+        return PromptTemplate(system, user, answer, thinking, several)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error.field}", error.value, error.expected) from error
 

@@ -33,6 +33,8 @@ POINT_SIZE = "point"
 """The size of a target that is a point."""
 ABSENT_SIZE = "not there"
 """The size of a target where nothing is there."""
+UNASKED_SIZE = "no place asked"
+"""The size of the target of a sample without images that asks for something else."""
 
 
 SET_IOU = 0.5
@@ -53,7 +55,7 @@ class ScoredAnswer:
     """The truth: numbers of a place, a tuple for each of several, or none where nothing is there;
     see :mod:`grpo_stream.targets`."""
     scales: Size
-    """Width and height of the original image."""
+    """Width and height of the original image; of several the one at ``image_number``."""
     image: str
     """Equal for samples of the same image."""
     failure: str | None
@@ -88,6 +90,15 @@ class ScoredAnswer:
     """Of a closer look: what was answered at first, and ``region``, the box that was looked at."""
     sampled: tuple[Mapping[str, Any], ...] = ()
     """Of a vote: ``text``, ``point`` and ``is_right`` of each answer that was sampled."""
+    num_images: int = 1
+    """Of the sample."""
+    image_number: int = 0
+    """Which of several images the (first) true place is in, from 0; ``point`` and ``box`` are
+    read in it."""
+    solution_images: tuple[int, ...] = ()
+    """Of several images the one that each place of ``solution`` is in."""
+    asks_place: bool = True
+    """False for a sample without images that asks for something else: nothing is measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -103,7 +114,8 @@ class ScoredAnswer:
         lists = {name: None if row[name] is None else tuple(row[name]) for name in ("point", "box")}
         lists["solution"] = _frozen(row["solution"])
         lists["more_places"] = _frozen(row.get("more_places", ()))
-        lists["sampled"] = tuple(row.get("sampled", ()))
+        for name in ("sampled", "solution_images"):
+            lists[name] = tuple(row.get(name, ()))
         return cls(**{**row, **lists, "scales": Size(*row["scales"])})
 
 
@@ -113,13 +125,14 @@ def score_answer(
     *,
     key: str,
     prompt: str,
-    scales: Size,
-    model_size: Size,
+    scales: Size | Sequence[Size],
+    model_size: Size | Sequence[Size],
     answer_frame: Frame,
     point_radius: float | None = None,
     image: str = "",
     fields: Mapping[str, Any] | None = None,
     wanted: Wanted | None = None,
+    solution_images: Sequence[int] | None = None,
     view: View | None = None,
 ) -> ScoredAnswer:
     """Compares one answer with its truth.
@@ -132,19 +145,21 @@ def score_answer(
         solution: The truth in frame ``original``, see :func:`grpo_stream.targets.read_target`.
         key: The sample's.
         prompt: The instruction.
-        scales: Size of the original image.
-        model_size: Size of the resized image.
+        scales: Size of the original image; where there is not exactly one, of each.
+        model_size: Size of the resized image, likewise.
         answer_frame: Frame of the answer.
         point_radius: How near a true point is a hit, as a share of the image's diagonal.
         image: Equal for samples of the same image.
         fields: The record's own fields to keep.
         wanted: Of several places.
+        solution_images: Of several images the one that each place is in; None: the first.
         view: The part of the original that was shown, where that is not all of it.
 
     Raises:
         ConfigError: a true place is a point and there is no ``point_radius``.
     """
-    target = read_target(solution, wanted)
+    num_images = 1 if isinstance(scales, Size) else len(scales)
+    target = read_target(solution, wanted, solution_images, num_images)
     if point_radius is None and any(isinstance(shape, Point) for shape in target.shapes):
         expected = (
             "is a point, and accuracy needs boxes, as in [x1, y1, x2, y2]; or say how near is a "
@@ -154,26 +169,31 @@ def score_answer(
     case = Case(text, target, scales, model_size, answer_frame, view)
     accuracy = case.accuracy(point_radius)
     point, box = case.point, case.box
+    own_size = case.size or Size(0, 0)
     return ScoredAnswer(
         key=key,
         prompt=prompt,
         text=text,
         solution=_frozen(solution),
-        scales=scales,
+        scales=own_size,
         image=image,
-        failure=None if point is not None else _failure(case),
+        failure=None if point is not None or not target.asks_place else _failure(case),
         point=None if point is None else (point.x, point.y),
         box=None if box is None or point is None else (box.x1, box.y1, box.x2, box.y2),
         is_hit=None if accuracy is None else accuracy == 1,
         iou=case.iou(),
-        distance=None if point is None else _distance(point, target, scales),
+        distance=None if point is None else _distance(point, target, case.image, own_size),
         is_outside=bool(case.is_outside) and not case.is_refusal,
-        size=size_name(case.truth, scales),
+        size=size_name(case.truth, own_size) if target.asks_place else UNASKED_SIZE,
         fields=dict(fields or {}),
         wanted=target.wanted,
         is_refusal=case.is_refusal,
         set_f1=_set_f1(case, point_radius),
         more_places=_more_places(case),
+        num_images=num_images,
+        image_number=case.image,
+        solution_images=target.images,
+        asks_place=target.asks_place,
     )
 
 
@@ -214,8 +234,9 @@ def _failure(case: Case) -> str:
     return "not_finite" if is_point or case.box is not None else "invalid_box"
 
 
-def _distance(point: Point, target: Target, image: Size) -> float | None:
-    """To the nearest centre; None where nothing is there."""
-    centres = map(centre_of, target.shapes)
+def _distance(point: Point, target: Target, image: int, size: Size) -> float | None:
+    """To the nearest centre in an image; None where nothing is there."""
+    places = enumerate(target.shapes)
+    centres = [centre_of(shape) for number, shape in places if target.image_of(number) == image]
     away = [math.hypot(point.x - centre.x, point.y - centre.y) for centre in centres]
-    return min(1.0, min(away) / math.hypot(*image)) if away else None
+    return min(1.0, min(away) / math.hypot(*size)) if away else None

@@ -16,6 +16,7 @@ def format_reward(
     *,
     template: str | PromptTemplate | None = None,
     log_metric: LogMetric | None = None,
+    scales: Sequence[Sequence[Any]] | None = None,
     **_: Any,
 ) -> Rewards:
     """1 if the completion has the form that was asked for, else 0.
@@ -23,26 +24,30 @@ def format_reward(
     In {0, 1}. The text must be of the template's form and nothing else, see
     :meth:`~grpo_stream.grounding.prompts.PromptTemplate.is_followed_by`. Without a template any
     form will do that :func:`~grpo_stream.grounding.answers.parse_answer` knows, with or without
-    thoughts. Source: the format reward of DeepSeek-R1 (arXiv 2501.12948), for answers that are
-    places.
+    thoughts. None for a sample without images, which is asked without a template. Source: the
+    format reward of DeepSeek-R1 (arXiv 2501.12948), for answers that are places.
 
     Args:
         completions: Texts or conversations.
         template: A template, or its name or YAML file; ``"any"`` for none. The trainer sets the
             run's own where nothing is set (:func:`with_template`).
         log_metric: trl's logger; see :func:`~grpo_stream.grounding.cases.cases_of`.
+        scales: Sizes of the samples' images, where they tell who has none.
 
     Raises:
         ConfigError: there is no such template.
     """
     texts = [completion_text(completion) for completion in completions]
+    has_images = [True] * len(texts) if scales is None else [len(own) > 0 for own in scales]
     answers = [parse_answer(text) for text in texts]
     if log_metric is not None and answers:
         log_failures(answers, log_metric)
     if template is None or template == "any":
-        return [float(isinstance(answer, Answer)) for answer in answers]
-    asked = load_template(template) if isinstance(template, str) else template
-    return [float(asked.is_followed_by(text)) for text in texts]
+        follows = [isinstance(answer, Answer) for answer in answers]
+    else:
+        asked = load_template(template) if isinstance(template, str) else template
+        follows = list(map(asked.is_followed_by, texts))
+    return [float(one) if has else None for one, has in zip(follows, has_images, strict=True)]
 
 
 def length_penalty(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from grpo_stream.boxes import Size
 from grpo_stream.errors import RecordError, ShardFormatError
 from grpo_stream.records.formats.chats.conversations import strip_placeholders
 from grpo_stream.records.formats.inline_image import InlineImage
@@ -12,6 +13,7 @@ from grpo_stream.records.image_files import image_name
 from grpo_stream.records.solutions import place_solution, read_solutions, scale_solution, short
 from grpo_stream.records.stored_image import Picture
 from grpo_stream.shards.sample import (
+    IMAGE_PLACEHOLDER,
     MAX_PROMPT_CHARS,
     RESERVED_OF_SEVERAL,
     Sample,
@@ -25,6 +27,7 @@ _LONG_PROMPT_CHARS = 8_000
 _CONTROL_TOKENS = re.compile(r"<\|[a-z_]+\|>|<image>|<video>")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _MASK_64 = 2**64 - 1
+_NO_PICTURE = Picture(b"", "", Size(0, 0), Size(0, 0), 0)
 
 Load = Callable[["str | InlineImage"], Picture]
 Warnings = list[tuple[str, str]]
@@ -63,13 +66,19 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     if not isinstance(record, dict):
         raise RecordError("record_not_object", f"expected an object, found {short(record)}")
     images = _images(record, rules)
-    prompt = strip_placeholders(_text(record, rules.prompt_key, "prompt"))
+    prompt = _text(record, rules.prompt_key, "prompt")
+    if len(images) == 1:
+        prompt = strip_placeholders(prompt)
+    elif (found := prompt.count(IMAGE_PLACEHOLDER)) not in (0, len(images)):
+        expected = f"write {IMAGE_PLACEHOLDER} once for each, or not at all"
+        detail = f"{found} places in the prompt for {len(images)} images: {expected}"
+        raise RecordError("image_placeholders", detail)
     if not prompt.strip():
         raise RecordError("prompt_blank", f"{rules.prompt_key}={short(prompt)}")
     if len(prompt) > MAX_PROMPT_CHARS:
         detail = f"{len(prompt)} characters, at most {MAX_PROMPT_CHARS} are taken"
         raise RecordError("prompt_too_long", detail)
-    boxes = read_solutions(record, rules)
+    boxes = read_solutions(record, rules) if images else _no_solution(record, rules)
     lies_in = _solution_images(record, len(boxes), len(images))
     pictures = [load_picture(image) for image in images]
     _check_declared_size(record, pictures)
@@ -85,13 +94,13 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
             solution = scale_solution(solution, picture.original_size, picture.size)
         solutions.append(solution)
         warnings += more
-    first, *others = pictures
+    first, others = (pictures[0], pictures[1:]) if pictures else (_NO_PICTURE, [])
     try:
         meta = make_meta(
             prompt,
             solutions,
-            first.size,
-            first.original_size,
+            first.size if pictures else None,
+            first.original_size if pictures else None,
             _extra(record, rules),
             [(picture.size, picture.original_size) for picture in others],
             lies_in,
@@ -110,8 +119,13 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
 
 def _images(record: Mapping[str, Any], rules: Rules) -> list[str | InlineImage]:
     value = record.get(rules.image_key)
-    if isinstance(value, list) and rules.several == "keep" and value:
+    if isinstance(value, list) and rules.several == "keep":
         return [_image(item, rules.image_key) for item in value]
+    if value in (None, []) and rules.image_key in record:
+        if rules.several == "keep":
+            return []
+        found = f"{rules.image_key}={short(value)}"
+        raise RecordError("image_none", f"{found}: use --several keep to keep what has none")
     if isinstance(value, list) and len(value) > 1:
         found = f"{rules.image_key} holds {len(value)} images"
         raise RecordError("several_images", f"{found}: use --several keep to keep them all")
@@ -137,9 +151,18 @@ def _text(record: Mapping[str, Any], name: str, what: str) -> str:
     return value
 
 
+def _no_solution(record: Mapping[str, Any], rules: Rules) -> list[list[float]]:
+    """What a record without images has: no place."""
+    value = record.get(rules.solution_key)
+    if value not in (None, []):
+        found = f"{rules.solution_key}={short(value)}"
+        raise RecordError("solution_without_image", f"{found}: a place is in an image")
+    return []
+
+
 def _solution_images(record: Mapping[str, Any], num_boxes: int, num_images: int) -> list[int]:
     """For each box the image it is in, from 0."""
-    if num_images == 1:
+    if num_images <= 1:
         return [0] * num_boxes
     given = record.get("solution_images")
     if given is None and num_boxes == 1:
@@ -157,7 +180,7 @@ def _solution_images(record: Mapping[str, Any], num_boxes: int, num_images: int)
 def _check_declared_size(record: Mapping[str, Any], pictures: list[Picture]) -> None:
     for name, side in (("width", 0), ("height", 1)):
         declared = record.get(name)
-        if declared is None:
+        if declared is None or not pictures:
             continue
         if isinstance(declared, list):
             is_right = declared == [picture.original_size[side] for picture in pictures]
@@ -174,7 +197,7 @@ def _extra(record: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
     for name in (rules.prompt_key, rules.solution_key):
         extra.pop(name, None)
     value = record[rules.image_key]
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         names = [image_name(item) for item in value] if isinstance(value, list) else value.name
         extra[rules.image_key] = names
         if rules.image_key in RESERVED_OF_SEVERAL:

@@ -66,7 +66,7 @@ def pick_answers(answers: Sequence[Answer], count: int) -> list[Pick]:
         (
             "Missed refusals",
             "Nothing is there, and a place was answered, or nothing that can be read.",
-            lambda answer: not answer["solution"] and not _refuses(answer),
+            lambda a: not a["solution"] and a.get("asks_place", True) and not _refuses(a),
             lambda _: 0.0,
         ),
         (
@@ -119,7 +119,7 @@ def answer_card(answer: Answer, image: Image.Image) -> str:
 
     Args:
         answer: The sample's line of ``answers.jsonl``.
-        image: The sample's image at any size, RGB.
+        image: The sample's image at any size, RGB; of several the one at ``image_number``.
     """
     original, shown = Size(*answer["scales"]), Size(*image.size)
 
@@ -138,6 +138,11 @@ def answer_card(answer: Answer, image: Image.Image) -> str:
     marks = [*_first_look(answer, on_image), *marks]
     truths = read_target(answer["solution"]).shapes
     facts = [("answer", answer["text"] or "(nothing)"), ("size", answer["size"])]
+    if (num_images := answer.get("num_images", 1)) > 1:
+        number = answer["image_number"]
+        lies_in = answer["solution_images"]
+        truths = tuple(t for t, at in zip(truths, lies_in, strict=True) if at == number)
+        facts.append(("image", f"{number + 1} of {num_images}"))
     if answer["iou"] is not None and answer["box"] is not None:
         facts.append(("IoU", f"{answer['iou']:.3f}"))
     if answer.get("first_look"):

@@ -49,16 +49,18 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 12) ->
 def sheet_cell(sample: GallerySample) -> Image.Image:
     """One sample as a picture of :data:`CELL` pixels.
 
-    Of several images the first is shown, with a word on how many there are. What the font
+    Of several images the first is shown, with a word on how many there are, of none the prompt
+    alone. What the font
     lacks is replaced, so a caption in any script can be drawn.
     """
-    image = sample.images[0]
-    is_tall = image.width < TALL_RATIO * image.height
+    image = sample.images[0] if sample.images else None
+    is_tall = image is not None and image.width < TALL_RATIO * image.height
     cell = Image.new("RGB", CELL, PAPER)
     draw = ImageDraw.Draw(cell)
     stage = _TALL_STAGE if is_tall else _WIDE_STAGE
     draw.rectangle((stage[0], stage[1], stage[2] - 1, stage[3] - 1), fill=STAGE)
-    _paste_fitted(cell, image, sample, stage)
+    if image is not None:
+        _paste_fitted(cell, image, sample, stage)
     zooms = [_framed(z) for _, z in zooms_of(sample, _TALL_ZOOM if is_tall else _WIDE_ZOOM)][:1]
     if is_tall:
         left, top = stage[2] + _GAP, _GAP
@@ -101,7 +103,7 @@ def _caption(
     for line in wrap(sample.prompt, _PROMPT_PIXELS, width, max_lines):
         draw.text((left, top), line, fill=INK, font=font(_PROMPT_PIXELS))
         top += 22
-    size = "x".join(map(str, sample.images[0].size))
+    size = "x".join(map(str, sample.images[0].size)) if sample.images else "no image"
     counts = [
         f"{count} {what}s"
         for what, count in (("image", len(sample.images)), ("place", len(sample.shapes)))

@@ -68,8 +68,9 @@ def gallery_page(
 
 def card_html(sample: GallerySample) -> str:
     """One sample as HTML; its pictures are made here, so that the images need not be kept."""
-    first = sample.images[0]
-    shape = "tall" if first.width < TALL_RATIO * first.height else "wide"
+    shape = "wide"
+    if sample.images and sample.images[0].width < TALL_RATIO * sample.images[0].height:
+        shape = "tall"
     if len(sample.images) > 1 or len(sample.shapes) > 1:
         shape = "many"
     pictures = "".join(_picture(sample, number) for number in range(len(sample.images)))
@@ -82,10 +83,11 @@ def card_html(sample: GallerySample) -> str:
     if sample.extra:
         text = json.dumps(sample.extra, ensure_ascii=False, indent=1)
         extra = f"<details><summary>further fields</summary><pre>{escape(text)}</pre></details>"
+    # A ticked box makes the picture fill the window: no script is needed.
+    box = "<input type='checkbox' aria-label='enlarge'>"
+    stage = f"<label class='stage'>{box}{pictures}</label>" if pictures else ""
     return (
-        f"<article class='card {shape}'>"
-        # A ticked box makes the picture fill the window: no script is needed.
-        f"<label class='stage'><input type='checkbox' aria-label='enlarge'>{pictures}</label>"
+        f"<article class='card {shape}'>{stage}"
         f"<div class='zooms'>{_zooms(sample)}</div>"
         f"<div class='words'>{_verdict(sample)}"
         f"<p class='prompt' dir='auto'>{escape(sample.prompt)}</p>{notes}"

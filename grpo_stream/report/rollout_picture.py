@@ -59,6 +59,8 @@ class RolloutGroup:
     truths: Sequence[Shape]
     """In pixels of ``image``; none where nothing is there."""
     answers: Sequence[RolloutAnswer]
+    asks_place: bool = True
+    """False where a prompt without an image asks for something else."""
 
     @property
     def rewards(self) -> list[float]:
@@ -144,7 +146,9 @@ def _card(group: RolloutGroup, low: float, high: float) -> Image.Image:
     draw.text((_GAP, stage_top - 22), key, PALE, font(_SMALL))
     draw.rectangle((0, stage_top, _WIDTH - 1, stage_top + _STAGE.height - 1), fill=STAGE)
 
-    truths = [Mark(shape, "truth") for shape in group.truths] or [Mark(None, "truth")]
+    truths = [Mark(shape, "truth") for shape in group.truths]
+    if group.asks_place and not truths:
+        truths = [Mark(None, "truth")]
     scale = min(_STAGE.width / size.width, _STAGE.height / size.height)
     fitted = Size(max(1, round(size.width * scale)), max(1, round(size.height * scale)))
     seen = [*truths, *([Mark(region, "zoom")] if region is not None else []), *marks]

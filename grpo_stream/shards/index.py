@@ -85,9 +85,9 @@ class IndexEntry(NamedTuple):
 
     @property
     def size(self) -> Size:
-        """Size of the (first) stored image in pixels."""
-        part = next(part for part in self.parts if part.is_image and part.image == 0)
-        return Size(part.width, part.height)
+        """Size of the (first) stored image in pixels; zeros without one."""
+        sizes = (Size(part.width, part.height) for part in self.parts if part.is_image)
+        return next(sizes, Size(0, 0))
 
 
 _as_part, _as_entry = row_maker(IndexPart), row_maker(IndexEntry)
@@ -143,9 +143,16 @@ class ShardIndex:
         return cls(samples, members, num_bytes, tar_sha256)
 
     def sizes(self) -> NDArray[np.int64]:
-        """Sizes of the first images in pixels: int64, shape (num_samples, 2), width then height."""
-        first_images = self.parts[(self.parts["width"] > 0) & (self.parts["image"] == 0)]
-        return np.stack([first_images["width"], first_images["height"]], 1).astype(np.int64)
+        """Sizes of the first images in pixels: int64, shape (num_samples, 2), width then height.
+
+        Zeros for a sample without one.
+        """
+        is_first = (self.parts["width"] > 0) & (self.parts["image"] == 0)
+        owners = np.repeat(np.arange(len(self)), self.samples["num_parts"])
+        sizes = np.zeros((len(self), 2), np.int64)
+        for column, side in enumerate(("width", "height")):
+            sizes[owners[is_first], column] = self.parts[side][is_first]
+        return sizes
 
     def to_bytes(self) -> bytes:
         """The index file's content."""

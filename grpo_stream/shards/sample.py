@@ -3,7 +3,8 @@
 Schema 3. A sample of one image and one box or point has schema 1's fields and members. Of several
 images the further ones are members of their own, and the JSON has ``images``; of several boxes
 ``solution`` is the list of them. That is schema 2. Schema 3 adds polygons, an empty ``solution``
-where nothing is there, and the field ``solution_wanted`` (:mod:`grpo_stream.targets`).
+where nothing is there, and the field ``solution_wanted`` (:mod:`grpo_stream.targets`). Schema 4
+adds samples without images: their JSON says ``"images": []`` and has no sides.
 """
 
 import json
@@ -28,8 +29,8 @@ from grpo_stream.storage.blobs import Data
 from grpo_stream.targets import WANTED_FIELD
 
 SCHEMA_VERSION = 2
-"""What manifests say. Schema 3 is told by its samples; the total ``num_schema_3`` counts them where
-there are any. So sets without them stay the same to the byte."""
+"""What manifests say. Schemas 3 and 4 are told by their samples; the totals ``num_schema_3`` and
+``num_text_only`` count them where there are any. So sets without them stay the same to the byte."""
 
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 """Suffixes that the writer uses for image members."""
@@ -38,7 +39,10 @@ RESERVED_FIELDS = ("prompt", "solution", "width", "height", "original_width", "o
 """Fields of the JSON member that have a meaning here; all others are the record's own."""
 
 RESERVED_OF_SEVERAL = (*RESERVED_FIELDS, "images", "solution_images")
-"""As :data:`RESERVED_FIELDS`, for a sample of several images."""
+"""As :data:`RESERVED_FIELDS`, for a sample of several images or none."""
+
+IMAGE_PLACEHOLDER = "<image>"
+"""What a prompt may hold in the places of its images: once for each of them, or not at all."""
 
 _RESERVED, _RESERVED_OF_SEVERAL = frozenset(RESERVED_FIELDS), frozenset(RESERVED_OF_SEVERAL)
 _SIDES = ("width", "height", "original_width", "original_height")
@@ -67,6 +71,8 @@ _ENCODER = json.JSONEncoder(
 
 class Sample(NamedTuple):
     """Images, a prompt and a solution, as stored in a shard; mostly one image and one box.
+
+    Without images ``image`` is empty and has no suffix.
 
     Build one with :func:`make_meta` or take it from :mod:`grpo_stream.shards.tar`; both have
     checked ``meta``, so the properties below never fail.
@@ -112,6 +118,8 @@ class Sample(NamedTuple):
     @property
     def images(self) -> tuple[tuple[str, Data], ...]:
         """Suffix and bytes of every image."""
+        if is_text_only(self.meta):
+            return ()
         return ((self.image_suffix, self.image), *self.more_images)
 
     @property
@@ -127,8 +135,6 @@ class Sample(NamedTuple):
     @property
     def sizes(self) -> tuple[Size, ...]:
         """Size of every stored image in pixels."""
-        if not self.more_images:
-            return (self.size,)
         return tuple(Size(image["width"], image["height"]) for image in self._sides)
 
     @property
@@ -141,19 +147,21 @@ class Sample(NamedTuple):
     @property
     def extra(self) -> dict[str, Any]:
         """The record's own further fields."""
-        reserved = _RESERVED_OF_SEVERAL if is_of_several_images(self.meta) else _RESERVED
+        is_listed = is_of_several_images(self.meta) or is_text_only(self.meta)
+        reserved = _RESERVED_OF_SEVERAL if is_listed else _RESERVED
         return {name: value for name, value in self.meta.items() if name not in reserved}
 
     @property
     def _sides(self) -> Sequence[Mapping[str, int]]:
-        return self.meta["images"] if is_of_several_images(self.meta) else (self.meta,)
+        meta = self.meta
+        return meta["images"] if is_of_several_images(meta) or is_text_only(meta) else (meta,)
 
 
 def make_meta(
     prompt: str,
     solution: Solution | Sequence[Solution],
-    size: Size,
-    original_size: Size,
+    size: Size | None,
+    original_size: Size | None,
     extra: Mapping[str, Any],
     more_sizes: Sequence[tuple[Size, Size]] = (),
     solution_images: Sequence[int] = (),
@@ -164,8 +172,9 @@ def make_meta(
         prompt: The instruction, not blank.
         solution: Finite numbers in pixels of the stored image: four of a box, two of a point, six
             or more of a polygon; several of these; or none, with ``solution_wanted`` in ``extra``.
-        size: Size of the (first) stored image in pixels.
-        original_size: Upright size of the image that the record named, in pixels.
+        size: Size of the (first) stored image in pixels; None without images, where the solution
+            is empty.
+        original_size: Upright size of the image that the record named, in pixels; None likewise.
         extra: Further fields, JSON values; reserved names are left out.
         more_sizes: Size and original size of the second image and those after it.
         solution_images: Where there are several images, the one that each box is in, counted
@@ -174,12 +183,17 @@ def make_meta(
     Raises:
         ShardFormatError: cause ``bad_meta``.
     """
-    reserved = RESERVED_OF_SEVERAL if more_sizes else RESERVED_FIELDS
+    is_listed = more_sizes or size is None
+    reserved = RESERVED_OF_SEVERAL if is_listed else RESERVED_FIELDS
     meta = dict(extra)
     for name in reserved:
         meta.pop(name, None)
     lists = [list(map(as_float, numbers)) for numbers in as_solutions(solution)]
     meta |= {"prompt": prompt, "solution": lists[0] if len(lists) == 1 else lists}
+    if size is None or original_size is None:
+        meta["images"] = []
+        check_meta(meta, "new sample")
+        return meta
     meta |= _named_sides(size, original_size)
     if more_sizes:
         meta["images"] = [_named_sides(*pair) for pair in ((size, original_size), *more_sizes)]
@@ -243,7 +257,8 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
     """Checks the fields that have a meaning here; see :data:`RESERVED_FIELDS`.
 
     Raises:
-        ShardFormatError: cause ``bad_meta``.
+        ShardFormatError: cause ``bad_meta``; ``image_placeholders``: the prompt holds
+            :data:`IMAGE_PLACEHOLDER`, but not once for each image.
     """
     prompt = meta.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
@@ -253,6 +268,10 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
         raise ShardFormatError("bad_meta", detail)
     if not prompt.isascii() and _SURROGATE.search(prompt):
         raise ShardFormatError("bad_meta", f"{where}: the prompt holds half of a surrogate pair")
+    _check_placeholders(meta, where)
+    if is_text_only(meta):
+        _check_text_only(meta, where)
+        return
     num_solutions = check_solution(meta.get("solution"), meta.get(WANTED_FIELD), where)
     _check_sides(meta, where)
     if not is_of_several_images(meta):
@@ -271,6 +290,24 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
         raise ShardFormatError("bad_meta", f"{where}: {detail}")
 
 
+def _check_placeholders(meta: Mapping[str, Any], where: str) -> None:
+    found = meta["prompt"].count(IMAGE_PLACEHOLDER)
+    if found:
+        is_listed = is_of_several_images(meta) or is_text_only(meta)
+        num_images = len(meta["images"]) if is_listed else 1
+        if found != num_images:
+            detail = f"the prompt has {found} places for images, and there are {num_images}: "
+            detail += f"write {IMAGE_PLACEHOLDER} once for each, or not at all"
+            raise ShardFormatError("image_placeholders", f"{where}: {detail}")
+
+
+def _check_text_only(meta: Mapping[str, Any], where: str) -> None:
+    if meta.get("solution") != [] or meta.get(WANTED_FIELD) in ("any", "all"):
+        found = f"solution={short_value(meta.get('solution'))}"
+        expected = "must be [] in a sample without images: no place is in one"
+        raise ShardFormatError("bad_meta", f"{where}: {found}: {expected}")
+
+
 def is_plainly_sound(meta: Any) -> bool:
     """Whether a parsed JSON member is sound and of one image and one box, seen at a glance.
 
@@ -283,6 +320,7 @@ def is_plainly_sound(meta: Any) -> bool:
             type(prompt) is str
             and prompt.strip() != ""
             and len(prompt) <= MAX_PROMPT_CHARS
+            and IMAGE_PLACEHOLDER not in prompt
             and "images" not in meta
             and WANTED_FIELD not in meta
             and type(solution) is list
@@ -299,6 +337,8 @@ def is_plainly_sound(meta: Any) -> bool:
 
 def uses_schema_3(meta: Mapping[str, Any]) -> bool:
     """Whether a sample has a polygon, no place, or says what is wanted."""
+    if is_text_only(meta):
+        return False  # that is schema 4
     solutions = as_solutions(meta["solution"])
     return not solutions or WANTED_FIELD in meta or any(len(one) > 4 for one in solutions)
 
@@ -314,6 +354,14 @@ def is_of_several_images(meta: Mapping[str, Any]) -> bool:
         and len(images) > 1
         and all(isinstance(image, dict) and "width" in image for image in images)
     )
+
+
+def is_text_only(meta: Mapping[str, Any]) -> bool:
+    """Whether a JSON member is that of a sample without images.
+
+    It says so: ``images`` is an empty list, and there is no ``width``.
+    """
+    return meta.get("images") == [] and "width" not in meta
 
 
 def check_key(key: str) -> None:

@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 from grpo_stream.boxes import Size
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
+from grpo_stream.shards.fast_json import parse_json
 from grpo_stream.shards.index import PART_KINDS, IndexEntry, IndexPart
-from grpo_stream.shards.sample import IMAGE_SUFFIXES, Sample, is_of_several_images, parse_meta
+from grpo_stream.shards.sample import (
+    IMAGE_SUFFIXES,
+    Sample,
+    is_of_several_images,
+    is_text_only,
+    parse_meta,
+)
 from grpo_stream.shards.tar_headers import Member, padding
 
 _SUFFIX_ALIASES = {"jpeg": "jpg"}
@@ -25,6 +32,10 @@ class Part(NamedTuple):
     """One of :data:`~grpo_stream.shards.index.PART_KINDS`."""
     image: int
     """Which image of the sample it is, from 0; 0 for what is no image."""
+
+    def other(self) -> "Part":
+        """The same, as a member that means nothing to the sample."""
+        return Part(self.member, "other", 0)
 
 
 class Run(NamedTuple):
@@ -94,6 +105,11 @@ def _run(key: str, run: list[tuple[str, Member]], shard: str) -> Run:
     parts = [_part(suffix, member) for suffix, member in run]
     images = [part for part in parts if part.kind in IMAGE_SUFFIXES and part.image == 0]
     metas = [part.member.data for part in parts if part.kind == "json"]
+    if len(metas) == 1 and not images:
+        meta = _meta_of_text(metas[0], where)
+        if meta is not None:
+            parts = [part if part.kind == "json" else part.other() for part in parts]
+            return Run(Sample(key, b"", "", meta), parts)
     for what, found in (("image", images), ("json", metas)):
         if len(found) != 1:
             raise _wrong_members(where, f"{len(found)} {what} members", len(found), parts)
@@ -102,12 +118,21 @@ def _run(key: str, run: list[tuple[str, Member]], shard: str) -> Run:
     further = sorted((part for part in parts if part.image > 0), key=lambda part: part.image)
     if not is_of_several_images(meta):
         # Others may mean something else by a member "key.1.png".
-        parts = [part if part.image == 0 else Part(part.member, "other", 0) for part in parts]
+        parts = [part if part.image == 0 else part.other() for part in parts]
         further = []
     else:
         _check_numbers(meta, further, parts, where)
     more_images = tuple((part.kind, part.member.data) for part in further)
     return Run(Sample(key, first.member.data, first.kind, meta, more_images), parts)
+
+
+def _meta_of_text(data: bytes, where: str) -> dict[str, Any] | None:
+    """The JSON of a sample that says it has no images; None of any other."""
+    try:
+        meta = parse_json(data) if b'"images"' in data else None
+    except (ValueError, RecursionError):
+        return None  # the missing image is the first thing that is wrong
+    return parse_meta(data, where) if isinstance(meta, dict) and is_text_only(meta) else None
 
 
 def _part(suffix: str, member: Member) -> Part:

@@ -31,6 +31,7 @@ from grpo_stream.shards.sample import (
     encode_meta,
     is_of_several_images,
     is_plainly_sound,
+    is_text_only,
 )
 from grpo_stream.shards.sample_runs import iter_runs
 from grpo_stream.shards.tar_headers import BLOCK, END, iter_members, make_header, padding
@@ -295,7 +296,9 @@ def _check_images(sample: Sample) -> None:
         if suffix not in IMAGE_SUFFIXES:
             expected = f"expected one of {', '.join(IMAGE_SUFFIXES)}"
             raise ShardFormatError("bad_suffix", f"{suffix!r}: {expected}")
-    listed = len(sample.meta["images"]) if is_of_several_images(sample.meta) else 1
-    if listed != 1 + len(sample.more_images):
-        detail = f"{1 + len(sample.more_images)} images, its JSON lists {listed}"
+    is_listed = is_of_several_images(sample.meta) or is_text_only(sample.meta)
+    listed = len(sample.meta["images"]) if is_listed else 1
+    found = bool(sample.image_suffix) + len(sample.more_images)
+    if listed != found:
+        detail = f"{found} images, its JSON lists {listed}"
         raise ShardFormatError("bad_meta", f"key={sample.key!r}: {detail}")

@@ -60,6 +60,11 @@ class StreamConfig:
         "Samples that may be bad before the run stops: of all ranks and starts in training, of "
         "one rank where a stream is read by itself.",
     )
+    max_total_pixels: int = setting(
+        0,
+        "Samples whose images together have more pixels, as the model sees them, are bad; 0: any "
+        "number, within max_prompt_tokens.",
+    )
     max_prompt_tokens: int = setting(
         16_384, "Longer prompts, image and template included, are bad samples."
     )
@@ -82,6 +87,7 @@ class StreamConfig:
             ("num_fetch_threads", 1),
             ("fetch_ahead_bytes", 1),
             ("max_bad_samples", 0),
+            ("max_total_pixels", 0),
             ("max_prompt_tokens", 1),
             ("max_sample_bytes", 1),
         ):

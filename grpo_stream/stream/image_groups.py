@@ -64,7 +64,8 @@ class ImageGroupSource:
         samples: The shards.
 
     Raises:
-        ConfigError: they were not built with ``--group-by image``.
+        ConfigError: they were not built with ``--group-by image``, or have samples that are not
+            of one image.
     """
 
     def __init__(self, samples: ShardSource) -> None:
@@ -77,6 +78,10 @@ class ImageGroupSource:
                 "shard-builder build --group-by image; or use none"
             )
             raise ConfigError("group_by", "image", expected)
+        for name in ("num_multi_image", "num_text_only"):
+            if count := manifest.totals.get(name, 0):
+                expected = f"is for samples of one image, and {count} are not ({name}); use none"
+                raise ConfigError("group_by", "image", expected)
         self._starts = lru_cache(_NUM_KEPT)(self._find_starts)
 
     @property

@@ -57,7 +57,7 @@ def open_records(
     """
     with _named_as_settings():
         inputs = expand_inputs(words, input_format)
-        base = [rules_of(one, Rules(), flags) for one in inputs]
+        base = [rules_of(one, Rules(several="keep"), flags) for one in inputs]
     book = FormBook(base)
     left_out = Counter[str]()
     rows = list(_rows(inputs, base, book, left_out))

@@ -62,6 +62,7 @@ class OrderedReader:
         limits: What an image may be at most.
         num_reader_threads: Decode and resize.
         num_fetch_threads: Requests at a time to a remote source.
+        max_total_pixels: What the images of a sample may have together; 0: any number.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class OrderedReader:
         limits: ImageLimits = DEFAULT_LIMITS,
         num_reader_threads: int = 2,
         num_fetch_threads: int = 16,
+        max_total_pixels: int = 0,
     ) -> None:
         self._source = source
         self._rule, self._limits = rule, limits
+        self._max_total_pixels = max_total_pixels
         self._num_reader_threads, self._num_fetch_threads = num_reader_threads, num_fetch_threads
         self._batch_size = batch_size
         world = world or World()
@@ -161,7 +164,8 @@ class OrderedReader:
             return _Opened(BadSample(self._source.describe(place.shard, place.sample), error), None)
 
     def _decoded(self, sample: Sample) -> _Opened:
-        return _Opened(StreamSample.from_sample(sample, self._rule, self._limits), sample)
+        checks = self._rule, self._limits, self._max_total_pixels
+        return _Opened(StreamSample.from_sample(sample, *checks), sample)
 
 
 def read_at(source: Source, ordinal: int) -> Sample:

@@ -25,6 +25,7 @@ from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.sources import StreamSample
 
 _GUESSED_SAMPLE_BYTES = 2**18
+_RULES = Rules(several="keep")
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ class RecordSource:
         if not records:
             raise ConfigError("records", [], "must hold at least one record")
         self._records = records
-        self._rules = rules or Rules()
+        self._rules = rules or _RULES
         self._root = _checked_root(images_root, records, self._rules)
         self._limits = limits
         self.readings = tuple(readings)
         """How the numbers are read, in words; nothing where the caller said it."""
         text = json.dumps(list(records), sort_keys=True, default=_plain)
-        if not isinstance(self._rules, Rules) and set(self._rules) != {Rules()}:
+        if not isinstance(self._rules, Rules) and set(self._rules) != {_RULES}:
             text += repr(self._rules)  # other readings are other samples
         self._digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -111,6 +112,14 @@ class RecordSource:
     def shard_counts(self) -> Indices:
         """One shard that holds them all."""
         return np.array([len(self._records)], dtype=np.int64)
+
+    @property
+    def num_multi_image(self) -> int:
+        """Records that name several images."""
+        rules = [self._rules] if isinstance(self._rules, Rules) else self._rules
+        names = {own.image_key for own in rules}
+        lists = (record.get(name) for record in self._records for name in names)
+        return sum(isinstance(one, list) and len(one) > 1 for one in lists)
 
     @property
     def is_remote(self) -> bool:
@@ -181,9 +190,8 @@ def sample_from_record(
         RecordError: the record is no sample.
         ImageError: its image is none.
     """
-    rules = Rules()
-    root = _checked_root(images_root, [record], rules)
-    sample = _read(record, 0, root, rules, DEFAULT_LIMITS)
+    root = _checked_root(images_root, [record], _RULES)
+    sample = _read(record, 0, root, _RULES, DEFAULT_LIMITS)
     return StreamSample.from_sample(sample, rule)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from grpo_stream.boxes import Size
-from grpo_stream.errors import ConfigError, ShardFormatError
+from grpo_stream.errors import ImageError, ShardFormatError
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, Pixels, ResizeRule, decode, resize
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.cache import ShardCache
@@ -25,9 +25,11 @@ from grpo_stream.storage.blobs import Data
 from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
 from grpo_stream.storage.store import LocalStore, Store, is_object_store, open_store
 from grpo_stream.stream.config import CacheSettings, StreamConfig
+from grpo_stream.targets import IMAGES_FIELD
 
 _NUM_OPEN_INDEXES = 64  # at 700 samples a shard 60 kB each
 _MAX_RUN_BYTES = 8 * 2**20
+_NO_PIXELS: Pixels = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +39,41 @@ class StreamSample:
     key: str
     """Unique name in the data set."""
     pixels: Pixels
-    """uint8, shape (height, width, 3), at the model's size."""
+    """The (first) image: uint8, shape (height, width, 3), at the model's size; shape (0, 0, 3)
+    without one."""
     prompt: str
     solution: tuple[Any, ...]
     """``(x1, y1, x2, y2)``, ends exclusive, ``(x, y)`` or the corners of a polygon; a tuple of
     each of several; none where nothing is there. Frame ``original``."""
     scales: Size
-    """Width and height of the original image in pixels."""
+    """Width and height of the (first) original image in pixels; zeros without one."""
     extra: dict[str, Any]
-    """The record's own further fields."""
+    """The record's own further fields; of several images also ``solution_images``: for each place
+    of ``solution`` the image it is in, counted from 0."""
+    more_pixels: tuple[Pixels, ...] = ()
+    """The second image and those after it, as ``pixels``."""
+    more_scales: tuple[Size, ...] = ()
+    """Of those, as ``scales``."""
+
+    @property
+    def images(self) -> tuple[Pixels, ...]:
+        """All images: one mostly, several, or none."""
+        return (self.pixels, *self.more_pixels) if self.pixels.size else ()
+
+    @property
+    def original_sizes(self) -> tuple[Size, ...]:
+        """Width and height of each original image in pixels."""
+        return (self.scales, *self.more_scales) if self.pixels.size else ()
 
     @property
     def model_size(self) -> Size:
         """Width and height of ``pixels``: the frame ``model``."""
         return Size(self.pixels.shape[1], self.pixels.shape[0])
+
+    @property
+    def model_sizes(self) -> tuple[Size, ...]:
+        """The same of each image."""
+        return tuple(Size(image.shape[1], image.shape[0]) for image in self.images)
 
     @classmethod
     def from_sample(
@@ -58,42 +81,71 @@ class StreamSample:
         sample: Sample,
         rule: ResizeRule | None,
         limits: ImageLimits = DEFAULT_LIMITS,
+        max_total_pixels: int = 0,
     ) -> "StreamSample":
-        """Decodes a sample at rest and resizes it to the size that ``rule`` gives.
+        """Decodes a sample at rest and resizes its images to the sizes that ``rule`` gives.
+
+        Args:
+            sample: At rest.
+            rule: None leaves the images as they are stored.
+            limits: What each image may be at most.
+            max_total_pixels: What all of them may have together after resizing; 0: any number.
 
         Raises:
-            ImageError: the bytes are no usable image.
-            ShardFormatError: cause ``size_mismatch``: the image has not the size that its JSON
-                says, so the frame of its solution is unknown; ``several_images``: a stream
-                sample is of one.
+            ImageError: the bytes are no usable image; ``images_too_large``: see
+                ``max_total_pixels``.
+            ShardFormatError: cause ``size_mismatch``: an image has not the size that its JSON
+                says, so the frame of its places is unknown.
         """
         # Each property is asked for once: after a decoded image the caches hold no Python.
-        size = sample.size
-        if sample.more_images:
-            detail = f"{sample.key}: {len(sample.images)}, where the stream takes one"
-            raise ShardFormatError("several_images", detail)
-        pixels = decode(sample.image, limits)
-        height, width, _ = pixels.shape
-        if width != size.width or height != size.height:
-            detail = f"{sample.key}: the image is {width}x{height}, its JSON says {size}"
-            raise ShardFormatError("size_mismatch", detail)
-        if rule is not None:
-            pixels = resize(pixels, rule.target(size))
-        return cls.over(sample, pixels)
+        sizes = sample.sizes
+        if max_total_pixels:
+            _check_total(sizes, rule, max_total_pixels)
+        images = []
+        for size, (_, data) in zip(sizes, sample.images, strict=True):
+            pixels = decode(data, limits)
+            height, width, _ = pixels.shape
+            if width != size.width or height != size.height:
+                detail = f"{sample.key}: the image is {width}x{height}, its JSON says {size}"
+                raise ShardFormatError("size_mismatch", detail)
+            images.append(pixels if rule is None else resize(pixels, rule.target(size)))
+        return cls.over(sample, *images)
 
     @classmethod
-    def over(cls, sample: Sample, pixels: Pixels) -> "StreamSample":
-        """A sample at rest whose image has been decoded and resized."""
-        (width, height), original = sample.size, sample.original_size
-        factors = original.width / width, original.height / height
-        scaled = tuple(tuple(map(mul, solution, cycle(factors))) for solution in sample.solutions)
+    def over(cls, sample: Sample, *images: Pixels) -> "StreamSample":
+        """A sample at rest whose images have been decoded and resized."""
+        originals = sample.original_sizes
+        factors = [
+            (original.width / width, original.height / height)
+            for original, (width, height) in zip(originals, sample.sizes, strict=True)
+        ]
+        lies_in, extra = sample.solution_images, sample.extra
+        scaled = tuple(
+            tuple(map(mul, solution, cycle(factors[number])))
+            for solution, number in zip(sample.solutions, lies_in, strict=True)
+        )
         one = scaled[0] if len(scaled) == 1 else scaled
-        return cls(sample.key, pixels, sample.prompt, one, original, sample.extra)
+        if len(images) == 1:
+            return cls(sample.key, images[0], sample.prompt, one, originals[0], extra)
+        if images:
+            extra |= {IMAGES_FIELD: list(lies_in)}
+        first, *more = images or [_NO_PIXELS]
+        scales, *more_scales = originals or [Size(0, 0)]
+        words = sample.key, first, sample.prompt, one, scales, extra
+        return cls(*words, tuple(more), tuple(more_scales))
+
+
+def _check_total(sizes: Sequence[Size], rule: ResizeRule | None, max_total_pixels: int) -> None:
+    targets = sizes if rule is None else [rule.target(size) for size in sizes]
+    total = sum(width * height for width, height in targets)
+    if total > max_total_pixels:
+        detail = f"{len(sizes)} images of {total} pixels are more than max_total_pixels="
+        raise ImageError("images_too_large", f"{detail}{max_total_pixels}")
 
 
 def decode_sample(sample: Sample, config: StreamConfig) -> StreamSample:
     """What a stream does with a sample at rest, unless told otherwise."""
-    return StreamSample.from_sample(sample, config.resize, config.limits)
+    return StreamSample.from_sample(sample, config.resize, config.limits, config.max_total_pixels)
 
 
 class Encoded(Protocol):
@@ -195,7 +247,7 @@ class ShardSource:
     Raises:
         ManifestError: there is no data set, or none that this version reads.
         StoreError: it cannot be reached.
-        ConfigError: its manifest counts samples of several images, or the cache cannot work.
+        ConfigError: the cache cannot work.
     """
 
     def __init__(
@@ -213,7 +265,6 @@ class ShardSource:
             store = open_patient(store, retry) if is_far else open_store(store)
         self._store = store
         self.manifest = manifest or Manifest.load(store)
-        _check_totals(store.url, self.manifest.totals)
         self.cache: ShardCache | None = None
         if cache is not None:
             self.cache = ShardCache(store, self.manifest, cache.cache_dir, cache.cache_bytes)
@@ -235,6 +286,11 @@ class ShardSource:
     def shard_counts(self) -> Indices:
         """int64, shape (num_shards,)."""
         return self.manifest.sample_counts
+
+    @property
+    def num_multi_image(self) -> int:
+        """Samples of several images, as far as the manifest counts them."""
+        return self.manifest.totals.get("num_multi_image", 0)
 
     @property
     def is_remote(self) -> bool:
@@ -379,10 +435,3 @@ class ShardSource:
                 detail = f"{self._store.url}: {info.name} was replaced while it was in use"
                 raise ShardFormatError("foreign_index", f"{detail}: stop, and start anew with it")
         return index
-
-
-def _check_totals(url: str, totals: dict[str, int]) -> None:
-    count = totals.get("num_multi_image", 0)
-    if count:
-        expected = "the stream takes one image: build it with --several reject"
-        raise ConfigError("shards", url, f"holds {count} samples of several images; {expected}")

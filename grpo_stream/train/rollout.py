@@ -162,7 +162,12 @@ class GroupRollout:
         """
         self._batch = batch
         with self._phases("device_input", batch["key"]):
-            groups = PromptGroups.from_batch(batch, num_generations, self._accelerator.device)
+            groups = PromptGroups.from_batch(
+                batch,
+                num_generations,
+                self._accelerator.device,
+                num_ranks=self._accelerator.num_processes,
+            )
             if self._proven is None:
                 ways = self._settings.ways
                 self._proven = proven_way(ways, model, groups, self._accelerator)

@@ -58,6 +58,7 @@ from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay, ways_to_try
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
 from grpo_stream.train.run_state import Gathered, RunState, refill_columns
 from grpo_stream.train.setup.arguments import LogArguments
+from grpo_stream.train.setup.open_data import check_template
 from grpo_stream.train.setup.settings_checks import (
     RewardArgument,
     check_policy,
@@ -189,6 +190,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         streams = open_datasets(
             train_dataset, eval_dataset, args, checked.num_lanes, images, checks_sizes=is_ours
         )
+        for stream in filter(None, streams):
+            check_template(template, stream.sources)
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)

@@ -48,7 +48,8 @@ def engine_images(pixel_values: Any, keys: Sequence[str], num_generations: int) 
     """The images of a generation batch as trl takes them: one list per completion.
 
     Args:
-        pixel_values: Of a collated batch: per prompt uint8, shape (height, width, 3).
+        pixel_values: Of a collated batch: per prompt uint8, shape (height, width, 3), or the list
+            of them.
         keys: Of the prompts.
         num_generations: Completions of each; theirs is the same object, so that it is copied and
             sent once.
@@ -59,7 +60,8 @@ def engine_images(pixel_values: Any, keys: Sequence[str], num_generations: int) 
     if isinstance(pixel_values, torch.Tensor):
         expected = "must give uint8 images with patch_rule: an engine cuts its own patches"
         raise ConfigError("data_collator", "float patches", expected)
-    images = [[Image.fromarray(pixels.numpy())] for pixels in pixel_values]
+    lists = [own if isinstance(own, list) else [own] for own in pixel_values]
+    images = [[Image.fromarray(pixels.numpy()) for pixels in own] for own in lists]
     return [image for image, _ in zip(images, keys, strict=True) for _ in range(num_generations)]
 
 
@@ -93,8 +95,8 @@ class Engine:
         place = self.generation._place_features  # noqa: SLF001 - the one place that sees both
 
         def checked(features: dict[str, Any], prompt_ids: list[int]) -> Any:
-            (image,) = features["mm_placeholders"]["image"]
-            self.compare(self._num_placed, image["length"], prompt_ids)
+            images = features["mm_placeholders"].get("image", ())
+            self.compare(self._num_placed, sum(one["length"] for one in images), prompt_ids)
             self._num_placed += 1
             return place(features, prompt_ids)
 

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.storage.store import LocalStore
 from grpo_stream.stream import sources
 from grpo_stream.stream.sources import ShardSource, StreamSample
-from tests.shards.support import image_bytes, write_set, write_shard
+from tests.shards.support import image_bytes, make_multi_sample, write_set, write_shard
 from tests.stream.support import CountingStore, damage, make_samples, write_numbered_set
 
 SMALL = ResizeRule(min_pixels=28 * 28, max_pixels=28 * 28 * 4)
@@ -57,9 +55,31 @@ class TestStreamSample:
             StreamSample.from_sample(stored, SMALL)
 
     def test_several_images(self):
-        extra = (("png", image_bytes((40, 30))),)
-        with pytest.raises(ShardFormatError, match="several_images: k: 2"):
-            StreamSample.from_sample(stored_sample(more_images=extra), SMALL)
+        boxes = [(0, 0, 8, 6), (1, 1), (0, 0, 4, 2)]
+        stored = make_multi_sample(boxes=boxes, lies_in=(0, 2, 1))
+        sample = StreamSample.from_sample(stored, SMALL)
+        assert [image.shape for image in sample.images] == [
+            (size.height, size.width, 3) for size in map(SMALL.target, stored.sizes)
+        ]
+        assert sample.original_sizes == (Size(8, 6), Size(8, 4), Size(5, 7))
+        assert sample.model_sizes[0] == sample.model_size
+        # Each place in the frame of its own image; the second one was stored at half its size.
+        assert sample.solution == ((0, 0, 8, 6), (1, 1), (0, 0, 8, 4))
+        assert sample.extra["solution_images"] == [0, 2, 1]
+
+    def test_without_images(self):
+        meta = make_meta("What is 2 + 3?", (), None, None, {"answer": "5"})
+        sample = StreamSample.from_sample(Sample("k", b"", "", meta), SMALL)
+        assert (sample.images, sample.original_sizes, sample.model_sizes) == ((), (), ())
+        assert (sample.solution, sample.extra) == ((), {"answer": "5"})
+
+    def test_pixels_of_all_images_together(self):
+        stored = make_multi_sample()
+        total = sum(size.width * size.height for size in map(SMALL.target, stored.sizes))
+        StreamSample.from_sample(stored, SMALL, max_total_pixels=total)
+        words = f"images_too_large: 3 images of {total} pixels are more than max_total_pixels="
+        with pytest.raises(ImageError, match=words):
+            StreamSample.from_sample(stored, SMALL, max_total_pixels=total - 1)
 
     @pytest.mark.parametrize(
         ("solution", "extra", "expected"),
@@ -98,25 +118,6 @@ class TestShardSource:
         assert list(store.reads.values()) == [1, 1, 1, 1]
         shards = [info.name for info in source.manifest.shards]
         assert store.whole_reads == {"manifest.json": 1, **{index_name(name): 1 for name in shards}}
-
-    @pytest.mark.parametrize(
-        ("totals", "message"),
-        [
-            ({"num_multi_image": 2}, "2 samples of several images;"),
-            ({"num_multi_image": 2, "num_multi_box": 3}, "2 samples of several images;"),
-        ],
-    )
-    def test_sets_that_the_stream_cannot_use(self, tmp_path, totals, message):
-        store = LocalStore(write_numbered_set(tmp_path))
-        replace(Manifest.load(store), totals=totals).save(store)
-        with pytest.raises(ConfigError, match=f"{message} .*--several reject"):
-            ShardSource(store)
-
-    def test_totals_without_such_samples(self, tmp_path):
-        store = LocalStore(write_numbered_set(tmp_path))
-        totals = {"num_multi_image": 0, "num_multi_box": 3, "num_schema_3": 2}
-        replace(Manifest.load(store), totals=totals).save(store)
-        ShardSource(store)
 
     def test_old_indexes_are_dropped(self, tmp_path, monkeypatch):
         monkeypatch.setattr(sources, "_NUM_OPEN_INDEXES", 2)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from trl.trainer.utils import add_fused_lm_head
 
 from grpo_stream.boxes import Size
@@ -15,6 +16,7 @@ from grpo_stream.stream.sources import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from launch.make_shapes import COLOURS, SHAPES, make_shape
 from tests.shards.support import write_set
@@ -64,6 +66,51 @@ def write_shapes(folder, num_images, per_shard=4):
         samples.append(Sample(name, buffer.getvalue(), "png", meta))
     write_set(shards, samples, per_shard)
     return Shapes(shards, images, records)
+
+
+MIXED_SIZES = (((112, 84),), (), ((56, 56), (84, 140)), ((84, 84), (56, 112), (112, 56)))
+"""Images of samples in turn: one, none, two, three."""
+
+
+def make_mixed_sample(key, sizes, number=0, prompt=None, **extra):
+    """A sample at rest of any number of images; its place is in the last one."""
+    rng = np.random.default_rng(number)
+    images = []
+    for width, height in sizes:
+        buffer = io.BytesIO()
+        noise = rng.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST).save(buffer, "PNG")
+        images.append(("png", buffer.getvalue()))
+    first = Size(*sizes[0]) if sizes else None
+    more = [Size(*size) for size in sizes[1:]]
+    solution = (2, 4, *sizes[-1]) if sizes else ()
+    prompt = prompt or f"Click on the red circle{' please' * (number % 3)}"
+    pairs = [(size, size) for size in more]
+    meta = make_meta(prompt, solution, first, first, extra, pairs, [len(more)] if more else ())
+    if not images:
+        return Sample(key, b"", "", meta)
+    return Sample(key, images[0][1], "png", meta, tuple(images[1:]))
+
+
+def write_mixed_set(folder, num_samples, per_shard=4):
+    """Samples of one, no, two and three images in turn, as shards."""
+    samples = [
+        make_mixed_sample(f"{number:06d}", MIXED_SIZES[number % len(MIXED_SIZES)], number)
+        for number in range(num_samples)
+    ]
+    write_set(folder, samples, per_shard)
+    return folder
+
+
+def make_mixed_groups(processor, order=(0, 1, 2), num_generations=2, num_ranks=1):
+    """Groups whose prompts have images of :data:`MIXED_SIZES`, by their numbers."""
+    rule = known_rule(processor.image_processor)
+    samples = [
+        StreamSample.from_sample(make_mixed_sample(f"{n:06d}", MIXED_SIZES[n], n), rule)
+        for n in order
+    ]
+    batch = make_collator(processor)(samples)
+    return PromptGroups.from_batch(batch, num_generations, CPU, num_ranks=num_ranks)
 
 
 def load_model(folder, *, is_prepared=True):

@@ -65,8 +65,8 @@ def _add_records(group: "argparse._ArgumentGroup") -> None:
     add(
         "--several",
         choices=get_args(Several),
-        help="records with several images or boxes, which the trainer does not take (default: "
-        f"{rules.several})",
+        help="records with several images or boxes, or with none (image: [] or null); a reward "
+        f"takes any of several boxes (default: {rules.several})",
     )
     add(
         "--category-prompt",

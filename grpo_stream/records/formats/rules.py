@@ -22,8 +22,9 @@ class Rules:
     coords: Coords = "pixels"
     """Unit of the numbers: pixels of the upright image, 0-1 or 0-1000 over its sides."""
     several: Several = "reject"
-    """What becomes of a record with a list of images or boxes; ``keep`` makes one sample of it.
-    Of several boxes in several images, its field ``solution_images`` says which is where."""
+    """What becomes of a record with a list of images or boxes, or with none; ``keep`` makes one
+    sample of it. Of several boxes in several images, its field ``solution_images`` says which is
+    where."""
     told: tuple[str, ...] = ()
     """Which of these settings the user said, so that no hint asks for them."""
     warning: tuple[str, str] | None = None

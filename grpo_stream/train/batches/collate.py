@@ -1,16 +1,18 @@
 """From samples to what a model takes: each prompt is encoded once, whatever is sampled from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from grpo_stream.boxes import Frame
+from grpo_stream.boxes import Frame, Size
 from grpo_stream.errors import RecordError
 from grpo_stream.grounding.frames import frame_size
-from grpo_stream.grounding.prompts import PromptTemplate, messages
+from grpo_stream.grounding.prompts import TEMPLATES, PromptTemplate, messages
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.record_source import sample_from_record
 from grpo_stream.stream.sources import StreamSample
@@ -22,6 +24,11 @@ Batch = dict[str, Any]
 """One entry per prompt in every list; see :class:`PromptCollator`."""
 
 IGNORED_LABEL = -100
+
+Media = dict[str, Any]
+"""What a processor makes of one prompt's images, each under the name that the model has for it."""
+
+_SPARE_SIZE = Size(56, 56)
 
 
 class PromptCollator:
@@ -41,25 +48,32 @@ class PromptCollator:
     ``solution``) whose images are then loaded with Pillow from ``images_root``. Returns a dict:
 
     * ``pixel_values``: per prompt its image, uint8, shape (height, width, 3), at the model's size,
-      in pinned memory where there is CUDA; ``patches.image_inputs`` makes the model's patches of
-      them on its device. A collator of your own may give a float tensor instead, shape
-      (patches of all images, patch dimension), which the trainer takes as it is;
+      in pinned memory where there is CUDA, or the list of them where it has not exactly one;
+      ``patches.image_inputs`` makes the model's patches of them on its device. A collator of your
+      own may give a float tensor instead, shape (patches of all images, patch dimension), which
+      the trainer takes as it is;
       In a family without Qwen-VL's patches the image as it came, for people and engines;
     * ``media``: in such a family, per prompt all that its processor has made of its images
       (:func:`~grpo_stream.train.models.processor_only.encode_by_processor`), in the place of the
       next two;
     * ``patch_rule``: how those images are normalised and cut; None beside float patches;
-    * ``image_grid_thw``: int64, shape (prompts, 3): patches in time, height and width;
+    * ``image_grid_thw``: int64, shape (images of all prompts, 3): patches in time, height and
+      width;
+    * ``num_images``: per prompt how many it has;
+    * ``spare_media``: where a prompt has none, a small image as the model takes it, for ranks that
+      have to call the vision tower with something;
     * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;
     * ``mm_token_type_ids``: per prompt int64, the same shape: 0 text, 1 image;
-    * ``prompt``: per prompt the conversation, its image as a placeholder;
+    * ``prompt``: per prompt the conversation, its images as placeholders;
     * ``solution``: per prompt the numbers of its target (:mod:`grpo_stream.targets`), frame
       ``original``;
-    * ``scales``: per prompt (width, height) of the original image in pixels;
-    * ``model_size``: per prompt (width, height) of the resized image in pixels;
+    * ``scales``: per prompt (width, height) of the original image in pixels, or the list of them
+      where it has not exactly one;
+    * ``model_size``: per prompt the same of the resized image;
     * ``answer_frame``: per prompt the frame's name;
     * ``key``: per prompt the sample's key;
-    * ``extra``: per prompt the record's own further fields.
+    * ``extra``: per prompt the record's own further fields; of several images also
+      ``solution_images``.
     """
 
     def __init__(
@@ -97,8 +111,8 @@ class PromptCollator:
             **encoded,
             "prompt": prompts,
             "solution": [list(sample.solution) for sample in samples],
-            "scales": [tuple(sample.scales) for sample in samples],
-            "model_size": [tuple(sample.model_size) for sample in samples],
+            "scales": [one_or_list(tuple(s) for s in one.original_sizes) for one in samples],
+            "model_size": [one_or_list(tuple(s) for s in one.model_sizes) for one in samples],
             "answer_frame": [self.answer_frame] * len(samples),
             "key": [sample.key for sample in samples],
             "extra": [sample.extra for sample in samples],
@@ -106,7 +120,7 @@ class PromptCollator:
 
     def prompt_ids(self, sample: StreamSample, grid: torch.Tensor) -> torch.Tensor:
         """``prompt_ids`` of one more prompt about an image of ``grid``, shape (3,)."""
-        ids = self._prompt_ids(self._messages(sample), grid)
+        ids = self._prompt_ids(self._messages(sample), grid[None])
         self._check_length(sample, ids)
         return ids
 
@@ -122,22 +136,42 @@ class PromptCollator:
             samples: Whose pixels they are.
             prompts: Per sample a conversation with the place of its image.
         """
+        counts = [len(sample.images) for sample in samples]
+        spare = {} if all(counts) else {"spare_media": self.spare_media}
         if self.rule is None:
-            pixels, texts = [sample.pixels for sample in samples], map(self._text, prompts)
-            return encode_by_processor(self.processor, pixels, list(texts))
+            pixels, texts = [sample.images for sample in samples], map(self._text, prompts)
+            encoded = encode_by_processor(self.processor, pixels, list(texts))
+            return {**encoded, "num_images": counts, **spare}
         images, grids = self._images(samples)
         columns = {"pixel_values": images, "patch_rule": self.patch_rule, "image_grid_thw": grids}
-        return columns | self.ids_of(prompts, grids)
+        return {**columns, "num_images": counts, **spare, **self.ids_of(prompts, grids, counts)}
 
-    def ids_of(self, prompts: Sequence[Any], grids: torch.Tensor) -> Batch:
+    @cached_property
+    def spare_media(self) -> Media:
+        """One small image as the model takes it."""
+        image = Image.new("RGB", _SPARE_SIZE)
+        if self.rule is not None:
+            encoded = self.image_processor(images=[image], return_tensors="pt")
+            return {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
+        text = self._text(messages(TEMPLATES["plain"], "", _SPARE_SIZE))
+        spare: Media = encode_by_processor(self.processor, [[np.asarray(image)]], [text])["media"][
+            0
+        ]
+        return spare
+
+    def ids_of(
+        self, prompts: Sequence[Any], grids: torch.Tensor, counts: Sequence[int] | None = None
+    ) -> Batch:
         """Token ids and their types, for images of patches.
 
         Args:
-            prompts: Per sample a conversation with the place of its image.
-            grids: int64, shape (samples, 3): patches in time, height and width.
+            prompts: Per sample a conversation with the places of its images.
+            grids: int64, shape (images of all samples, 3): patches in time, height and width.
+            counts: Images of each sample; one each if not given.
         """
+        own = grids.split(list(counts or [1] * len(prompts)))
         prompt_ids = [
-            self._prompt_ids(prompt, grid) for prompt, grid in zip(prompts, grids, strict=True)
+            self._prompt_ids(prompt, grid) for prompt, grid in zip(prompts, own, strict=True)
         ]
         types = [(ids == self._image_token_id).long() for ids in prompt_ids]
         return {"prompt_ids": prompt_ids, "mm_token_type_ids": types}
@@ -149,20 +183,25 @@ class PromptCollator:
 
     def _images(
         self, samples: Sequence[StreamSample]
-    ) -> tuple[list[torch.Tensor] | torch.Tensor, torch.Tensor]:
+    ) -> tuple[list[Any] | torch.Tensor, torch.Tensor]:
         """``pixel_values`` and ``image_grid_thw`` of the batch."""
         if self.patch_rule is None:
-            images = [Image.fromarray(sample.pixels) for sample in samples]
+            images = [Image.fromarray(pixels) for sample in samples for pixels in sample.images]
+            if not images:  # which no processor takes
+                spare = self.spare_media
+                return spare["pixel_values"][:0], spare["image_grid_thw"][:0]
             encoded = self.image_processor(images=images, return_tensors="pt")
             return encoded["pixel_values"], encoded["image_grid_thw"]
-        grids = [self.patch_rule.grid(sample.model_size) for sample in samples]
-        return [image_tensor(sample.pixels) for sample in samples], torch.tensor(grids)
+        grids = [self.patch_rule.grid(size) for sample in samples for size in sample.model_sizes]
+        tensors = [one_or_list(map(image_tensor, sample.images)) for sample in samples]
+        return tensors, torch.tensor(grids, dtype=torch.int64).reshape(-1, 3)
 
     def _messages(self, sample: StreamSample) -> list[dict[str, Any]]:
-        size = frame_size(
-            self.answer_frame, model_size=sample.model_size, original_size=sample.scales
-        )
-        return messages(self.template, sample.prompt, size)
+        sizes = [
+            frame_size(self.answer_frame, model_size=model, original_size=original)
+            for model, original in zip(sample.model_sizes, sample.original_sizes, strict=True)
+        ]
+        return messages(self.template, sample.prompt, *sizes)
 
     def _text(self, prompt: list[dict[str, Any]]) -> str:
         text: str = self.processor.apply_chat_template(
@@ -170,17 +209,24 @@ class PromptCollator:
         )
         return text
 
-    def _prompt_ids(self, prompt: list[dict[str, Any]], grid: torch.Tensor) -> torch.Tensor:
-        """Token ids with the image placeholder repeated, as Qwen's processor does in text."""
+    def _prompt_ids(self, prompt: list[dict[str, Any]], grids: torch.Tensor) -> torch.Tensor:
+        """Token ids with the image placeholders repeated, as Qwen's processor does in text."""
         text = self._text(prompt)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        num_tokens = int(grid.prod()) // self.image_processor.merge_size**2
-        places = [i for i, token in enumerate(ids) if token == self._image_token_id]
-        if len(places) != 1:
+        found = ids.count(self._image_token_id)
+        if found != len(grids):
+            expected = "once is" if len(grids) == 1 else f"{len(grids)} times are"
             raise RecordError(
                 "image_token",
-                f"the rendered prompt holds {self._image_token} {len(places)} times, once is "
+                f"the rendered prompt holds {self._image_token} {found} times, {expected} "
                 f"expected: the instruction or the template must not write it: {text!r}",
             )
-        place = places[0]
-        return torch.tensor([*ids[:place], *[self._image_token_id] * num_tokens, *ids[place + 1 :]])
+        counts = iter((grids.prod(dim=-1) // self.image_processor.merge_size**2).tolist())
+        repeated = [next(counts) if token == self._image_token_id else 1 for token in ids]
+        return torch.tensor(ids).repeat_interleave(torch.tensor(repeated))
+
+
+def one_or_list(values: Iterable[Any]) -> Any:
+    """What a batch has for each image of a sample: of one image the value, else the list."""
+    found = list(values)
+    return found[0] if len(found) == 1 else found

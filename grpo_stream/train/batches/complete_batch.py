@@ -7,7 +7,8 @@ neither there nor to be had is one error, at the first batch, that lists all of 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.frames import frame_size
 from grpo_stream.grounding.prompts import messages
 from grpo_stream.stream.sources import StreamSample
-from grpo_stream.train.batches.collate import Batch, PromptCollator
+from grpo_stream.train.batches.collate import Batch, PromptCollator, one_or_list
 from grpo_stream.train.models.patches import cut_floats
 
 OWN = ("pixel_values", "prompt", "solution", "scales")
@@ -26,6 +27,8 @@ OWN = ("pixel_values", "prompt", "solution", "scales")
 _ENCODED = ("image_grid_thw", "prompt_ids", "mm_token_type_ids")
 _IMAGES = "uint8 of shape (height, width, 3), or floats as the model takes them, (3, height, width)"
 _RGB = 3
+
+T = TypeVar("T")
 
 
 class CompletedCollator:
@@ -35,7 +38,8 @@ class CompletedCollator:
     shape (3, height, width) as the model takes them, normalised; or float patches with or without
     ``image_grid_thw``. ``prompt`` is an instruction, or a conversation, in which the image's place
     may be left out. ``solution`` is a box or point in frame ``original``, ``scales`` the original
-    size (width, height).
+    size (width, height). A sample that has not exactly one image has a list of them in
+    ``pixel_values`` and of their sizes in ``scales``.
 
     Args:
         collate: From samples to a mapping of columns, or to one mapping per sample.
@@ -59,13 +63,15 @@ class CompletedCollator:
             raise ConfigError("data_collator", type(given).__name__, expected)
         faults = [f"{name} is missing" for name in OWN if batch.get(name) is None]
         faults += _wrong_lengths(batch, len(samples))
+        faults = faults or _wrong_counts(batch["pixel_values"], samples)
         if not faults:
             batch["scales"] = [_numbers(one) for one in batch["scales"]]
             batch["solution"] = [_numbers(one) for one in batch["solution"]]
+            pairs = zip(batch["scales"], samples, strict=True)
             faults += [
-                f"scales must be (width, height) of the original image, not {one!r}"
-                for one in batch["scales"]
-                if not isinstance(one, list) or len(one) != len(("width", "height"))
+                f"scales must be (width, height) of {_each_image(len(sample.images))}, not {one!r}"
+                for one, sample in pairs
+                if not _are_sizes(one, len(sample.images))
             ][:1]
         is_encoded = "media" in batch or all(name in batch for name in _ENCODED)
         if not faults and not is_encoded:
@@ -76,24 +82,31 @@ class CompletedCollator:
         return self._with_the_rest(batch, samples)
 
     def _with_the_rest(self, batch: Batch, samples: Sequence[StreamSample]) -> Batch:
-        grids = batch.get("image_grid_thw", [None] * len(samples))
-        sizes = [None if grid is None else _size_of(grid, self._own) for grid in grids]
+        counts = [len(sample.images) for sample in samples]
+        sizes: list[Any] = [one_or_list(sample.model_sizes) for sample in samples]
+        if self._own.rule is not None and "image_grid_thw" in batch:
+            grids = batch["image_grid_thw"].split(counts)
+            sizes = [one_or_list(_size_of(grid, self._own) for grid in own) for own in grids]
         rest = {
             "patch_rule": None,
-            "model_size": [
-                size or sample.model_size for size, sample in zip(sizes, samples, strict=True)
-            ],
+            "model_size": sizes,
+            "num_images": counts,
+            **({} if all(counts) else {"spare_media": self._own.spare_media}),
             "answer_frame": [self._own.answer_frame] * len(samples),
             "key": [sample.key for sample in samples],
             "extra": [sample.extra for sample in samples],
         }
-        batch["scales"] = [tuple(one) for one in batch["scales"]]
+        batch["scales"] = [
+            tuple(one) if count == 1 else [tuple(_numbers(size)) for size in one]
+            for one, count in zip(batch["scales"], counts, strict=True)
+        ]
         return rest | batch
 
     # ---------------------------------------------------------------- images and token ids
 
     def _encode(self, batch: Batch, samples: Sequence[StreamSample]) -> list[str]:
         """Adds images, grids and ids to the batch; what is wrong, in words."""
+        counts = [len(sample.images) for sample in samples]
         images = _images(batch["pixel_values"])
         if images is None and not _is_patches(batch["pixel_values"]):
             return [f"pixel_values must be {_IMAGES}, not {_form(batch['pixel_values'])}"]
@@ -105,20 +118,18 @@ class CompletedCollator:
             patches, faults = {}, self._wrong_sizes(images)
         if faults:
             return faults
-        if images is not None and images[0].dtype != torch.uint8:
+        if images and images[0].dtype != torch.uint8:
             by = self._own.image_processor
             values, grids = cut_floats(images, by.patch_size, by.merge_size, by.temporal_patch_size)
             patches = {"pixel_values": values, "image_grid_thw": grids}
-        sizes: Sequence[Size | None] | None = _sizes(images)
+        sizes = _sizes(images)
         if sizes is None:
             sizes = [_size_of(grid, self._own) for grid in patches["image_grid_thw"]]
-        prompts = self._prompts(batch["prompt"], sizes, batch["scales"])
+        prompts = self._prompts(batch["prompt"], _cut(sizes, counts), batch["scales"])
         if patches:
-            encoded = self._own.ids_of(prompts, patches["image_grid_thw"]) | patches
+            encoded = self._own.ids_of(prompts, patches["image_grid_thw"], counts) | patches
         else:
-            pixels = [image.numpy() for image in images or ()]
-            own = [replace(one, pixels=image) for one, image in zip(samples, pixels, strict=True)]
-            encoded = self._own.encoded(own, prompts)
+            encoded = self._own.encoded(_with_pixels(samples, images or []), prompts)
         batch |= encoded | {"prompt": prompts}
         return []
 
@@ -128,20 +139,21 @@ class CompletedCollator:
         """For a family without Qwen-VL's patches: the processor makes ids, and images of uint8."""
         if images is None:
             return [f"pixel_values must be {_IMAGES}, not {_form(batch['pixel_values'])}"]
-        is_bytes = images[0].dtype == torch.uint8
-        own = [
-            replace(one, pixels=image.numpy()) if is_bytes else one
-            for one, image in zip(samples, images, strict=True)
-        ]
-        sizes = [sample.model_size for sample in own]
+        is_bytes = not images or images[0].dtype == torch.uint8
+        own = _with_pixels(samples, images) if is_bytes else samples
+        sizes = [sample.model_sizes for sample in own]
         prompts = self._prompts(batch["prompt"], sizes, batch["scales"])
         encoded = self._own.encoded(own, prompts)
         if not is_bytes:
-            for image, media in zip(images, encoded["media"], strict=True):
-                wanted, shape = tuple(media["pixel_values"].shape), (1, *image.shape)
-                if wanted != shape:
-                    return [f"pixel_values must be floats of shape {wanted[1:]}, not {shape[1:]}"]
-                media["pixel_values"] = image[None]
+            counts = [len(sample.images) for sample in samples]
+            for given, media in zip(_cut(images, counts), encoded["media"], strict=True):
+                if not given:
+                    continue
+                wanted, found = media["pixel_values"], [tuple(image.shape) for image in given]
+                if set(found) != {tuple(wanted.shape[1:])} or len(found) != len(wanted):
+                    shapes = f"{tuple(wanted.shape[1:])}, not {found[0]}"
+                    return [f"pixel_values must be floats of shape {shapes}"]
+                media["pixel_values"] = torch.stack(list(given))
         batch |= encoded | {"prompt": prompts}
         return []
 
@@ -154,8 +166,9 @@ class CompletedCollator:
         grids = batch.get("image_grid_thw")
         if grids is None:
             side = processor.patch_size
-            sizes = [sample.model_size for sample in samples]
-            grids = torch.tensor([(1, size.height // side, size.width // side) for size in sizes])
+            sizes = [size for sample in samples for size in sample.model_sizes]
+            rows = [(1, size.height // side, size.width // side) for size in sizes]
+            grids = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
         if int(grids.prod(dim=-1).sum()) != len(patches):
             words = f"image_grid_thw is missing, and {len(patches)} patches are not those of "
             return {}, [words + f"the samples' sizes, {int(grids.prod(dim=-1).sum())}"]
@@ -171,20 +184,21 @@ class CompletedCollator:
         return []
 
     def _prompts(
-        self, given: Sequence[Any], sizes: Sequence[Size | None], scales: Sequence[Any]
+        self, given: Sequence[Any], sizes: Sequence[Sequence[Size]], scales: Sequence[Any]
     ) -> list[list[dict[str, Any]]]:
-        """Conversations, each with the place of its image."""
+        """Conversations, each with the places of its images."""
         template, frame = self._own.template, self._own.answer_frame
         prompts = []
-        for prompt, size, original in zip(given, sizes, scales, strict=True):
+        for prompt, own, listed in zip(given, sizes, scales, strict=True):
             if isinstance(prompt, str):
-                original_size = Size(*map(int, original))
-                shown = frame_size(
-                    frame, model_size=size or original_size, original_size=original_size
-                )
-                prompts.append(messages(template, prompt, shown))
+                originals = [listed] if len(own) == 1 else listed
+                shown = [
+                    frame_size(frame, model_size=size, original_size=Size(*map(int, original)))
+                    for size, original in zip(own, originals, strict=True)
+                ]
+                prompts.append(messages(template, prompt, *shown))
             else:
-                prompts.append(_with_image(prompt))
+                prompts.append(_with_images(prompt, len(own)))
         return prompts
 
 
@@ -211,6 +225,47 @@ def _wrong_lengths(batch: Batch, num_samples: int) -> list[str]:
     return faults
 
 
+def _wrong_counts(values: Any, samples: Sequence[StreamSample]) -> list[str]:
+    """None may be lost: a sample's images are all there."""
+    if _is_patches(values):
+        return []
+    for value, sample in zip(values, samples, strict=True):
+        found = len(value) if isinstance(value, list | tuple) else 1
+        if found != len(sample.images):
+            expected = f"pixel_values must have {_each_image(len(sample.images))} of sample "
+            return [f"{expected}{sample.key!r}, not {found}"]
+    return []
+
+
+def _each_image(count: int) -> str:
+    return "the original image" if count == 1 else f"a list of {count} images"
+
+
+def _are_sizes(value: Any, count: int) -> bool:
+    """(width, height), or where there is not exactly one image a list of them."""
+    if not isinstance(value, list):
+        return False
+    each = [value] if count == 1 else value
+    return len(each) == count and all(len(_numbers(one)) == len(("w", "h")) for one in each)
+
+
+def _cut(values: Sequence[T], counts: Sequence[int]) -> list[Sequence[T]]:
+    """Runs of ``counts`` values."""
+    ends = list(accumulate(counts))
+    return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _with_pixels(
+    samples: Sequence[StreamSample], images: Sequence[torch.Tensor]
+) -> list[StreamSample]:
+    """The samples, with these images in the place of theirs."""
+    runs = _cut([image.numpy() for image in images], [len(sample.images) for sample in samples])
+    return [
+        replace(one, pixels=own[0], more_pixels=tuple(own[1:])) if own else one
+        for one, own in zip(samples, runs, strict=True)
+    ]
+
+
 def _is_patches(values: Any) -> bool:
     if isinstance(values, torch.Tensor):
         return values.dim() == len(("patches", "numbers")) and values.is_floating_point()
@@ -222,10 +277,11 @@ def _is_patch_tensor(value: Any) -> bool:
 
 
 def _images(values: Any) -> list[torch.Tensor] | None:
-    """Per prompt uint8 (height, width, 3) or float32 (3, height, width); None: something else."""
-    found = [_image(value) for value in values]
+    """All images, uint8 (height, width, 3) or float32 (3, height, width); None: something else."""
+    lists = [value if isinstance(value, list | tuple) else [value] for value in values]
+    found = [_image(value) for own in lists for value in own]
     images = [image for image in found if image is not None]
-    if len(images) != len(found) or len({image.dtype for image in images}) != 1:
+    if len(images) != len(found) or len({image.dtype for image in images}) > 1:
         return None
     return images
 
@@ -250,17 +306,17 @@ def _sizes(images: Sequence[torch.Tensor] | None) -> list[Size] | None:
     return [Size(width, height) for height, width in shapes]
 
 
-def _size_of(grid: torch.Tensor, own: PromptCollator) -> Size | None:
-    """Of an image of patches; None for a family without."""
-    if own.rule is None:
-        return None
+def _size_of(grid: torch.Tensor, own: PromptCollator) -> Size:
+    """Of an image of patches."""
     _, height, width = grid.tolist()
     side = own.image_processor.patch_size
     return Size(width * side, height * side)
 
 
-def _with_image(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of blocks; the image comes first where no message says where."""
+def _with_images(
+    conversation: Sequence[Mapping[str, Any]], num_images: int
+) -> list[dict[str, Any]]:
+    """Messages of blocks; the images come first where no message says where."""
     turns = []
     for message in conversation:
         content = message["content"]
@@ -269,7 +325,7 @@ def _with_image(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         turns.append({**message, "content": bare})
     if not any(block.get("type") == "image" for turn in turns for block in turn["content"]):
         user = next((turn for turn in turns if turn["role"] == "user"), turns[-1])
-        user["content"] = [{"type": "image"}, *user["content"]]
+        user["content"] = [*[{"type": "image"}] * num_images, *user["content"]]
     return turns
 
 

@@ -1,12 +1,12 @@
 """The prompts of a micro-batch and how many completions each has: groups, kept whole."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.batches.collate import Batch, Media
 from grpo_stream.train.models.patches import image_inputs
 
 # Columns of a batch that reward functions receive; the record's own fields come beside them.
@@ -18,10 +18,6 @@ _TRL_COLUMNS = frozenset(
         "prompts", "trainer_state", "log_extra", "log_metric", "environments",
     }
 )  # fmt: skip
-
-
-Media = dict[str, Any]
-"""What a processor makes of one prompt's images, each under the name that the model has for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +34,8 @@ class PromptGroups:
     """Per prompt int64, the same shape: 0 text, 1 image."""
     media: list[Media]
     """Per prompt its images, whatever their number: tensors (or lists) as its processor makes them
-    of this prompt alone. Qwen-VL's: ``pixel_values``, float, shape (patches, patch dimension), and
-    ``image_grid_thw``, int64, shape (images, 3)."""
+    of this prompt alone; empty without images. Qwen-VL's: ``pixel_values``, float, shape (patches,
+    patch dimension), and ``image_grid_thw``, int64, shape (images, 3)."""
     sizes: list[int]
     """Completions per prompt."""
     positions: list[torch.Tensor] | None = None
@@ -51,13 +47,25 @@ class PromptGroups:
     """What the model calls its token types; None where it has none."""
     keys: tuple[str, ...] = ()
     """Per prompt the key of its sample, where a batch tells it."""
+    spare: Media | None = None
+    """A small image that the vision tower is called with where a pass has none (``spare_image``);
+    None where it need not be called then."""
 
     @classmethod
-    def from_batch(cls, batch: Batch, num_generations: int, device: torch.device) -> "PromptGroups":
+    def from_batch(
+        cls, batch: Batch, num_generations: int, device: torch.device, *, num_ranks: int = 1
+    ) -> "PromptGroups":
         """Whole groups of ``num_generations`` completions for a collated batch.
 
         Images are normalised and cut into patches here, on ``device``, once per prompt.
+
+        Args:
+            batch: Collated.
+            num_generations: Completions of each prompt.
+            device: The model's.
+            num_ranks: Of the run; several have to call the vision tower equally often.
         """
+        spare = batch.get("spare_media") if num_ranks > 1 else None
         return cls(
             prompt_ids=[ids.to(device) for ids in batch["prompt_ids"]],
             mm_token_type_ids=[ids.to(device) for ids in batch["mm_token_type_ids"]],
@@ -65,6 +73,7 @@ class PromptGroups:
             sizes=[num_generations] * len(batch["prompt_ids"]),
             types_name=batch.get("types_name", cls.types_name),
             keys=tuple(batch.get("key", ())),
+            spare=None if spare is None else _moved(device, spare),
         )
 
     @property
@@ -78,14 +87,14 @@ class PromptGroups:
         starts = [end - size for end, size in zip(ends, self.sizes, strict=True)]
         kept = [i for i in range(len(ends)) if starts[i] < stop and ends[i] > start]
         prompts = slice(kept[0], kept[-1] + 1)
-        return PromptGroups(
+        return replace(
+            self,
             prompt_ids=self.prompt_ids[prompts],
             mm_token_type_ids=self.mm_token_type_ids[prompts],
             media=self.media[prompts],
             sizes=[min(stop, ends[i]) - max(start, starts[i]) for i in kept],
             positions=None if self.positions is None else self.positions[prompts],
             image_features=None if self.image_features is None else self.image_features[prompts],
-            types_name=self.types_name,
             keys=self.keys[prompts],
         )
 
@@ -103,6 +112,7 @@ class PromptGroups:
             image_features=tuple(own for part in features for own in part) or None,
             types_name=parts[0].types_name,
             keys=tuple(key for part in parts for key in part.keys),
+            spare=next((part.spare for part in parts if part.spare is not None), None),
         )
 
     def each(self) -> Iterator["PromptGroups"]:
@@ -112,9 +122,15 @@ class PromptGroups:
             end += size
             yield self.rows(end - size, end)
 
+    @property
+    def has_images(self) -> bool:
+        """Any prompt has one."""
+        return any(self.media)
+
     def images(self) -> Media:
         """The images of all prompts, one behind the other, where the model takes them so."""
-        return {name: _joined([own[name] for own in self.media]) for name in self.media[0]}
+        media = [own for own in self.media if own]
+        return {name: _joined([own[name] for own in media]) for name in media[0]} if media else {}
 
     def token_types(self, prompt_length: int, completion_length: int) -> torch.Tensor:
         """Types of padded rows: without them M-RoPE falls back to text positions.
@@ -211,18 +227,21 @@ def pad_left(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
 
 def _media(batch: Batch, device: torch.device) -> list[Media]:
     if "media" in batch:  # a processor's own
-        return [{name: _on(device, value) for name, value in own.items()} for own in batch["media"]]
+        return [_moved(device, own) for own in batch["media"]]
     pixel_values, image_grid_thw = image_inputs(batch, device)
-    patches = pixel_values.split(image_grid_thw.prod(dim=-1).tolist())
-    grids = image_grid_thw.split(1)
+    grids = image_grid_thw.split(batch.get("num_images") or [1] * len(batch["prompt_ids"]))
+    patches = pixel_values.split([int(grid.prod(dim=-1).sum()) for grid in grids])
     return [
-        {"pixel_values": own, "image_grid_thw": grid}
+        {"pixel_values": own, "image_grid_thw": grid} if len(grid) else {}
         for own, grid in zip(patches, grids, strict=True)
     ]
 
 
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+def _moved(device: torch.device, media: Media) -> Media:
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in media.items()
+    }
 
 
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -93,11 +93,13 @@ def select_prompts(batch: Batch, numbers: Sequence[int]) -> Batch:
         for name, value in batch.items()
     }
     images, grids = batch["pixel_values"], batch.get("image_grid_thw")
+    if grids is None:
+        return part
+    of_prompts = grids.split(batch.get("num_images") or [1] * num_prompts)
+    part["image_grid_thw"] = torch.cat([of_prompts[number] for number in numbers])
     if isinstance(images, torch.Tensor):  # patches of all images, one behind the other
-        parts = images.split(batch["image_grid_thw"].prod(-1).tolist())
+        parts = images.split([int(own.prod(-1).sum()) for own in of_prompts])
         part["pixel_values"] = torch.cat([parts[number] for number in numbers])
-    if grids is not None:
-        part["image_grid_thw"] = grids[list(numbers)]
     return part
 
 

@@ -23,8 +23,8 @@ from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.ordered_reader import BadSample, OrderedReader
 from grpo_stream.stream.sources import Source, StreamSample
 from grpo_stream.stream.world import World
-from grpo_stream.targets import WANTED_FIELD
-from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD
+from grpo_stream.train.batches.collate import PromptCollator, one_or_list
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.cluster.process_group import joining_ranks, leave_process_group
 from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
@@ -231,13 +231,14 @@ def score(
             sample.solution,
             key=sample.key,
             prompt=sample.prompt,
-            scales=sample.scales,
-            model_size=shown or sample.model_size,
+            scales=one_or_list(sample.original_sizes),
+            model_size=shown or one_or_list(sample.model_sizes),
             answer_frame=answer_frame,
             point_radius=point_radius,
             image=_image_digest(sample),
             fields=pick_fields(sample.extra, fields),
             wanted=sample.extra.get(WANTED_FIELD),
+            solution_images=sample.extra.get(IMAGES_FIELD),
             view=view,
         )
         for sample, text in zip(samples, texts, strict=True)
@@ -297,6 +298,10 @@ def check_bad_samples(done: Evaluation, max_bad_samples: int) -> None:
 
 
 def _image_digest(sample: StreamSample) -> str:
-    digest = hashlib.blake2b(repr(sample.pixels.shape).encode(), digest_size=8)
-    digest.update(sample.pixels.tobytes())
+    digest = hashlib.blake2b(digest_size=8)
+    if not sample.images:
+        digest.update(sample.key.encode())
+    for pixels in sample.images:
+        digest.update(repr(pixels.shape).encode())
+        digest.update(pixels.tobytes())
     return digest.hexdigest()

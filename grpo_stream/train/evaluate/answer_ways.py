@@ -14,8 +14,8 @@ from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.sources import StreamSample
-from grpo_stream.targets import WANTED_FIELD, read_target
-from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.targets import target_of
+from grpo_stream.train.batches.collate import PromptCollator, one_or_list
 from grpo_stream.train.evaluate.answer_prompts import answer_texts, greedy_config, sampling, score
 from grpo_stream.train.evaluate.second_look import zoom_in
 
@@ -96,9 +96,10 @@ class Answerer:
         return answers
 
     def _case(self, sample: StreamSample, text: str) -> Case:
-        target = read_target(sample.solution, sample.extra.get(WANTED_FIELD))
+        target = target_of(sample.solution, sample.extra, len(sample.images))
         frame = self._collator.answer_frame
-        return Case(text, target, sample.scales, sample.model_size, frame)
+        sizes = one_or_list(sample.original_sizes), one_or_list(sample.model_sizes)
+        return Case(text, target, *sizes, frame)
 
     def _look_again(
         self,
@@ -108,13 +109,17 @@ class Answerer:
     ) -> list[ScoredAnswer]:
         """The answers to closer looks, where the first one is a place and the second one is, too.
 
-        Where all of several places are wanted, a look at one of them would lose the others.
+        Where all of several places are wanted, a look at one of them would lose the others; of
+        several images it would lose the others, too.
         """
         assert self._way.zoom is not None  # noqa: S101 - only called with a zoom
         places = [
             number
             for number, answer in enumerate(answers)
-            if answer.point is not None and not answer.is_refusal and answer.wanted != "all"
+            if answer.point is not None
+            and not answer.is_refusal
+            and answer.wanted != "all"
+            and answer.num_images == 1
         ]
         if not places:
             return answers

@@ -66,6 +66,7 @@ class EvaluateArguments:
     num_fetch_threads: int = same_setting(DataArguments, "num_fetch_threads")
     max_sample_bytes: str = same_setting(DataArguments, "max_sample_bytes")
     max_image_pixels: int = same_setting(DataArguments, "max_image_pixels")
+    max_total_pixels: int = same_setting(DataArguments, "max_total_pixels")
     retry_deadline_seconds: float = same_setting(DataArguments, "retry_deadline_seconds")
     cache_dir: str | None = same_setting(DataArguments, "cache_dir")
     cache_bytes: str = same_setting(DataArguments, "cache_bytes")

@@ -31,7 +31,7 @@ from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.setup.arguments import TaskArguments
-from grpo_stream.train.setup.open_data import image_limits, open_source
+from grpo_stream.train.setup.open_data import check_template, image_limits, open_source
 
 _NUM_LOOKED_AT = 16  # samples that tell which fields there are
 
@@ -79,6 +79,7 @@ def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:
     source = _open_source(args)
     if int(source.shard_counts.sum()) == 0:
         raise ConfigError("shards", args.shards, "must hold at least one sample to be evaluated")
+    check_template(task.template, [source])
     _check_samples(args, spread_samples(source, _NUM_LOOKED_AT))
     others = [read_run(path) for path in args.compare or ()]
     for other in others:

@@ -70,6 +70,7 @@ def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
         limits=limits,
         num_reader_threads=args.num_reader_threads,
         num_fetch_threads=args.num_fetch_threads,
+        max_total_pixels=args.max_total_pixels,
     )
     started = time.monotonic()
     ranks = "" if world.world_size == 1 else f", rank 0 of {world.world_size}"
@@ -180,16 +181,15 @@ def _page(plan: EvaluationPlan, evaluation: Evaluation, results: dict[str, Any])
     galleries = []
     for pick in pick_answers(rows, plan.args.num_pictures):
         # One image at a time: pictures are small, images are not.
-        cards = [
-            answer_card(rows[place], _image(plan, evaluation.ordinals[place]))
-            for place in pick.places
-        ]
+        cards = [answer_card(rows[place], _image(plan, evaluation, place)) for place in pick.places]
         galleries.append((pick.title, pick.note, cards))
     return evaluation_page(results, rows, galleries)
 
 
-def _image(plan: EvaluationPlan, ordinal: int) -> Image.Image:
-    """The stored image of a sample, not resized: small targets are shown enlarged."""
-    limits = image_limits(plan.args.data())
+def _image(plan: EvaluationPlan, evaluation: Evaluation, place: int) -> Image.Image:
+    """The stored image of an answer's target, not resized: small ones are shown enlarged."""
+    limits, ordinal = image_limits(plan.args.data()), evaluation.ordinals[place]
     sample = StreamSample.from_sample(read_at(plan.source, ordinal), None, limits)
-    return Image.fromarray(sample.pixels)
+    if not sample.images:
+        return Image.new("RGB", (320, 200), "white")
+    return Image.fromarray(sample.images[evaluation.answers[place].image_number])

@@ -131,7 +131,7 @@ def to_patches(
     """Normalises images and cuts them into patches, on ``device``.
 
     Args:
-        images: uint8, shape (height, width, 3), RGB, at the model's size; at least one. From
+        images: uint8, shape (height, width, 3), RGB, at the model's size. From
             pinned memory they are copied to the device without waiting.
         rule: Of the model's image processor.
         device: Where the floats are made and stay.
@@ -162,7 +162,7 @@ def to_patches(
         cut = _cut(image.to(device, non_blocking=True), rule, height, width)
         floats = table.index_select(0, (cut + rows).flatten())
         place.copy_(floats.view(-1, _NUM_CHANNELS, 1, area).expand_as(place))
-    return patches.flatten(1), torch.tensor(grids, device=device)
+    return patches.flatten(1), torch.tensor(grids, device=device, dtype=torch.int64).view(-1, 3)
 
 
 def cut_floats(
@@ -205,8 +205,9 @@ def image_inputs(
     """What the model takes of a collated batch's images: made once per generation batch.
 
     Args:
-        batch: With ``pixel_values``, either a list of uint8 images beside the ``patch_rule`` that
-            they are cut by, or float patches that a collator has made; and ``image_grid_thw``.
+        batch: With ``pixel_values``, either uint8 images (per prompt one, or a list of any number)
+            beside the ``patch_rule`` that they are cut by, or float patches that a collator has
+            made; and ``image_grid_thw``.
         device: The model's.
 
     Returns:
@@ -227,7 +228,12 @@ def image_inputs(
             "must give patch_rule=PatchRule.of(image_processor) beside uint8 images, or "
             "float patches as pixel_values",
         )
-    return to_patches(images, rule, device)
+    return to_patches(flat_images(images), rule, device)
+
+
+def flat_images(images: Sequence[Any]) -> list[torch.Tensor]:
+    """The images of all prompts, one behind the other: per prompt one, or a list of any number."""
+    return [one for own in images for one in (own if isinstance(own, list) else [own])]
 
 
 def device_rule(image_processor: Any) -> PatchRule | None:

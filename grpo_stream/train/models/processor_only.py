@@ -19,29 +19,30 @@ _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
 def encode_by_processor(
-    processor: Any, pixels: Sequence[Pixels], texts: Sequence[str]
+    processor: Any, pixels: Sequence[Sequence[Pixels]], texts: Sequence[str]
 ) -> dict[str, Any]:
-    """What a processor makes of one image and text per prompt, as parts of a collated batch.
+    """What a processor makes of images and a text per prompt, as parts of a collated batch.
 
     Args:
         processor: Of the model's own class.
-        pixels: Per prompt uint8, shape (height, width, 3), of any size.
-        texts: Per prompt the rendered conversation with one image token.
+        pixels: Per prompt its images, each uint8, shape (height, width, 3), of any size.
+        texts: Per prompt the rendered conversation with a token for each image.
 
     Returns:
         Per prompt ``media``, what it has made of the images, and ``pixel_values``, the image
-        itself; ``prompt_ids`` and ``mm_token_type_ids``; and ``types_name``, the name that the
-        model has for the latter, or None.
+        itself, or the list of them where it has not exactly one; ``prompt_ids`` and
+        ``mm_token_type_ids``; and ``types_name``, the name that the model has for the latter, or
+        None.
 
     Raises:
         RecordError: the processor takes a text for one of another number of images.
         ConfigError: it makes no pixels.
     """
     encoded = []
-    for image, text in zip(pixels, texts, strict=True):
-        images = [Image.fromarray(image)]
+    for own, text in zip(pixels, texts, strict=True):
+        images = {"images": [Image.fromarray(image) for image in own]} if own else {}
         try:
-            encoded.append(processor(images=images, text=[text], return_tensors="pt"))
+            encoded.append(processor(**images, text=[text], return_tensors="pt"))
         except ValueError as error:
             raise RecordError("image_token", f"{error}: {text!r}") from error
     names = {name for one in encoded for name in one}
@@ -50,16 +51,20 @@ def encode_by_processor(
         {name: value for name, value in one.items() if name not in (*_TEXT, *_TOKEN_TYPES)}
         for one in encoded
     ]
-    if not all("pixel_values" in own for own in media):
+    if not all("pixel_values" in own for own, images in zip(media, pixels, strict=True) if images):
         expected = f"makes {', '.join(sorted(names))}, but no pixel_values"
         raise ConfigError("model_name_or_path", type(processor).__name__, expected)
     ids = [one["input_ids"][0] for one in encoded]
     return {
-        "pixel_values": [image_tensor(image) for image in pixels],
+        "pixel_values": [
+            image_tensor(own[0]) if len(own) == 1 else [image_tensor(image) for image in own]
+            for own in pixels
+        ],
         "media": media,
         "prompt_ids": ids,
-        "mm_token_type_ids": [one[named][0] for one in encoded]
-        if named
-        else [torch.zeros_like(own) for own in ids],
+        "mm_token_type_ids": [
+            one[named][0] if named in one else torch.zeros_like(own)
+            for one, own in zip(encoded, ids, strict=True)
+        ],
         "types_name": named,
     }

@@ -17,16 +17,20 @@ from transformers.utils import logging
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.grounding.answers import ParseFailure
-from grpo_stream.grounding.cases import Case, completion_text
+from grpo_stream.grounding.cases import Case, completion_text, sizes_of
+from grpo_stream.report.page_style import STAGE
 from grpo_stream.report.rollout_picture import RolloutAnswer, RolloutGroup, rollout_sheet
 from grpo_stream.storage.atomic_files import write_atomic
-from grpo_stream.targets import WANTED_FIELD, Target, read_target
+from grpo_stream.targets import IMAGES_FIELD, Target, target_of
 from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.models.patches import flat_images
 
 logger = logging.get_logger("grpo_stream.train")
 
 FOLDER_NAME = "rollouts"
 """Folder of an output folder with ``step-000050.png`` and ``step-000050.json``."""
+
+_NO_IMAGE = (320, 170)  # pixels of what is shown of a sample without one
 
 
 @dataclass(frozen=True)
@@ -175,11 +179,14 @@ def rollout_group(rollout: Rollout, number: int) -> RolloutGroup:
     images = batch["pixel_values"]
     if not isinstance(images, list):
         raise TypeError("the batch holds patches in the place of images")
-    image = Image.fromarray(images[number].numpy())
-    size, original = Size(*image.size), Size(*batch["scales"][number])
+    own = flat_images([images[number]])
+    target = _target(batch, number)
+    at = target.image_of(0)
+    image = Image.fromarray(own[at].numpy()) if own else Image.new("RGB", _NO_IMAGE, STAGE)
+    size = Size(*image.size)
     answers = []
     for row, case in _cases(rollout, number):
-        shape, *more = _shapes(case, original, size) or [None]
+        shape, *more = _shapes(case, size) or [None]
         answers.append(
             RolloutAnswer(
                 text=completion_text(rollout.completions[row]),
@@ -191,14 +198,21 @@ def rollout_group(rollout: Rollout, number: int) -> RolloutGroup:
                 more_shapes=[one for one in more if one is not None],
             )
         )
-    truths = _target(batch, number).scaled(original, size, "model").shapes
+    original = _each_size(batch["scales"][number])
+    places = enumerate(target.shapes)
+    here = [shape for place, shape in places if target.image_of(place) == at]
+    truths = tuple(shape.scaled(original[at], size, "model") for shape in here)
     prompt = prompt_text(batch["prompt"][number])
-    return RolloutGroup(batch["key"][number], prompt, image, truths, answers)
+    if len(own) != 1:
+        prompt = f"[image {at + 1} of {len(own)}] {prompt}" if own else f"[no image] {prompt}"
+    asks_place = target.asks_place
+    return RolloutGroup(batch["key"][number], prompt, image, truths, answers, asks_place)
 
 
 def group_record(rollout: Rollout, number: int) -> dict[str, Any]:
     """One group as JSON: places in pixels of the original image, frame ``original``."""
     batch, rewards = rollout.batch, rollout.rewards[number]
+    target = _target(batch, number)
     known = [float(reward) for reward in rewards if not np.isnan(reward)]
     answers = []
     for row, case in _cases(rollout, number):
@@ -219,6 +233,7 @@ def group_record(rollout: Rollout, number: int) -> dict[str, Any]:
         "prompt": prompt_text(batch["prompt"][number]),
         "solution": list(batch["solution"][number]),
         "scales": list(batch["scales"][number]),
+        **({IMAGES_FIELD: target.images} if target.images else {}),
         "mean": sum(known) / len(known) if known else None,
         "std": reward_std(rewards),
         "answers": answers,
@@ -261,7 +276,7 @@ def show_in_trackers(
 def _cases(rollout: Rollout, number: int) -> list[tuple[int, Case]]:
     batch, size = rollout.batch, rollout.num_generations
     target = _target(batch, number)
-    original, model = Size(*batch["scales"][number]), Size(*batch["model_size"][number])
+    original, model = (sizes_of(batch[name][number]) for name in ("scales", "model_size"))
     frame = batch["answer_frame"][number]
     return [
         (row, Case(completion_text(rollout.completions[row]), target, original, model, frame))
@@ -270,18 +285,27 @@ def _cases(rollout: Rollout, number: int) -> list[tuple[int, Case]]:
 
 
 def _failure(case: Case) -> str | None:
+    if not case.target.asks_place:
+        return None
     if isinstance(case.answer, ParseFailure):
         return case.answer.reason
     return None if case.point is not None or case.is_refusal else "unusable"
 
 
 def _target(batch: Batch, number: int) -> Target:
-    return read_target(batch["solution"][number], batch["extra"][number].get(WANTED_FIELD))
+    num_images = len(_each_size(batch["scales"][number]))
+    return target_of(batch["solution"][number], batch["extra"][number], num_images)
 
 
-def _shapes(case: Case, original: Size, size: Size) -> list[Box | Point | None]:
+def _each_size(entry: Any) -> list[Size]:
+    sizes = sizes_of(entry)
+    return [sizes] if isinstance(sizes, Size) else sizes
+
+
+def _shapes(case: Case, size: Size) -> list[Box | Point | None]:
     """All places that a text names, in pixels of the image that the model saw."""
     shapes = [point if box is None else box for point, box in case.places]
+    original = case.size or size
     return [None if one is None else one.scaled(original, size, "model") for one in shapes]
 
 

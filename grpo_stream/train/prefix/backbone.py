@@ -1,14 +1,17 @@
 """The model below the language-model head: what model families differ in is asked here alone."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.train.batches.collate import Media
 from grpo_stream.train.batches.groups import PromptGroups
 
 
@@ -16,6 +19,26 @@ def backbone_of(model: Any) -> Any:
     """The module below the language-model head, through LoRA where there is some."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     return base.model
+
+
+def base_model(model: Any) -> Any:
+    """The model of transformers, through wrappers and LoRA."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def accepted_media(model: Any, media: Media) -> dict[str, Any]:
+    """Of a processor's tensors, those that the model has an argument for.
+
+    Some processors make more than their model reads (Gemma 3: ``num_crops``), and a model hands
+    what it does not know down to its attention.
+    """
+    base = base_model(model)
+    known = {
+        *inspect.signature(base.forward).parameters,
+        *inspect.signature(base.base_model.forward).parameters,
+    }
+    return {name: value for name, value in media.items() if name in known}
 
 
 def prompt_positions(backbone: Any, groups: PromptGroups) -> list[torch.Tensor]:
@@ -31,9 +54,9 @@ def prompt_positions(backbone: Any, groups: PromptGroups) -> list[torch.Tensor]:
     if groups.positions is not None:
         return groups.positions
     return [
-        backbone.get_rope_index(ids[None], types[None], image_grid_thw=own["image_grid_thw"])[0][
-            :, 0
-        ]
+        backbone.get_rope_index(ids[None], types[None], image_grid_thw=own.get("image_grid_thw"))[
+            0
+        ][:, 0]
         for ids, types, own in zip(
             groups.prompt_ids, groups.mm_token_type_ids, groups.media, strict=True
         )
@@ -73,12 +96,20 @@ def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
     Returns:
         Per prompt, shape (1 + D, image tokens, hidden size of the text model), without gradient:
         what is in the image tokens' places, and what Qwen3-VL adds to the first D layers of
-        the text model (D = 0 elsewhere).
+        the text model (D = 0 elsewhere). Of a prompt without images nothing that is used.
     """
+    images = groups.images() or groups.spare
+    if images is None:
+        return tuple(torch.empty(0) for _ in groups.media)
     with torch.no_grad():
-        encoded = backbone_of(model).get_image_features(**groups.images(), return_dict=True)
+        encoded = backbone_of(model).get_image_features(**images, return_dict=True)
     layers = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or [])]
-    return tuple(torch.stack(own) for own in zip(*layers, strict=True))
+    each = iter([torch.stack(own) for own in zip(*layers, strict=True)])
+    counts = [len(own["image_grid_thw"]) if own else 0 for own in groups.media]
+    return tuple(
+        torch.cat([next(each) for _ in range(count)], dim=1) if count else torch.empty(0)
+        for count in counts
+    )
 
 
 def prepare_prompts(
@@ -104,6 +135,9 @@ def image_kwargs(groups: PromptGroups) -> dict[str, Any]:
     """What ``model(...)`` takes for the images: their features where known, or their pixels."""
     if groups.image_features is None:
         return groups.images()
-    first, *others = zip(*groups.image_features, strict=True)
+    shown = [own for own, media in zip(groups.image_features, groups.media, strict=True) if media]
+    if not shown:
+        return {}
+    first, *others = zip(*shown, strict=True)
     encoded = BaseModelOutputWithDeepstackFeatures(pooler_output=first, deepstack_features=others)
     return {"mm_encoder_outputs": {"image": encoded}}

@@ -18,9 +18,10 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 
 from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.prefix.backbone import accepted_media, base_model
 from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache, new_cache, repeated
-from grpo_stream.train.prefix.plain import accepted_media
 from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
+from grpo_stream.train.prefix.spare_image import tower_is_called
 
 _IGNORED = -100
 # A call with one token is taken for a step of generation, and overwrites the state of convolutions.
@@ -106,7 +107,10 @@ def _prefill(
     """The cache of one prompt without its last token, which counts for ``size`` completions."""
     ids = group.prompt_ids[0][None, :-1]
     past = new_cache(extract_model_from_parallel(model).config)
-    with kept_in(router, torch.full_like(ids, size)) as asked:
+    if not group.has_images:
+        _forget_positions(model)
+    count = torch.full_like(ids, size)
+    with kept_in(router, count) as asked, tower_is_called(model, group):
         model(
             input_ids=ids,
             past_key_values=past,
@@ -122,6 +126,17 @@ def _prefill(
             "its cache"
         )
     return past
+
+
+def _forget_positions(model: Any) -> None:
+    """Drops what a model of the Qwen-VL kind has kept of the positions of the prompt before.
+
+    It continues a cache by that (transformers 5.23, ``Qwen2_5_VLModel.compute_3d_position_ids``),
+    and a prompt without images leaves it as it is.
+    """
+    backbone = base_model(model).base_model
+    if hasattr(backbone, "rope_deltas"):
+        backbone.rope_deltas = None
 
 
 def _types(group: PromptGroups, types: torch.Tensor) -> dict[str, torch.Tensor]:

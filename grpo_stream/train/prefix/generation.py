@@ -9,6 +9,7 @@ from grpo_stream.families import VISION_TOKENS
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.prefix.attention import PrefixCache, use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import backbone_of, image_kwargs, prompt_positions
+from grpo_stream.train.prefix.spare_image import tower_is_called
 
 
 def suppressed_token_ids(tokenizer: Any) -> list[int]:
@@ -82,14 +83,15 @@ def _prefill(
 ) -> PrefixCache:
     """Runs the prompts without their last tokens, (prompts, P - 1) padded on the left, once."""
     places = pad_left([own[:, :-1].T for own in positions], 0)
-    cache = model(
-        input_ids=ids,
-        attention_mask=attention_mask,
-        position_ids=places.permute(2, 0, 1),
-        use_cache=True,
-        logits_to_keep=1,
-        **image_kwargs(groups),
-    ).past_key_values
+    with tower_is_called(model, groups):
+        cache = model(
+            input_ids=ids,
+            attention_mask=attention_mask,
+            position_ids=places.permute(2, 0, 1),
+            use_cache=True,
+            logits_to_keep=1,
+            **image_kwargs(groups),
+        ).past_key_values
     return PrefixCache(
         keys=[layer.keys for layer in cache.layers],
         values=[layer.values for layer in cache.layers],

@@ -27,6 +27,7 @@ from grpo_stream.families import FAMILIES
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.attention import SHARED_PREFIX, GroupSpan, TwoPart
 from grpo_stream.train.prefix.backbone import image_kwargs
+from grpo_stream.train.prefix.spare_image import tower_is_called
 
 _IGNORED = -100
 _PADDING = -1
@@ -144,15 +145,16 @@ def score_packed(
     Returns:
         Two float tensors of shape (N, C), 0 where the mask is; the second may be None.
     """
-    output = model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=packed.attention_mask,
-        shared_prefix=packed.shared_prefix,
-        shift_labels=packed.shift_labels,
-        fused_lm_head=True,
-        **image_kwargs(groups),
-    )
+    with tower_is_called(model, groups):
+        output = model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=packed.attention_mask,
+            shared_prefix=packed.shared_prefix,
+            shift_labels=packed.shift_labels,
+            fused_lm_head=True,
+            **image_kwargs(groups),
+        )
     scored = packed.shift_labels != _IGNORED
     mask = completion_mask.bool()
 

@@ -4,14 +4,14 @@ What the two shared ways are measured by, and what is taken where neither gives 
 trl, groups are run one after another, so that no prompt is padded.
 """
 
-import inspect
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 
-from grpo_stream.train.batches.groups import Media, PromptGroups
+from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.prefix.backbone import accepted_media, base_model
 from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
+from grpo_stream.train.prefix.spare_image import tower_is_called
 
 _IGNORED = -100
 # Tensors whose images are joined along another dimension than the first (transformers 5.23).
@@ -45,7 +45,7 @@ def score_plain(
     prompt = group.prompt_ids[0].expand(size, -1)
     mask = torch.cat([torch.ones_like(prompt), completion_mask.to(prompt.dtype)], dim=1)
     labels = completion_ids.masked_fill(completion_mask == 0, _IGNORED)
-    with kept_in(router, mask) as asked:
+    with kept_in(router, mask) as asked, tower_is_called(model, group):
         output = model(
             input_ids=torch.cat([prompt, completion_ids], dim=1),
             attention_mask=mask,
@@ -71,7 +71,7 @@ def sample_plain(model: Any, group: PromptGroups, generation_config: Any) -> tor
     """
     (ids,), (size,) = group.prompt_ids, group.sizes
     rows = ids.expand(size, -1).contiguous()
-    with torch.no_grad():
+    with torch.no_grad(), tower_is_called(model, group):
         sequences: torch.Tensor = model.generate(
             input_ids=rows,
             attention_mask=torch.ones_like(rows),
@@ -90,7 +90,7 @@ def plain_inputs(model: Any, group: PromptGroups, size: int, length: int) -> dic
         size: Copies.
         length: Of the longest completion, in tokens; they hold no images.
     """
-    last_dim = _LAST_DIM.get(type(_base(model)).__name__)
+    last_dim = _LAST_DIM.get(type(base_model(model)).__name__)
 
     def repeat(name: str, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -105,23 +105,3 @@ def plain_inputs(model: Any, group: PromptGroups, size: int, length: int) -> dic
         types = torch.nn.functional.pad(group.mm_token_type_ids[0], (0, length))
         inputs[group.types_name] = types.expand(size, -1)
     return inputs
-
-
-def accepted_media(model: Any, media: Media) -> dict[str, Any]:
-    """Of a processor's tensors, those that the model has an argument for.
-
-    Some processors make more than their model reads (Gemma 3: ``num_crops``), and a model hands
-    what it does not know down to its attention.
-    """
-    base = _base(model)
-    known = {
-        *inspect.signature(base.forward).parameters,
-        *inspect.signature(base.base_model.forward).parameters,
-    }
-    return {name: value for name, value in media.items() if name in known}
-
-
-def _base(model: Any) -> Any:
-    """The model of transformers, through wrappers and LoRA."""
-    model = extract_model_from_parallel(model)
-    return model.get_base_model() if hasattr(model, "peft_config") else model

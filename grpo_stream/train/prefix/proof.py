@@ -1,9 +1,9 @@
 """A model proves itself: which way computes its groups is measured on it, not looked up.
 
-Before the first rollout, two short completions of the run's first prompt are scored as plain rows,
-one at a time, and by each shared way in question. Log-probabilities and gradient must agree as well
-as the model's own arithmetic allows: that is measured on the same plain rows, padded to another
-length. Nothing of the run is changed, neither random numbers nor gradients.
+Before the first rollout, two short completions of the run's first prompt with an image are scored
+as plain rows, one at a time, and by each shared way in question. Log-probabilities and gradient
+must agree as well as the model's own arithmetic allows: that is measured on the same plain rows,
+padded to another length. Nothing of the run is changed, neither random numbers nor gradients.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +115,9 @@ class _Plain:
     def __init__(self, model: Any, groups: PromptGroups, accelerator: Any) -> None:
         self._model = extract_model_from_parallel(model)
         self._accelerator = accelerator
-        self._group = replace(groups.rows(0, 1), sizes=[len(_LENGTHS)])
+        number = next((n for n, media in enumerate(groups.media) if media), 0)
+        start = sum(groups.sizes[:number])
+        self._group = replace(groups.rows(start, start + 1), sizes=[len(_LENGTHS)])
         self._ids, self._mask = _completions(self._group, self._model.config)
         self._weights = [
             weight

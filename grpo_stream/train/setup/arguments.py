@@ -74,6 +74,7 @@ class DataArguments:
     max_sample_bytes: str = _size_setting(StreamConfig, "max_sample_bytes")
     max_prompt_tokens: int = same_setting(StreamConfig, "max_prompt_tokens")
     max_image_pixels: int = same_setting(ImageLimits, "max_image_pixels")
+    max_total_pixels: int = same_setting(StreamConfig, "max_total_pixels")
     max_bad_samples: int = same_setting(StreamConfig, "max_bad_samples")
     retry_deadline_seconds: float = same_setting(RetryRules, "retry_deadline_seconds")
     cache_dir: str | None = same_setting(CacheSettings, "cache_dir", default=None)

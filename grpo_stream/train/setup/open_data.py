@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.grounding.prompts import NEEDS_SEVERAL, PromptTemplate
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.storage.retry_policy import RetryRules
@@ -13,7 +14,8 @@ from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.open_shards import open_shards, parse_shards
 from grpo_stream.stream.prompt_stream import Open, PromptStream
-from grpo_stream.stream.sources import Source, decode_sample
+from grpo_stream.stream.record_source import RecordSource
+from grpo_stream.stream.sources import ShardSource, Source, decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.setup.arguments import DataArguments
@@ -144,9 +146,25 @@ def stream_config(
             max_bad_samples=data.max_bad_samples,
             max_sample_bytes=data.num_bytes("max_sample_bytes"),
             max_prompt_tokens=data.max_prompt_tokens,
+            max_total_pixels=data.max_total_pixels,
             resize=rule,
             limits=image_limits(data),
         )
+
+
+def check_template(template: PromptTemplate, sources: Sequence[Source]) -> None:
+    """Checks that a template has room for the images of samples.
+
+    Raises:
+        ConfigError: there are samples of several, and it names the width and height of one.
+    """
+    if template.takes_several:
+        return
+    for source in sources:
+        count = source.num_multi_image if isinstance(source, ShardSource | RecordSource) else 0
+        if count:
+            found = f"{count} samples of several images"
+            raise ConfigError("prompt_template", found, NEEDS_SEVERAL)
 
 
 def image_limits(data: DataArguments) -> ImageLimits:

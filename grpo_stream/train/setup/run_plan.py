@@ -33,6 +33,7 @@ from grpo_stream.train.setup.arguments import (
 from grpo_stream.train.setup.deepspeed_config import check_batch_arithmetic, load_zero_config
 from grpo_stream.train.setup.open_data import (
     OpenSources,
+    check_template,
     open_eval_sources,
     open_sources,
     stream_config,
@@ -174,6 +175,7 @@ def plan_run(settings: Settings) -> RunPlan:
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     plan = data_sets.plan(stream)
+    check_template(template, data_sets.sources)
     max_pixels = data.max_pixels if rule is None else rule.max_pixels
     if eval_data_sets is not None:
         eval_data_sets.plan(replace(stream, num_lanes=num_eval_lanes(args, num_ranks)))

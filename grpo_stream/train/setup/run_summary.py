@@ -112,12 +112,15 @@ def describe_prompt(
         sample = data_sets.sources[0].read(0, 0)
     except GrpoStreamError as error:
         return label, f"cannot be shown: {error}"
-    size, note = sample.size, " (with the image's size: the model's is not known yet)"
+    sizes, note = sample.sizes, " (with the image's size: the model's is not known yet)"
     if frame is not None and (rule is not None or frame != "model"):
-        model_size = size if rule is None else rule.target(size)
-        size = frame_size(frame, model_size=model_size, original_size=sample.original_size)
+        models = sizes if rule is None else tuple(map(rule.target, sizes))
+        sizes = tuple(
+            frame_size(frame, model_size=model, original_size=original)
+            for model, original in zip(models, sample.original_sizes, strict=True)
+        )
         note = ""
-    return label, f"of sample {sample.key}{note}\n{render(template, sample.prompt, size)}"
+    return label, f"of sample {sample.key}{note}\n{render(template, sample.prompt, *sizes)}"
 
 
 def _megabytes(num_bytes: int) -> str:

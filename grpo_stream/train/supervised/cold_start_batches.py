@@ -53,10 +53,10 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """The arguments of a model for a batch of :class:`ColdStartCollator`, on ``device``."""
     texts = ("input_ids", "attention_mask", "mm_token_type_ids", "labels")
     pixel_values, image_grid_thw = image_inputs(batch, device)
+    images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
     return {
         **{name: batch[name].to(device) for name in texts},
-        "pixel_values": pixel_values,
-        "image_grid_thw": image_grid_thw,
+        **(images if len(image_grid_thw) else {}),
     }
 
 

@@ -88,7 +88,10 @@ class SupervisedCollator:
             expected = "is for models that take Qwen-VL's patches; use none"
             raise ConfigError("group_by", "image", expected)
         ids = [batch["prompt_ids"][number]]
-        ids += [self.prompts.prompt_ids(s, batch["image_grid_thw"][number]) for s in group[1:]]
+        if len(group) > 1:  # of groups each sample has one image
+            own = sum(batch["num_images"][:number])
+            grid = batch["image_grid_thw"][own]
+            ids += [self.prompts.prompt_ids(sample, grid) for sample in group[1:]]
         prefix = _num_common(ids)
         if bool(batch["mm_token_type_ids"][number][max(prefix - 1, 0) :].any()):
             expected = "the model's chat template has words before the image; use group_by=none"

@@ -12,9 +12,13 @@ import torch
 
 from grpo_stream.train.batches.collate import IGNORED_LABEL, Batch
 from grpo_stream.train.batches.groups import PromptGroups
-from grpo_stream.train.prefix.backbone import backbone_of, image_kwargs, prompt_positions
+from grpo_stream.train.prefix.backbone import (
+    accepted_media,
+    backbone_of,
+    image_kwargs,
+    prompt_positions,
+)
 from grpo_stream.train.prefix.packing import pack_groups
-from grpo_stream.train.prefix.plain import accepted_media
 
 
 def packed_inputs(

@@ -8,9 +8,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models.utils import unwrap_model_for_generation
 
-from grpo_stream.boxes import Size
+from grpo_stream.grounding.cases import sizes_of
 from grpo_stream.grounding.scores import score_answer
-from grpo_stream.targets import WANTED_FIELD
+from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD
 from grpo_stream.train.batches.collate import IGNORED_LABEL, Batch
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.evaluate.answer_prompts import generate_texts, greedy_config
@@ -92,10 +92,11 @@ def _hits(model: Any, part: Batch, tokenizer: Any, config: Any) -> list[int]:
             part["solution"][number],
             key=part["key"][number],
             prompt="",
-            scales=Size(*part["scales"][number]),
-            model_size=Size(*part["model_size"][number]),
+            scales=sizes_of(part["scales"][number]),
+            model_size=sizes_of(part["model_size"][number]),
             answer_frame=part["answer_frame"][number],
             wanted=part["extra"][number].get(WANTED_FIELD),
+            solution_images=part["extra"][number].get(IMAGES_FIELD),
         )
         hits.append(_NOT_SCORED if answer.is_hit is None else int(answer.is_hit))
     return hits

@@ -7,7 +7,7 @@ from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.grounding.frames import from_original
 from grpo_stream.grounding.prompts import PromptTemplate, answer_text, refusal_text
 from grpo_stream.stream.sources import StreamSample
-from grpo_stream.targets import bounds_of, read_target
+from grpo_stream.targets import bounds_of, target_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class TaughtAnswers:
         """The answer, without the end of turn.
 
         Raises:
-            RecordError: cause ``no_answer``: the record has no text under ``answer_key``.
+            RecordError: cause ``no_answer``: the record has no text under ``answer_key``, or it
+                asks for no place and there is no ``answer_key``.
             ConfigError: a box is asked for, and the solution is a point.
         """
         if self.answer_key is not None:
@@ -51,12 +52,17 @@ class TaughtAnswers:
                 detail = f"{sample.key}: no text under answer_key={self.answer_key!r}: {text!r}"
                 raise RecordError("no_answer", detail)
             return text.replace("<|", "< |")  # as in prompts: no control words from a record
-        sizes = {"model_size": sample.model_size, "original_size": sample.scales}
         kind, frame = self.template.answer, self.frame
-        shapes = read_target(sample.solution).shapes
-        if not shapes:
+        target = target_of(sample.solution, sample.extra, len(sample.images))
+        if not target.asks_place:
+            detail = f"{sample.key} has no images and asks for no place: name its answer's field"
+            raise RecordError("no_answer", f"{detail} as answer_key")
+        if target.is_absent:
             return refusal_text(kind)
-        first = shapes[0]  # any of several is right, and a template has room for one
+        first = target.shapes[0]  # any of several is right, and a template has room for one
+        number = target.image_of(0)
+        model, original = sample.model_sizes[number], sample.original_sizes[number]
+        sizes = {"model_size": model, "original_size": original}
         if isinstance(first, Point):
             return answer_text(kind, from_original(first, frame, **sizes), self.snap)
         return answer_text(kind, from_original(bounds_of(first), frame, **sizes), self.snap)

@@ -217,7 +217,7 @@ class TestAFamilyWithoutARow:
 
     def test_a_text_with_two_images(self, llava):
         processor = load_processor(llava)
-        pixels = [np.zeros((56, 56, 3), np.uint8)]
+        pixels = [[np.zeros((56, 56, 3), np.uint8)]]
         with pytest.raises(RecordError, match="image_token"):
             encode_by_processor(processor, pixels, ["<|image_pad|><|image_pad|>"])
 
@@ -225,7 +225,7 @@ class TestAFamilyWithoutARow:
         def processor(**_):
             return {"input_ids": torch.ones(1, 3, dtype=torch.long), "flattened": torch.ones(1)}
 
-        pixels = [np.zeros((56, 56, 3), np.uint8)]
+        pixels = [[np.zeros((56, 56, 3), np.uint8)]]
         with pytest.raises(ConfigError, match="makes flattened, input_ids, but no pixel_values"):
             encode_by_processor(processor, pixels, ["?"])
 

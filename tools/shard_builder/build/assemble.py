@@ -90,8 +90,9 @@ def assemble(
         totals["num_samples"] += len(result.notes)
         totals["num_multi_image"] += result.num_multi_image
         totals["num_multi_box"] += result.num_multi_box
-        if result.num_schema_3:  # not named where there are none: as before, to the byte
-            totals["num_schema_3"] = totals.get("num_schema_3", 0) + result.num_schema_3
+        for name in ("num_schema_3", "num_text_only"):
+            if count := getattr(result, name):  # not named without any: as before, to the byte
+                totals[name] = totals.get(name, 0) + count
         for reject in result.rejects:
             rejects.add(*reject)
         notes = result.notes

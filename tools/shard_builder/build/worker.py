@@ -19,7 +19,7 @@ from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import ImageReader, PictureRules
 from grpo_stream.records.validate import Verdict, judge
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.sample import uses_schema_3
+from grpo_stream.shards.sample import is_text_only, uses_schema_3
 from grpo_stream.shards.tar import ShardWriter
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.chunk_plan import Chunk, Place, ShardLimits, unpack_row
@@ -145,6 +145,8 @@ class ChunkResult:
     """Samples with several boxes."""
     num_schema_3: int = 0
     """Samples with what schema 3 added."""
+    num_text_only: int = 0
+    """Samples without images."""
     tags: dict[str, str] = field(default_factory=dict)
     """ETag of each file that was put into a bucket."""
     group_counts: list[int] = field(default_factory=list)
@@ -256,6 +258,7 @@ class Worker:
         result.num_multi_image += bool(sample.more_images)
         result.num_multi_box += len(sample.solutions) > 1
         result.num_schema_3 += uses_schema_3(sample.meta)
+        result.num_text_only += is_text_only(sample.meta)
         if packer is not None:
             packer.add(verdict)
 

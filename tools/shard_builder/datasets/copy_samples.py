@@ -13,7 +13,7 @@ from grpo_stream.shards.index import (
     ShardIndex,
 )
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.sample import Sample, check_key, uses_schema_3
+from grpo_stream.shards.sample import Sample, check_key, is_text_only, uses_schema_3
 from grpo_stream.shards.tar import ShardWriter, parse_sample
 from grpo_stream.shards.tar_headers import iter_members, make_header, padding
 from grpo_stream.storage.store import LocalStore, Store
@@ -98,6 +98,7 @@ class SetWriter:
         keep: Callable[[int, ChunkResult], object] = lambda *_: None,
     ) -> None:
         self.num_multi_image = self.num_multi_box = self.num_schema_3 = self.num_samples = 0
+        self.num_text_only = 0
         self.shards: list[ShardInfo] = [info for result in done for info in result.shards]
         self.tags = {name: tag for result in done for name, tag in result.tags.items()}
         self.store = store
@@ -119,6 +120,7 @@ class SetWriter:
         self.num_multi_image += len(run.sample.sizes) > 1
         self.num_multi_box += len(run.sample.solutions) > 1
         self.num_schema_3 += uses_schema_3(run.sample.meta)
+        self.num_text_only += is_text_only(run.sample.meta)
         if self.num_samples <= self._num_done:
             return
         if self._writer is not None and self._is_full(self._writer, len(run.data)):
@@ -145,6 +147,7 @@ class SetWriter:
             "num_multi_image": self.num_multi_image,
             "num_multi_box": self.num_multi_box,
             **({"num_schema_3": self.num_schema_3} if self.num_schema_3 else {}),
+            **({"num_text_only": self.num_text_only} if self.num_text_only else {}),
         }
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from grpo_stream.shards.index import (
     write_indexes,
 )
 from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardInfo
-from grpo_stream.shards.sample import SCHEMA_VERSION, Sample, uses_schema_3
+from grpo_stream.shards.sample import SCHEMA_VERSION, Sample, is_text_only, uses_schema_3
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.kept_results import SETTINGS_NAME
 from shard_builder.datasets.judge_reading import judge_reading, places_of
@@ -50,6 +50,7 @@ class _Indexed:
     num_multi_image: int
     num_multi_box: int
     num_schema_3: int
+    num_text_only: int
     places: Sampled
 
 
@@ -69,9 +70,9 @@ def index_tars(
     written anew, from whatever version they were, and the manifest gets their check values: its
     digest, to which saved positions are bound, stays.
 
-    Every sample needs one image and one JSON member with ``prompt`` and ``solution``; missing
-    widths and heights are taken from the image. Images are judged by their headers. Other members
-    stay what they are. Shards are ordered by name.
+    Every sample needs a JSON member with ``prompt`` and ``solution``, and an image unless that says
+    ``"images": []``; missing widths and heights are taken from the image. Images are judged by
+    their headers. Other members stay what they are. Shards are ordered by name.
 
     Args:
         url: Folder, ``s3://``, ... of the tars.
@@ -167,7 +168,7 @@ def _read_tar(
     reread = Reread(store, name, should_stop)
     entries: list[IndexEntry] = []
     hashes: list[int] = []
-    num_multi_image = num_multi_box = num_schema_3 = 0
+    num_multi_image = num_multi_box = num_schema_3 = num_text_only = 0
     places = Sampled()
     try:
         for run in reread.runs():
@@ -180,6 +181,7 @@ def _read_tar(
             num_multi_image += bool(run.sample.more_images)
             num_multi_box += len(run.sample.solutions) > 1
             num_schema_3 += uses_schema_3(run.sample.meta)
+            num_text_only += is_text_only(run.sample.meta)
             on_progress(1, entry.num_bytes)
     except ShardFormatError as error:
         if error.cause in ("bad_json", "bad_meta"):
@@ -193,7 +195,8 @@ def _read_tar(
     info = reread.info(len(entries))
     index = ShardIndex.from_entries(entries, reread.num_bytes, info.sha256)
     info = replace(info, index_crc32=write_indexes(spool / name, index, reread.end))
-    return _Indexed(info, hashes, num_multi_image, num_multi_box, num_schema_3, places)
+    counts = num_multi_image, num_multi_box, num_schema_3, num_text_only
+    return _Indexed(info, hashes, *counts, places)
 
 
 def _judge(sample: Sample, where: str) -> None:
@@ -236,6 +239,7 @@ def _reading(
 def _manifest(indexed: list[_Indexed], readings: list[dict[str, object]] | None) -> Manifest:
     shards = tuple(one.info for one in indexed)
     num_schema_3 = sum(one.num_schema_3 for one in indexed)
+    num_text_only = sum(one.num_text_only for one in indexed)
     return Manifest(
         version=MANIFEST_VERSION,
         shards=shards,
@@ -251,6 +255,7 @@ def _manifest(indexed: list[_Indexed], readings: list[dict[str, object]] | None)
             "num_multi_image": sum(one.num_multi_image for one in indexed),
             "num_multi_box": sum(one.num_multi_box for one in indexed),
             **({"num_schema_3": num_schema_3} if num_schema_3 else {}),
+            **({"num_text_only": num_text_only} if num_text_only else {}),
         },
     )
 

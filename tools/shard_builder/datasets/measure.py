@@ -50,6 +50,8 @@ class Measures:
     num_points: int = 0
     num_multi_image: int = 0
     """Samples of several images."""
+    num_text_only: int = 0
+    """Samples without images."""
     num_multi_box: int = 0
     """Samples of several boxes or points."""
     num_untokenised: int = 0
@@ -150,6 +152,7 @@ def _add_metas(
         solutions, sizes = sample.solutions, sample.sizes
         found.num_multi_image += len(sizes) > 1
         found.num_multi_box += len(solutions) > 1
+        found.num_text_only += not sizes
         for lies_in, numbers in zip(sample.solution_images, solutions, strict=True):
             size = sizes[lies_in]
             shape = read_shape(numbers)

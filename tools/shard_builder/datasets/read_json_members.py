@@ -78,6 +78,6 @@ def _parse(data: bytes, where: str, size: Size) -> dict[str, Any]:
     # JSON of tars that others made may leave the sides to the image; the index has them.
     sides = {"width": size.width, "height": size.height}
     sides |= {f"original_{name}": value for name, value in sides.items()}
-    meta = sides | meta
+    meta = sides | meta if size.width else meta
     check_meta(meta, where)
     return meta

@@ -218,7 +218,8 @@ def _place_facts(
     sample: Sample, places: Sequence[tuple[int, Solution]]
 ) -> Iterator[tuple[str, str]]:
     if not places:
-        yield "target", "not there"
+        is_absent = sample.meta.get(WANTED_FIELD) == "none"
+        yield "target", "not there" if is_absent else "none is asked for"
     if len(places) > 1:
         yield "wanted", str(sample.meta.get(WANTED_FIELD, "any"))
     for number, (lies_in, numbers) in enumerate(places[:_MAX_LISTED]):

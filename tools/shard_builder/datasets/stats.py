@@ -28,6 +28,8 @@ def stats_table(found: Measures) -> str:
     if found.num_multi_image or found.num_multi_box:
         several = f"{found.num_multi_image:,} of several images, {found.num_multi_box:,} of several"
         facts.append(("samples", f"{several} boxes or points"))
+    if found.num_text_only:
+        facts.append(("samples", f"{found.num_text_only:,} without images"))
     spreads = [
         ("image width, px", found.width, ",.0f", 1),
         ("image height, px", found.height, ",.0f", 1),
@@ -93,6 +95,7 @@ def stats_dict(found: Measures) -> dict[str, Any]:
         "num_points": found.num_points,
         "num_multi_image": found.num_multi_image,
         "num_multi_box": found.num_multi_box,
+        "num_text_only": found.num_text_only,
         "rejects": dict(found.rejects.most_common()),
         "warnings": dict(found.warnings.most_common()),
         "formats": dict(found.formats.most_common()),

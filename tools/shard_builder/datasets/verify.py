@@ -20,7 +20,7 @@ from grpo_stream.shards.index import (
     energon_index_name,
 )
 from grpo_stream.shards.manifest import Manifest, ShardInfo
-from grpo_stream.shards.sample import Sample
+from grpo_stream.shards.sample import Sample, is_text_only
 from grpo_stream.shards.sample_runs import Run
 from grpo_stream.storage.store import Store
 from shard_builder.datasets.judge_reading import is_judged, judge_reading, places_of
@@ -58,7 +58,8 @@ class _ShardReport:
     fault: GrpoStreamError | None
     places: Sampled
     num_multi: Counter[str]
-    """Samples of several images and of several solutions, as the manifest's totals call them."""
+    """Samples of several images, of several solutions and of no image, as the manifest's totals
+    call them."""
 
 
 def verify(
@@ -101,7 +102,7 @@ def verify(
 
     book = KeyBook()
     sampled = Sampled()
-    num_multi = Counter(num_multi_image=0, num_multi_box=0)
+    num_multi = Counter(num_multi_image=0, num_multi_box=0, num_text_only=0)
     with closing(map_in_order(check, manifest.shards, workers, stop)) as reports:
         for number, report in enumerate(reports, 1):
             book.add(report.hashes)
@@ -135,6 +136,7 @@ def _check_shard(
             report.hashes.append(key_hash(last_key))
             report.num_multi["num_multi_image"] += bool(sample.more_images)
             report.num_multi["num_multi_box"] += len(sample.solutions) > 1
+            report.num_multi["num_text_only"] += is_text_only(sample.meta)
             on_progress(1, num_bytes)
     except (VerifyError, StoreError) as error:
         report.fault = error
