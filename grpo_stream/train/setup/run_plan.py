@@ -18,6 +18,10 @@ from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.images import ResizeRule
 from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
+from grpo_stream.train.models.cuda_settings import (
+    choose_attention_kernels,
+    use_expandable_segments,
+)
 from grpo_stream.train.models.master_weights import check_dtype
 from grpo_stream.train.models.model_path import EXAMPLE, base_model_of, check_model_path
 from grpo_stream.train.models.policy import policy_config
@@ -151,12 +155,15 @@ def make_settings(parser: SettingsParser, flags: Namespace, *, is_alone: bool = 
 def plan_run(settings: Settings) -> RunPlan:
     """Checks all that can be checked without weights, and adds up what the run will do.
 
+    It also chooses the process's attention kernels, which a line of the plan says.
+
     Raises:
         ConfigError: a setting that cannot work, named with a value that does.
         ManifestError: the shards have no manifest.
         StoreError: they cannot be reached.
     """
     args, data, task = settings.args, settings.data, settings.task
+    cudnn_attention = choose_attention_kernels(cudnn_attention=settings.run.cudnn_attention)
     template, frame, rule = check_model(settings)
     checked = check_settings(
         args,
@@ -194,6 +201,7 @@ def plan_run(settings: Settings) -> RunPlan:
         ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
         ("precision", precision_of(args)),
         ("shared prefix", _describe_shared_prefix(settings, checked.packed_attention)),
+        ("cuDNN attention", cudnn_attention),
         ("deepspeed", describe_deepspeed(args)),
         ("output", str(args.output_dir)),
     ]
@@ -206,6 +214,7 @@ def plan_run(settings: Settings) -> RunPlan:
 
 def use_cpu_only() -> bool:
     """Whether there is no accelerator; DeepSpeed is then told so, which spares a warning."""
+    use_expandable_segments()
     if torch.cuda.is_available():
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from grpo_stream.errors import ConfigError, ImageError, ManifestError
 from grpo_stream.grounding.prompts import TEMPLATES
@@ -288,3 +289,14 @@ def test_how_a_policy_is_loaded(shapes):
     assert found == {"revision": "main", "dtype": "bfloat16", "attn_implementation": "eager"}
     found = model_init_kwargs(settings(shapes, "--model_init_kwargs", '{"dtype": "float16"}'))
     assert found == {"revision": "main", "dtype": "float16"}
+
+
+@pytest.mark.parametrize(("wanted", "text"), [("false", "off: flash"), ("true", "on")])
+def test_the_plan_says_and_sets_which_attention_kernels(shapes, wanted, text):
+    was_on = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        lines = dict(plan_run(settings(shapes, "--cudnn_attention", wanted)).lines)
+        assert lines["cuDNN attention"].startswith(text)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == (wanted == "true")
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_on)
