@@ -177,7 +177,7 @@ def plan_run(settings: Settings) -> RunPlan:
     )
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = checked.num_lanes
-    notes = [*checked.notes, *waiting_notes(settings, num_ranks)]
+    notes = [*checked.notes, *waiting_notes(settings, num_ranks), *_micro_step_notes(settings)]
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     plan = data_sets.plan(stream)
@@ -234,6 +234,28 @@ def waiting_notes(settings: Any, num_ranks: int) -> list[str]:
         for name, limit in limits.items()
         if num_ranks > 1 and limit >= waits
     ]
+
+
+def _micro_step_notes(settings: Settings) -> list[str]:
+    """What would make a global step of fewer kernels, for a dry run or a run on a GPU."""
+    args = settings.args
+    num_micro_steps = args.gradient_accumulation_steps
+    if (
+        (not settings.run.dry_run and args.device.type == "cpu")
+        or settings.task.shared_prefix == "off"
+        or num_micro_steps == 1
+        or num_micro_steps != args.steps_per_generation
+        or args.per_device_train_batch_size % args.num_generations
+    ):
+        return []
+    size = args.per_device_train_batch_size
+    note = (
+        f"per_device_train_batch_size={size * num_micro_steps}, gradient_accumulation_steps=1 is "
+        f"the same global step as {size} x {num_micro_steps} with fewer kernels, where memory "
+        "allows (launch/estimate.py --groups-per-micro-step "
+        f"{size * num_micro_steps // args.num_generations})"
+    )
+    return [note]
 
 
 def _check_early(flags: Namespace, world_size: int) -> None:
