@@ -20,9 +20,13 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.cold_start import ColdStartConfig, cold_start
 from grpo_stream.train.evaluate.answer_prompts import evaluate
+from grpo_stream.train.models.cuda_settings import (
+    choose_attention_kernels,
+    use_expandable_segments,
+)
 from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.setup.arguments import DataArguments, TaskArguments
+from grpo_stream.train.setup.arguments import DataArguments, RunArguments, TaskArguments
 from grpo_stream.train.setup.open_data import make_stream, open_eval_sources, open_sources
 from grpo_stream.train.setup.settings_parser import SettingsParser
 from grpo_stream.train.supervised.cold_start_batches import ColdStartCollator
@@ -39,6 +43,7 @@ class ColdStartArguments:
     snap: int = setting(8, "Answers are multiples of this.")
     max_completion_length: int = setting(16, "Tokens per answer at most, on the dev split.")
     seed: int = setting(0, "Of the samples' order.")
+    cudnn_attention: bool = same_setting(RunArguments, "cudnn_attention")
 
 
 def main(argv: list[str]) -> int:
@@ -56,6 +61,9 @@ def run(args: ColdStartArguments, config: ColdStartConfig, data: DataArguments) 
     """Trains and saves the policy; the losses are beside it."""
     if args.snap < 1 or args.batch_size < 1:
         raise ConfigError("batch_size", (args.batch_size, args.snap), "and snap must be at least 1")
+    use_expandable_segments()
+    kernels = choose_attention_kernels(cudnn_attention=args.cudnn_attention)
+    print(f"cuDNN attention: {kernels}")
     dev_sets = open_eval_sources(data)
     if dev_sets is None or len(dev_sets.sources) > 1:
         expected = "is needed: one data set, the dev split, as in eval_shards=shards/dev"

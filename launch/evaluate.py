@@ -22,6 +22,10 @@ from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation
 from grpo_stream.train.evaluate.evaluation_run import run_evaluation
+from grpo_stream.train.models.cuda_settings import (
+    choose_attention_kernels,
+    use_expandable_segments,
+)
 from grpo_stream.train.setup.settings_parser import SettingsParser
 
 
@@ -35,8 +39,10 @@ def main(argv: Sequence[str]) -> int:
         plan = plan_evaluation(args, find_world())
         if args.num_processes > 1:
             start_ranks(argv, args.num_processes)
+        use_expandable_segments()
+        kernels = choose_attention_kernels(cudnn_attention=args.cudnn_attention)
         if plan.world.rank == 0:
-            for line in plan.readings:
+            for line in [*plan.readings, f"cuDNN attention: {kernels}"]:
                 print(line)
         done = run_evaluation(plan)
     except GrpoStreamError as error:

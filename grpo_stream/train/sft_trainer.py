@@ -22,6 +22,7 @@ from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.micro_steps import first_of
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
+from grpo_stream.train.checkpoints.universal import zero_stage_of
 from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
 from grpo_stream.train.models.master_weights import (
     check_dtype,
@@ -31,6 +32,7 @@ from grpo_stream.train.models.master_weights import (
 from grpo_stream.train.models.model_path import base_model_of
 from grpo_stream.train.models.policy import continued_adapter, policy_config
 from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
@@ -233,6 +235,15 @@ class StreamingSFTTrainer(SFTTrainer):
         self._run_state.begin_run(kwargs.get("resume_from_checkpoint"))
         self._observer.begin_run()
         return super()._inner_training_loop(*args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer._prepare_for_training`` (transformers 5.23): layers of few hooks.
+
+        DeepSpeed's engine is made there.
+        """
+        is_wanted = self.shared_prefix and zero_stage_of(self.args) == 3
+        with leaf_layers(self.model, is_wanted=is_wanted):
+            return super()._prepare_for_training(*args, **kwargs)
 
     def set_initial_training_values(self, args: SFTConfig, dataloader: Any) -> tuple[Any, ...]:
         """Extends ``Trainer.set_initial_training_values`` (transformers 5.23): finds the position.

@@ -30,6 +30,7 @@ from grpo_stream.train.batches.finite_rewards import check_finite
 from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
+from grpo_stream.train.checkpoints.universal import zero_stage_of
 from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
 from grpo_stream.train.models.master_weights import (
     check_dtype,
@@ -44,6 +45,7 @@ from grpo_stream.train.models.policy import (
     policy_config,
 )
 from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
+from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.observe.bad_steps import check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
@@ -54,7 +56,7 @@ from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_towe
 from grpo_stream.train.prefix.backbone import has_frozen_vision_tower
 from grpo_stream.train.prefix.generation import suppressed_token_ids
 from grpo_stream.train.prefix.scoring import LogProbs
-from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay, ways_to_try
+from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed, PrefixWay, ways_to_try
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
 from grpo_stream.train.run_state import Gathered, RunState, refill_columns
 from grpo_stream.train.setup.arguments import LogArguments
@@ -259,6 +261,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if ways == [PLAIN] and reasons and self.accelerator.is_main_process:
             logger.warning("shared_prefix is off: %s", "; ".join(reasons))
         if any(isinstance(way, Packed) for way in ways):
+            if zero_stage_of(self.args) == 3:
+                ways = [way for way in ways if way is not FORKED]  # leaf_layers
             for model in filter(None, (self.model, self.ref_model)):
                 use_shared_prefix_attention(self.accelerator.unwrap_model(model))
         return ways
@@ -354,6 +358,15 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self._run_state.begin_run(kwargs.get("resume_from_checkpoint"))
         self._observer.begin_run()
         return super()._inner_training_loop(*args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Extends ``Trainer._prepare_for_training`` (transformers 5.23): layers of few hooks.
+
+        DeepSpeed's engine is made there.
+        """
+        is_wanted = isinstance(self._rollout.way, Packed) and zero_stage_of(self.args) == 3
+        with leaf_layers(self.model, is_wanted=is_wanted):
+            return super()._prepare_for_training(*args, **kwargs)
 
     def set_initial_training_values(self, args: GRPOConfig, dataloader: Any) -> tuple[Any, ...]:
         """Extends ``Trainer.set_initial_training_values`` (transformers 5.23): finds the position.

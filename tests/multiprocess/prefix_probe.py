@@ -12,6 +12,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import get_z3_leaf_modules
 from peft import LoraConfig
 from trl import GRPOConfig
 
@@ -131,6 +132,7 @@ def run(
         "weights": values,
         "num_tower_calls": num_tower_calls[0],
         "way": trainer.prefix_way,
+        "num_leaves": len(get_z3_leaf_modules(module)),
     }
 
 

@@ -13,7 +13,7 @@ NUM_BATCHES = 2  # generation batches of each run, of 2 global steps each
 
 pytestmark = [
     pytest.mark.multiprocess,
-    pytest.mark.slow(reason="twenty trainings under ZeRO-3"),
+    pytest.mark.slow(reason="two dozen trainings under ZeRO-3"),
 ]
 
 
@@ -30,7 +30,7 @@ def watch(folder, family, num_ranks, learning_rate, *names):
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def seen(request, tmp_path_factory):
-    names = ("plain", "shared", "checkpointing", "frozen", "sampled")
+    names = ("plain", "shared", "checkpointing", "frozen", "sampled", "lora", "plain lora")
     return watch(tmp_path_factory.mktemp("prefix"), "qwen2_5_vl", request.param, 0.5, *names)
 
 
@@ -42,11 +42,17 @@ def forked(request, tmp_path_factory):
     return watch(tmp_path_factory.mktemp(request.param), request.param, 2, 0.01, *names)
 
 
-@pytest.mark.parametrize("name", ["shared", "checkpointing"])
-def test_equals_trls_own_path(seen, name):
+PAIRS = [("shared", "plain"), ("checkpointing", "plain"), ("lora", "plain lora")]
+
+
+@pytest.mark.parametrize(("name", "like"), PAIRS, ids=[name for name, _ in PAIRS])
+def test_equals_trls_own_path(seen, name, like):
     for rank in seen:
-        found, expected = rank[name], rank["plain"]
+        found, expected = rank[name], rank[like]
         assert (found["way"], expected["way"]) == ("packed", "plain")
+        # Layers' weights travel together in one of them, and module by module in the other.
+        assert found["num_leaves"] > 2
+        assert expected["num_leaves"] == 0
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["weights"] == pytest.approx(expected["weights"], abs=1e-6)
     if len(seen) == 2:
@@ -68,6 +74,7 @@ def test_a_forked_prefix_equals_trls_layout(forked):
         for name in pairs.keys() & rank.keys():
             found, expected = rank[name], rank[pairs[name]]
             assert (found["way"], expected["way"]) == ("forked", "plain")
+            assert found["num_leaves"] == 0  # grpo_stream.train.models.zero_leaves
             assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
             assert found["weights"] == pytest.approx(expected["weights"], abs=1e-5)
     assert forked[0]["checkpointing"]["losses"] != forked[1]["checkpointing"]["losses"]

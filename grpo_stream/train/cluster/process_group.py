@@ -28,11 +28,20 @@ _LOST = (
     "gloo",
     "NCCL",
     "ncclRemoteError",
+    "ncclSystemError",
     "TCPStore",
     "Connection closed by peer",
     "Application timeout caused pair closure",  # gloo's, without its name
+    "collective operation timeout",  # of torch's watchdog over NCCL, without its name
 )
 """Words of torch's errors when another rank does not answer; those of gloo are RuntimeErrors."""
+
+_OWN_FAULT = (
+    "ncclInvalidArgument",
+    "ncclInvalidUsage",  # two ranks on one GPU, for example
+    "ncclUnhandledCudaError",
+)
+"""Results of NCCL that are of this rank alone (torch 2.13, NCCLUtils.hpp)."""
 
 
 def start_process_group(*, use_cpu: bool) -> None:
@@ -130,6 +139,8 @@ class BoundWaiting(TrainerCallback):
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether an error means that another rank has gone, or did not answer in time."""
+    if any(word in str(error) for word in _OWN_FAULT):
+        return False
     if isinstance(error, torch.distributed.DistError):
         return True
     # None of its subclasses: CUDA's errors are, and an engine's that only speaks of NCCL.

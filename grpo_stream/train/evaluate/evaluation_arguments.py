@@ -7,7 +7,7 @@ from typing import Any
 from grpo_stream.flags import same_setting, setting
 from grpo_stream.printable import mask_secrets
 from grpo_stream.records.formats.rules import BoxFormat, Coords
-from grpo_stream.train.setup.arguments import DataArguments
+from grpo_stream.train.setup.arguments import DataArguments, RunArguments
 
 
 @dataclass
@@ -58,6 +58,7 @@ class EvaluateArguments:
     device: str = setting("auto", "auto, cpu or cuda.")
     dtype: str = setting("auto", "auto (bfloat16 on a GPU, float32 on the CPU), bfloat16, ...")
     attn_implementation: str | None = setting(None, "As transformers names it, for example sdpa.")
+    cudnn_attention: bool = same_setting(RunArguments, "cudnn_attention")
     num_resamples: int = setting(2000, "Bootstrap resamples behind the intervals.")
     seed: int = setting(0, "Of the bootstrap and of sampled answers.")
     num_pictures: int = setting(8, "Pictures of each kind in the report; 0: none.")

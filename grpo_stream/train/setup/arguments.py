@@ -272,3 +272,6 @@ class RunArguments:
     skip_preflight: bool = setting(
         False, "Begin without comparing ranks and looking at store, memory and disks."
     )
+    cudnn_attention: bool = setting(
+        False, "On GPUs, let attention take cuDNN's kernels, torch's own choice on Hopper."
+    )

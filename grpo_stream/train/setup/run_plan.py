@@ -18,6 +18,10 @@ from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.images import ResizeRule
 from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
+from grpo_stream.train.models.cuda_settings import (
+    choose_attention_kernels,
+    use_expandable_segments,
+)
 from grpo_stream.train.models.master_weights import check_dtype
 from grpo_stream.train.models.model_path import EXAMPLE, base_model_of, check_model_path
 from grpo_stream.train.models.policy import policy_config
@@ -152,12 +156,15 @@ def make_settings(parser: SettingsParser, flags: Namespace, *, is_alone: bool = 
 def plan_run(settings: Settings) -> RunPlan:
     """Checks all that can be checked without weights, and adds up what the run will do.
 
+    It also chooses the process's attention kernels, which a line of the plan says.
+
     Raises:
         ConfigError: a setting that cannot work, named with a value that does.
         ManifestError: the shards have no manifest.
         StoreError: they cannot be reached.
     """
     args, data, task = settings.args, settings.data, settings.task
+    cudnn_attention = choose_attention_kernels(cudnn_attention=settings.run.cudnn_attention)
     template, frame, rule = check_model(settings)
     checked = check_settings(
         args,
@@ -171,7 +178,7 @@ def plan_run(settings: Settings) -> RunPlan:
     )
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = checked.num_lanes
-    notes = [*checked.notes, *waiting_notes(settings, num_ranks)]
+    notes = [*checked.notes, *waiting_notes(settings, num_ranks), *_micro_step_notes(settings)]
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     plan = data_sets.plan(stream)
@@ -196,6 +203,7 @@ def plan_run(settings: Settings) -> RunPlan:
         ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
         ("precision", precision_of(args)),
         ("shared prefix", _describe_shared_prefix(settings, checked.packed_attention)),
+        ("cuDNN attention", cudnn_attention),
         ("deepspeed", describe_deepspeed(args)),
         ("output", str(args.output_dir)),
     ]
@@ -208,6 +216,7 @@ def plan_run(settings: Settings) -> RunPlan:
 
 def use_cpu_only() -> bool:
     """Whether there is no accelerator; DeepSpeed is then told so, which spares a warning."""
+    use_expandable_segments()
     if torch.cuda.is_available():
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -227,6 +236,28 @@ def waiting_notes(settings: Any, num_ranks: int) -> list[str]:
         for name, limit in limits.items()
         if num_ranks > 1 and limit >= waits
     ]
+
+
+def _micro_step_notes(settings: Settings) -> list[str]:
+    """What would make a global step of fewer kernels, for a dry run or a run on a GPU."""
+    args = settings.args
+    num_micro_steps = args.gradient_accumulation_steps
+    if (
+        (not settings.run.dry_run and args.device.type == "cpu")
+        or settings.task.shared_prefix == "off"
+        or num_micro_steps == 1
+        or num_micro_steps != args.steps_per_generation
+        or args.per_device_train_batch_size % args.num_generations
+    ):
+        return []
+    size = args.per_device_train_batch_size
+    note = (
+        f"per_device_train_batch_size={size * num_micro_steps}, gradient_accumulation_steps=1 is "
+        f"the same global step as {size} x {num_micro_steps} with fewer kernels, where memory "
+        "allows (launch/estimate.py --groups-per-micro-step "
+        f"{size * num_micro_steps // args.num_generations})"
+    )
+    return [note]
 
 
 def _check_early(flags: Namespace, world_size: int) -> None:

@@ -14,6 +14,7 @@ from grpo_stream.stream.image_groups import ImageGroupSource, open_image_group
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.selected_source import SelectedSource
 from grpo_stream.stream.sources import ShardSource, decode_sample
+from grpo_stream.train.models.cuda_settings import choose_attention_kernels
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
 from grpo_stream.train.setup.accelerate_launch import (
@@ -94,6 +95,8 @@ def make_settings(
 def plan_supervised(settings: SupervisedSettings) -> RunPlan:
     """Checks all that can be checked without weights, and adds up what the run will do.
 
+    It also chooses the process's attention kernels, which a line of the plan says.
+
     Raises:
         ConfigError: a setting that cannot work, named with a value that does.
         ManifestError: the shards have no manifest.
@@ -101,6 +104,7 @@ def plan_supervised(settings: SupervisedSettings) -> RunPlan:
     """
     args, data, task = settings.args, settings.data, settings.task
     has_eval_data = data.eval_shards is not None
+    cudnn_attention = choose_attention_kernels(cudnn_attention=settings.run.cudnn_attention)
     settings.log.check()
     task.check(has_eval_data=has_eval_data)
     check_launcher()
@@ -136,6 +140,7 @@ def plan_supervised(settings: SupervisedSettings) -> RunPlan:
         ("prompt", f"{task.prompt_template}; taught is {answers}"),
         ("precision", precision_of(args)),
         ("rows", _describe_rows(settings)),
+        ("cuDNN attention", cudnn_attention),
         ("deepspeed", describe_deepspeed(args)),
         ("output", str(args.output_dir)),
     ]

@@ -56,13 +56,32 @@ def seconds_of(group):
     return backend.options._timeout.total_seconds()
 
 
+# As torch 2.13 words them (NCCLUtils.hpp, ProcessGroupNCCL.cpp).
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3690,"
+REMOTE = "ncclRemoteError: A call failed possibly due to a network error"
+SYSTEM = "ncclSystemError: System call (e.g. socket, malloc) or external library call failed"
+USAGE = "ncclInvalidUsage: This usually reflects invalid usage of NCCL library. Duplicate GPU"
+CUDA = "ncclUnhandledCudaError: Call to CUDA function failed."
+WATCHDOG = (
+    "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, "
+    "Timeout(ms)=1800000) ran for 1800021 milliseconds before timing out."
+)
+
+
 @pytest.mark.parametrize(
     ("error", "is_lost"),
     [
         (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset"), True),
         (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting"), True),
         (RuntimeError("Application timeout caused pair closure"), True),
-        (distributed.DistBackendError("NCCL error: remote process exited"), True),
+        (distributed.DistBackendError(f"{NCCL} remote process exited or ... {REMOTE}"), True),
+        (distributed.DistBackendError(f"{NCCL} unhandled system error ... {SYSTEM}"), True),
+        (distributed.DistBackendError(WATCHDOG), True),
+        (RuntimeError(WATCHDOG), True),
+        (RuntimeError("[Rank 1] NCCL communicator was aborted on rank 1."), True),
+        (distributed.DistStoreError("wait timeout after 600000ms, keys: /ncclUniqueId"), True),
+        (distributed.DistBackendError(f"{NCCL} invalid usage ... {USAGE}"), False),
+        (distributed.DistBackendError(f"{NCCL} unhandled cuda error ... {CUDA}"), False),
         (RuntimeError("CUDA out of memory"), False),
         (torch.OutOfMemoryError("CUDA out of memory while NCCL made its buffers"), False),
         (NotImplementedError("no NCCL on the CPU"), False),

@@ -123,7 +123,7 @@ def test_transformers_fills_every_auto(name):
     assert "auto" not in filled.values()
     assert filled["train_batch_size"] == 4 * 6 * 5
     assert filled["gradient_clipping"] == 0.2
-    if name == "zero3.json":  # as the README says of the 3B model
+    if name == "zero3_offload.json":  # as the README says of the 3B model
         assert filled["zero_optimization.reduce_bucket_size"] == 2048**2
         assert filled["zero_optimization.stage3_param_persistence_threshold"] == 20480
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from grpo_stream.errors import ConfigError, ImageError, ManifestError
 from grpo_stream.grounding.prompts import TEMPLATES
@@ -288,3 +289,32 @@ def test_how_a_policy_is_loaded(shapes):
     assert found == {"revision": "main", "dtype": "bfloat16", "attn_implementation": "eager"}
     found = model_init_kwargs(settings(shapes, "--model_init_kwargs", '{"dtype": "float16"}'))
     assert found == {"revision": "main", "dtype": "float16"}
+
+
+@pytest.mark.parametrize(("wanted", "text"), [("false", "off: flash"), ("true", "on")])
+def test_the_plan_says_and_sets_which_attention_kernels(shapes, wanted, text):
+    was_on = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        lines = dict(plan_run(settings(shapes, "--cudnn_attention", wanted)).lines)
+        assert lines["cuDNN attention"].startswith(text)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == (wanted == "true")
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_on)
+
+
+@pytest.mark.parametrize(
+    ("flags", "advised"),
+    [
+        (["--gradient_accumulation_steps", "2"], 8),
+        (["--gradient_accumulation_steps", "2", "--shared_prefix", "off"], None),
+        (["--gradient_accumulation_steps", "1", "--steps_per_generation", "2"], None),
+        (["--gradient_accumulation_steps", "1"], None),
+    ],
+)
+def test_a_dry_run_advises_micro_batches_of_several_groups(shapes, flags, advised):
+    wanted = [] if advised is None else [f"per_device_train_batch_size={advised}, "]
+    for is_dry in ("true", "false"):  # on a CPU a run itself has nothing of it
+        notes = plan_run(settings(shapes, *flags, "--dry_run", is_dry)).notes
+        found = [note for note in notes if note.startswith("per_device_train_batch_size=")]
+        assert len(found) == len(wanted) * (is_dry == "true")
+        assert all(note.startswith(one) for note, one in zip(found, wanted, strict=False))
