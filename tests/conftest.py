@@ -12,6 +12,8 @@ import sys
 import pytest
 from hypothesis import settings
 
+from grpo_stream.storage import atomic_files
+
 # Speed is never asserted: a shared machine may stall any example. CI repeats the same examples, so
 # that a failure there is the change's own; runs by hand look for new ones.
 settings.register_profile("grpo_stream", deadline=None, derandomize="CI" in os.environ)
@@ -45,6 +47,22 @@ def server(monkeypatch):
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         yield server
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Makes the disk full for a file that is to appear whole: give its path."""
+
+    def fill(path):
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.symlink_to("/dev/full")
+        monkeypatch.setattr(
+            atomic_files,
+            "temp_beside",
+            lambda other: temporary if other == path else other.with_name(f"{other.name}.tmp"),
+        )
+
+    return fill
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,7 @@ import pytest
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.evaluation_files import check_same_data, read_run, write_run
 from grpo_stream.storage import atomic_files
-from grpo_stream.storage.atomic_files import no_room_line, temp_beside
+from grpo_stream.storage.atomic_files import no_room_line
 from tests.grounding.support import answer
 
 ANSWERS = [answer("(150, 150)", key="a"), answer("no \ud800 idea \N{SNOWMAN}", key="b")]
@@ -45,10 +45,10 @@ def test_figures_never_lie_beside_answers_of_another_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["answers.jsonl", "index.html", "results.json"])
-def test_a_full_disk_leaves_what_was_there(tmp_path, name):
+def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk, name):
     write_run(tmp_path, RESULTS, ANSWERS, "old")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    temp_beside(tmp_path / name).symlink_to("/dev/full")
+    full_disk(tmp_path / name)
     with pytest.raises(OSError, match=name) as caught:
         write_run(tmp_path, RESULTS, ANSWERS[:1], "new")
     assert no_room_line(caught.value) == (

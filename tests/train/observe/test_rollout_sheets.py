@@ -12,7 +12,6 @@ from PIL import Image
 from transformers.integrations import TensorBoardCallback
 
 from grpo_stream.boxes import Box, Point
-from grpo_stream.storage.atomic_files import temp_beside
 from grpo_stream.train.observe.rollout_sheets import (
     Rollout,
     RolloutSheets,
@@ -187,8 +186,8 @@ class TestSheets:
         sheets.wait()
         assert not sheets._thread.is_alive()
 
-    def test_a_full_disk_leaves_no_half_of_a_picture(self, rollout, tmp_path):
-        temp_beside(tmp_path / "step-000000.png").symlink_to("/dev/full")
+    def test_a_full_disk_leaves_no_half_of_a_picture(self, rollout, tmp_path, full_disk):
+        full_disk(tmp_path / "step-000000.png")
         sheets, shown = make_sheets(tmp_path)
         sheets.offer(rollout, 0)
         sheets.wait()
