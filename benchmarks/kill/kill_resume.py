@@ -64,6 +64,7 @@ def add_command(commands: Commands) -> None:
     add("--num-ranks", type=int, default=1, help="more than one: ZeRO-3 (%(default)s)")
     add("--num-steps", type=int, default=8, help="global steps of a run (%(default)s)")
     add("--family", default="qwen2_5_vl", help="of the policy, a model_type (%(default)s)")
+    add("--mixed-images", action="store_true", help="records of one, two and no images in turn")
     add("--seed", type=int, default=0, help="of the moments (%(default)s)")
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=run)
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
             num_steps=args.num_steps,
             seed=args.seed,
             family=args.family,
+            mixes_images=args.mixed_images,
         )
     if args.json:
         print(json.dumps(figures))
@@ -105,6 +107,7 @@ def measure(
     num_steps: int = 6,
     seed: int = 0,
     family: str = "qwen2_5_vl",
+    mixes_images: bool = False,
 ) -> dict[str, Any]:
     """Kills and compares.
 
@@ -116,6 +119,7 @@ def measure(
         num_steps: Global steps of a run.
         seed: Of the moments.
         family: Of the policy.
+        mixes_images: Records have one, two and no images in turn.
 
     Returns:
         ``kills``: what was about to happen at each; ``num_partial``: how often a partial checkpoint
@@ -125,7 +129,7 @@ def measure(
     """
     started = time.monotonic()
     rng = random.Random(seed)  # noqa: S311 - moments, no secrets
-    settings = prepare(folder, family) | {"max_steps": num_steps}
+    settings = prepare(folder, family, mixes_images=mixes_images) | {"max_steps": num_steps}
     if num_ranks > 1:
         settings["deepspeed"] = ZERO3
     whole = Run(server, folder / "whole", num_ranks, settings)
@@ -245,15 +249,32 @@ class Run:
         return [path.read_bytes() for path in sorted(self.out.glob("*.safetensors"))]
 
 
-def prepare(folder: Path, family: str = "qwen2_5_vl") -> dict[str, Any]:
+def prepare(
+    folder: Path, family: str = "qwen2_5_vl", *, mixes_images: bool = False
+) -> dict[str, Any]:
     """Makes data and policy; the settings of a run on them, by the names of their flags."""
     from grpo_stream.train.models.tiny import make_tiny_policy, read_prompts  # noqa: PLC0415 - torch
 
     records = write_set(folder / "shapes", 24, seed=0, quiet=True)
     texts = [*read_prompts([records]), "(1, 2) 34567890"]
+    if mixes_images:
+        _mix_images(records)
     policy = make_tiny_policy(folder / "tiny", texts, family=family)
     data = {"model_name_or_path": policy, "json": records, "images_root": records.parent}
     return _SETTINGS | data
+
+
+def _mix_images(path: Path) -> None:
+    """Of three records in turn the second gets the image of the third, too, which loses it."""
+    records = json.loads(path.read_text())
+    for number in range(1, len(records) - 1, 3):
+        two, none = records[number], records[number + 1]
+        two["image"] = [none["image"], two["image"]]
+        two["solution_images"] = [1]
+        none.update(image=[], solution=[])
+    for record in records:
+        del record["width"], record["height"]
+    path.write_text(json.dumps(records))
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def _images(record: Mapping[str, Any], rules: Rules) -> list[str | InlineImage]:
         if rules.several == "keep":
             return []
         found = f"{rules.image_key}={short(value)}"
-        raise RecordError("image_none", f"{found}: use --several keep to keep what has none")
+        raise RecordError("image_not_text", f"{found}: --several keep takes what has no image")
     if isinstance(value, list) and len(value) > 1:
         found = f"{rules.image_key} holds {len(value)} images"
         raise RecordError("several_images", f"{found}: use --several keep to keep them all")

@@ -1,6 +1,6 @@
 """One of two ranks under ZeRO-3 that counts every call of every module; run by test_step_calls.py.
 
-Images have any size, rank 1 ends its completions early, half of its groups teach nothing and are
+Samples have one image of any size, two or none, rank 1 ends its completions early, half of its groups teach nothing and are
 replaced, and its third generation batch gets no rewards.
 """
 
@@ -54,13 +54,13 @@ class Calls(TrainerCallback):
             self.path.write_text(json.dumps(seen))
 
 
-SIZES: list[list[int]] = []
+SIZES: list[str] = []
 ROLLOUTS: list[int] = []
 
 
 def rewards_that_stall(completions, model_size, **_):
     """On rank 1 every other rollout is worth the same throughout; its fifth one never ends."""
-    SIZES.extend(list(size) for size in model_size[::2])
+    SIZES.extend(map(str, model_size[::2]))
     ROLLOUTS.append(len(completions))
     if World.from_env().rank == 1:
         if len(ROLLOUTS) > 2 * NUM_STEPS:

@@ -7,9 +7,11 @@ import pytest
 from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.observe.watchdog import EXIT_STALLED
 from tests.multiprocess.ranks import run_ranks
-from tests.shards.support import make_sample, write_set
+from tests.shards.support import write_set
+from tests.train.support import make_mixed_sample
 
 SIZES = [(28, 28), (140, 56), (60, 112), (84, 84), (400, 90), (33, 200), (56, 28), (112, 112)]
+NUM_IMAGES = (1, 0, 2, 1)
 
 pytestmark = [
     pytest.mark.multiprocess,
@@ -23,7 +25,11 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calls")
     make_tiny_policy(folder / "policy", ["Click on the red circle", "(1, 2)"])
     samples = [
-        make_sample(f"{number:06d}", f"Click on the red circle{' now' * number}", SIZES[number % 8])
+        make_mixed_sample(
+            f"{number:06d}",
+            [SIZES[number % 8], SIZES[number % 5]][: NUM_IMAGES[number % 4]],
+            prompt=f"Click on the red circle{' now' * number}",
+        )
         for number in range(24)
     ]
     write_set(folder / "shards", samples, 4)
@@ -34,9 +40,10 @@ def told(tmp_path_factory):
 def test_every_rank_calls_every_module_equally_often(told):
     folder, _ = told
     first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2))
-    # They had reason not to: other images, and completions of other lengths.
+    # They had reason not to: other images or none, and completions of other lengths.
     assert max(first["lengths"]) == 8 > max(second["lengths"])
-    assert len({tuple(size) for size in first["sizes"] + second["sizes"]}) >= 4
+    assert len(set(first["sizes"] + second["sizes"])) >= 4
+    assert "[]" in first["sizes"] + second["sizes"]
     assert first["sizes"] != second["sizes"]
     assert first["calls"] == second["calls"]
     tower = "model.visual.blocks.0"

@@ -338,7 +338,11 @@ def test_a_polygon_is_resized_with_its_image(root):
     ("several", "change", "cause"),
     [
         ("reject", {"image": ["a.png", "b.jpg"]}, "several_images"),
-        ("keep", {"image": []}, "image_not_text"),
+        ("reject", {"image": []}, "image_not_text"),
+        ("keep", {"image": []}, "solution_without_image"),
+        ("keep", {"prompt": "<image> and <image> and <image>"}, "image_placeholders"),
+        ("keep", {"prompt": "<image> alone"}, "image_placeholders"),
+        ("keep", {"image": None, "solution": [], "prompt": "<image>?"}, "image_placeholders"),
         ("keep", {"image": ["a.png", 7]}, "image_not_text"),
         ("keep", {"image": ["a.png", "../b.jpg"]}, "image_path_outside"),
         ("keep", {"solution": [[1, 2], [3, 4]]}, "solution_images"),
@@ -373,6 +377,21 @@ def test_several_images(root):
     assert sample.extra == {"image": ["a.png", "cmyk.jpg", "c.webp"], "own": 1}
     other = verdict_on(root, record | {"image": images[::-1], "width": 50}, several="keep")
     assert verdict.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("change", [{"image": []}, {"image": None}, {"solution": None}])
+def test_without_images(root, change):
+    record = {"image": [], "prompt": "What is 2 + 3?", "solution": [], "answer": "5"} | change
+    verdict = verdict_on(root, record, several="keep")
+    assert verdict.sample.images == verdict.sample.sizes == verdict.sample.solutions == ()
+    assert verdict.sample.extra == {"image": record["image"], "answer": "5"}
+    assert parse_meta(verdict.encoded_meta, "here") == verdict.sample.meta
+
+
+def test_places_of_images_in_the_prompt_are_kept(root):
+    prompt = "From <image>\nto <image>: what has changed?"
+    record = GOOD | {"image": ["a.png", "b.jpg"], "prompt": prompt}
+    assert verdict_on(root, record, several="keep").sample.prompt == prompt
 
 
 def test_names_of_images_are_kept_where_their_field_has_a_meaning(root):

@@ -36,6 +36,11 @@ def make_multi_sample(key="000009_m", boxes=((0, 0, 8, 6), (1, 1)), lies_in=(0, 
     return Sample(key, image_bytes(), "png", meta, more)
 
 
+def make_text_sample(key="000010_t", prompt="What is 2 + 3?", **extra):
+    """A sample without images."""
+    return Sample(key, b"", "", make_meta(prompt, (), None, None, extra))
+
+
 def tar_of(members, fmt=tarfile.PAX_FORMAT) -> bytes:
     """A tar as anybody's tools write it, of (name, content) pairs."""
     buffer = io.BytesIO()

@@ -19,7 +19,7 @@ from grpo_stream.shards.sample import (
     parse_meta,
     uses_schema_3,
 )
-from tests.shards.support import make_sample
+from tests.shards.support import make_sample, make_text_sample
 
 SIZE = Size(10, 20)
 
@@ -93,6 +93,33 @@ def several(**changes):
         solution_images=(1, 0),
     )
     return meta | changes
+
+
+def test_without_images():
+    sample = make_text_sample(answer="5", image=[])
+    assert sample.images == sample.sizes == sample.original_sizes == sample.solutions == ()
+    assert sample.extra == {"answer": "5", "image": []}
+    assert not uses_schema_3(sample.meta)
+    make_text_sample(solution_wanted="none")
+    for wrong in ({"solution": [1, 2]}, {"solution_wanted": "any"}, {"prompt": "<image>?"}):
+        with pytest.raises(ShardFormatError, match=r"bad_meta|image_placeholders"):
+            check_meta(sample.meta | wrong, "here")
+
+
+@pytest.mark.parametrize("prompt", ["<image>", "<image> and <image> and <image>"])
+def test_places_that_are_not_those_of_the_images(prompt):
+    words = f"image_placeholders: here: .* {prompt.count('<')} places for images, and there are 2"
+    with pytest.raises(ShardFormatError, match=words):
+        check_meta(several(prompt=prompt), "here")
+    check_meta(several(prompt="<image> <image>"), "here")
+
+
+def test_places_in_the_prompt_of_one_image():
+    meta = make_sample(prompt="Where in <image>?").meta
+    assert not is_plainly_sound(meta)  # at a glance
+    check_meta(meta, "here")
+    with pytest.raises(ShardFormatError, match="2 places for images, and there are 1"):
+        check_meta(meta | {"prompt": "<image><image>"}, "here")
 
 
 def test_several_images_and_boxes():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 
 import pytest
@@ -12,7 +13,14 @@ from grpo_stream.shards.sample_runs import iter_runs, split_name
 from grpo_stream.shards.tar import iter_samples, read_sample
 from grpo_stream.shards.tar_headers import iter_members
 from grpo_stream.storage.store import LocalStore
-from tests.shards.support import image_bytes, make_multi_sample, make_sample, tar_of, write_shard
+from tests.shards.support import (
+    image_bytes,
+    make_multi_sample,
+    make_sample,
+    make_text_sample,
+    tar_of,
+    write_shard,
+)
 
 META = {"prompt": "p", "solution": [1, 2], "width": 8, "height": 6} | {
     "original_width": 8, "original_height": 6,
@@ -42,6 +50,30 @@ def test_several_images_both_ways(tmp_path):
     assert [(PART_KINDS[part.kind], part.image, part.width, part.height) for part in parts] == [
         ("png", 0, 8, 6), ("jpg", 1, 4, 2), ("webp", 2, 5, 7), ("json", 0, 0, 0),
     ]  # fmt: skip
+
+
+def test_a_sample_without_images_both_ways(tmp_path):
+    samples = [make_sample("0"), make_text_sample("1"), make_multi_sample("2"), make_sample("3")]
+    info = write_shard(tmp_path / "s.tar", samples)
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        assert tar.getnames()[2:4] == ["1.json", "2.png"]
+    with (tmp_path / "s.tar").open("rb") as file:
+        assert list(iter_samples(file, "s.tar")) == samples
+    store = LocalStore(tmp_path)
+    index = ShardIndex.load(store, info)
+    assert [read_sample(store, "s.tar", index[i]) for i in range(4)] == samples
+    assert index.sizes().tolist() == [[8, 6], [0, 0], [8, 6], [8, 6]]
+    assert pickle.loads(pickle.dumps(samples[1])) == samples[1]  # noqa: S301 - our own
+
+
+def test_no_image_is_a_fault_unless_the_json_says_so():
+    meta = make_text_sample().meta
+    (run,) = runs([("k.txt", b"note"), ("k.json", json.dumps(meta).encode())])
+    assert [part.kind for part in run.parts] == ["other", "json"]
+    with pytest.raises(ShardFormatError, match="missing_member"):
+        runs([("k.json", json.dumps(meta | {"images": None}).encode())])
+    with pytest.raises(ShardFormatError, match=r"bad_meta: .*must be \[\] in a sample without"):
+        runs([("k.json", json.dumps(meta | {"solution": [1, 2]}).encode())])
 
 
 def test_the_writers_index_is_what_the_reader_finds(tmp_path):

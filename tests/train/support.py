@@ -78,7 +78,7 @@ def make_mixed_sample(key, sizes, number=0, prompt=None, **extra):
     images = []
     for width, height in sizes:
         buffer = io.BytesIO()
-        noise = rng.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
+        noise = rng.integers(0, 256, (-(-height // 14), -(-width // 14), 3), dtype=np.uint8)
         Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST).save(buffer, "PNG")
         images.append(("png", buffer.getvalue()))
     first = Size(*sizes[0]) if sizes else None

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 
@@ -11,13 +12,14 @@ from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.shards.tar import read_sample
 from grpo_stream.storage.store import LocalStore, open_store
 from shard_builder.datasets.index_tars import index_tars
-from shard_builder.datasets.verify import verify
+from shard_builder.datasets.verify import VerifyError, verify
 from tests.shard_builder.support import files_of
 from tests.shards.support import (
     image_bytes,
     make_multi_sample,
     make_older,
     make_sample,
+    make_text_sample,
     tar_of,
     write_set,
 )
@@ -98,6 +100,25 @@ def test_several_images_and_boxes_are_counted(tmp_path):
     write_set(tmp_path, boxes)
     totals = index_tars(tmp_path, overwrite=True).totals
     assert (totals["num_multi_image"], totals["num_multi_box"]) == (2, 1)
+
+
+def test_samples_without_images_are_counted(tmp_path):
+    write_set(tmp_path, [make_sample("0"), make_text_sample("1"), make_text_sample("2")])
+    manifest = index_tars(tmp_path, overwrite=True)
+    assert manifest.totals["num_text_only"] == 2
+    assert "num_schema_3" not in manifest.totals
+    assert verify(LocalStore(tmp_path), manifest).num_samples == 3
+    wrong = replace(manifest, totals=manifest.totals | {"num_text_only": 1})
+    with pytest.raises(VerifyError, match="num_text_only is 1 in its totals, found are 2"):
+        verify(LocalStore(tmp_path), wrong)
+
+
+def test_places_that_are_not_those_of_the_images(tmp_path):
+    meta = make_multi_sample("0").meta | {"prompt": "<image>"}
+    members = [("0.png", image_bytes()), ("0.json", json.dumps(meta).encode())]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    with pytest.raises(ShardFormatError, match="1 places for images, and there are 3"):
+        index_tars(tmp_path)
 
 
 def test_a_tar_that_the_manifest_does_not_know(folder):

@@ -10,7 +10,6 @@ _NUM_CAUSES = 3
 _FLAGS = {
     "several_boxes": "--several keep",
     "several_images": "--several keep",
-    "image_none": "--several keep",
     "image_missing": "--image-key",
     "image_not_text": "--image-key",
     "prompt_missing": "--prompt-key",
