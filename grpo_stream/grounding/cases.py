@@ -327,6 +327,10 @@ def _shared(
     is_listed = hasattr(original[0], "__len__") if len(original) else not len(truth)
     if not is_listed:
         return read_target(truth, wanted), *_sizes(original, model, frame), frame
+    if images is None and len(truth) and len(original) > 1:
+        remedy = "hand on the columns that the reward gets, as in cases_of(completions, **columns)"
+        expected = f"is needed, as a sample has {len(original)} images: {remedy}"
+        raise ConfigError(IMAGES_FIELD, None, expected)
     target = read_target(truth, wanted, images, len(original))
     pairs = zip(original, model if len(model) else [()] * len(original), strict=True)
     sizes = [_sizes(*pair, frame) for pair in pairs]

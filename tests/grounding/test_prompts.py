@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_stream.boxes import Box, Point, Size
-from grpo_stream.errors import ConfigError
+from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.families import FAMILIES
 from grpo_stream.grounding.answers import Answer, is_refusal, parse_answer
 from grpo_stream.grounding.prompts import (
@@ -229,3 +229,61 @@ def test_what_is_taught_is_understood_and_near(numbers, snap):
 def test_control_words_of_an_instruction_lose_their_meaning():
     (message,) = messages(TEMPLATES["plain"], "Click <|im_end|> now", Size(10, 10))
     assert message["content"][1]["text"] == "Click < |im_end|> now"
+
+
+class TestImages:
+    """Where the images of a prompt are, however many it has."""
+
+    @staticmethod
+    def blocks(instruction, *sizes, template="plain"):
+        (*_, user) = messages(TEMPLATES[template], instruction, *sizes)
+        return [block.get("text", "<image>") for block in user["content"]]
+
+    def test_before_the_text(self):
+        assert self.blocks("Compare.", SIZE, SIZE) == ["<image>", "<image>", "Compare."]
+
+    def test_in_their_places(self):
+        assert self.blocks("From <image> to\n<image>", SIZE, SIZE) == [
+            "From ", "<image>", " to\n", "<image>",
+        ]  # fmt: skip
+        assert self.blocks("<image><image>?", SIZE, SIZE) == ["<image>", "<image>", "?"]
+        assert self.blocks("In <image>: where?", SIZE) == ["In ", "<image>", ": where?"]
+
+    def test_sizes_of_several(self):
+        *images, text = self.blocks("Click OK.", SIZE, Size(80, 60), template="point")
+        assert len(images) == 2
+        assert text.startswith("The images are 640x480, 80x60 pixels. Click OK.\nAnswer with the")
+
+    def test_without_images(self):
+        assert messages(TEMPLATES["box_thinking"], "What is 2 + 3?") == [
+            {"role": "user", "content": [{"type": "text", "text": "What is 2 + 3?"}]}
+        ]
+
+    @pytest.mark.parametrize(
+        ("instruction", "sizes"),
+        [("<image>", (SIZE, SIZE)), ("<image>?", ()), ("<image><image>", (SIZE,))],
+    )
+    def test_places_of_another_number(self, instruction, sizes):
+        with pytest.raises(
+            RecordError, match=r"image_placeholders: .* once for each, or not at all"
+        ):
+            messages(TEMPLATES["plain"], instruction, *sizes)
+
+    def test_a_template_of_one_image(self):
+        template = PromptTemplate(None, "{width}x{height}: {instruction}")
+        assert not template.takes_several
+        with pytest.raises(RecordError, match=r"template_one_image: 2 images: .* 'several'"):
+            messages(template, "Click OK.", SIZE, SIZE)
+        assert all(template.takes_several for template in TEMPLATES.values())
+
+    def test_from_a_file(self, tmp_path):
+        path = tmp_path / "own.yaml"
+        path.write_text("user: '{width}: {instruction}'\nseveral: '{sizes}: {instruction}'\n")
+        text = messages(load_template(str(path)), "OK", SIZE, SIZE)[0]["content"][-1]["text"]
+        assert text == "640x480, 640x480: OK"
+        path.write_text("user: '{instruction}'\nseveral: '{width}: {instruction}'\n")
+        with pytest.raises(ConfigError, match=r"several='.*may hold {instruction} and {sizes}"):
+            load_template(str(path))
+        path.write_text("user: '{instruction}'\nseveral: 7\n")
+        with pytest.raises(ConfigError, match="several=7: must be text"):
+            load_template(str(path))

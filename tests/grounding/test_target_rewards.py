@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from grpo_stream.grounding.rewards import (
     accuracy_reward_coord,
     answer_count_reward,
     distance_reward,
+    format_reward,
     gaussian_reward,
     giou_reward,
     iou_reward,
@@ -218,3 +220,66 @@ def test_records_with_and_without_the_field_share_a_batch():
             completion_ids=[[1]] * 3,
         )
         assert len(values) == 3
+
+
+class TestImages:
+    """Samples of several images and of none, beside one of one image."""
+
+    COLUMNS: dict[str, Any] = {  # noqa: RUF012
+        "solution": [[100, 0, 120, 10], [[0, 0, 10, 10], [150, 50, 200, 100]], [10, 0, 20, 10], []],
+        "scales": [[(100, 100), (200, 100)], [(100, 100), (200, 100)], (100, 100), []],
+        "model_size": [[(50, 50), (50, 50)], [(50, 50), (50, 50)], (50, 50), []],
+        "solution_images": [[1], [0, 1], None, None],
+        "answer_frame": ["model"] * 4,
+    }
+
+    def rewards(self, function, *texts, **changes):
+        return function(completions=list(texts), **(self.COLUMNS | changes))
+
+    def test_an_answer_is_read_in_the_image_of_its_place(self):
+        texts = ["(27, 2)", "(40, 40)", "(7, 2)", "5"]
+        assert self.rewards(accuracy_reward_coord, *texts) == [1, 1, 1, None]
+        missed = ["(54, 2)", "(40, 20)", "(27, 2)", "5"]
+        assert self.rewards(accuracy_reward_coord, *missed) == [0, 0, 0, None]
+
+    @pytest.mark.parametrize(
+        ("function", "expected"),
+        [
+            (iou_reward, [1, 1, 1, None]),
+            (giou_reward, [1, 1, 1, None]),
+            (distance_reward, [1, 1, 1, None]),
+            (gaussian_reward, [1, 1, 1, None]),
+            (answer_count_reward, [1, 1, 1, None]),
+            (refusal_reward, [None] * 4),
+        ],
+    )
+    def test_the_very_boxes(self, function, expected):
+        texts = ["[25, 0, 30, 5]", "[37.5, 25, 50, 50]", "[5, 0, 10, 5]", "[1, 2, 3, 4]"]
+        assert self.rewards(function, *texts) == expected
+
+    def test_all_of_several_images(self):
+        wanted = {"solution_wanted": [None, "all", None, None]}
+        both = "[0, 0, 5, 5] and [37.5, 25, 50, 50]"
+        found = self.rewards(set_reward, "(1, 1)", both, "(1, 1)", "5", **wanted)
+        assert found == [0, 1, 0, None]
+        one = self.rewards(set_reward, "(1, 1)", "[0, 0, 5, 5]", "(1, 1)", "5", **wanted)
+        assert one[1] == pytest.approx(2 / 3)
+
+    def test_a_refusal_that_is_asked_for_without_an_image(self):
+        wanted = {"solution_wanted": [None, None, None, "none"]}
+        texts = ["no", "no", "no", "There is no such door."]
+        assert self.rewards(refusal_reward, *texts, **wanted) == [None, None, None, 1]
+
+    def test_the_form_of_an_answer_is_asked_for_with_an_image_alone(self):
+        texts = ["(1, 2)", "[1, 2, 3, 4]", "nothing", "(1, 2)"]
+        columns = {"template": "point", "scales": self.COLUMNS["scales"]}
+        assert format_reward(completions=texts, **columns) == [1, 0, 0, None]
+        assert format_reward(completions=texts, scales=columns["scales"]) == [1, 1, 0, None]
+
+    def test_places_of_no_image(self):
+        with pytest.raises(ConfigError, match=r"must name one of 2 images for each of 1 places"):
+            self.rewards(iou_reward, *["(1, 2)"] * 4, solution_images=[[2], [0, 1], None, None])
+        with pytest.raises(ConfigError, match=r"solution_images=None: is needed, .* has 2 images"):
+            self.rewards(iou_reward, *["(1, 2)"] * 4, solution_images=None)
+        with pytest.raises(ConfigError, match=r"model_size"):
+            self.rewards(iou_reward, *["(1, 2)"] * 4, model_size=None)

@@ -102,14 +102,16 @@ def write_mixed_set(folder, num_samples, per_shard=4):
     return folder
 
 
+def make_mixed_stream(processor, order=(0, 1, 2, 3)):
+    """Samples in motion that have images of :data:`MIXED_SIZES`, by their numbers."""
+    rule = known_rule(processor.image_processor)
+    stored = [make_mixed_sample(f"{number:06d}", MIXED_SIZES[number], number) for number in order]
+    return [StreamSample.from_sample(one, rule) for one in stored]
+
+
 def make_mixed_groups(processor, order=(0, 1, 2), num_generations=2, num_ranks=1):
     """Groups whose prompts have images of :data:`MIXED_SIZES`, by their numbers."""
-    rule = known_rule(processor.image_processor)
-    samples = [
-        StreamSample.from_sample(make_mixed_sample(f"{n:06d}", MIXED_SIZES[n], n), rule)
-        for n in order
-    ]
-    batch = make_collator(processor)(samples)
+    batch = make_collator(processor)(make_mixed_stream(processor, order))
     return PromptGroups.from_batch(batch, num_generations, CPU, num_ranks=num_ranks)
 
 

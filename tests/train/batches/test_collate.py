@@ -11,10 +11,17 @@ from grpo_stream.train.batches.collate import (
     IGNORED_LABEL,
     PromptCollator,
 )
+from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.patches import image_inputs
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.supervised.cold_start_batches import ColdStartCollator, model_inputs
-from tests.train.support import CPU, make_collator, make_stream_sample
+from tests.train.support import (
+    CPU,
+    MIXED_SIZES,
+    make_collator,
+    make_mixed_stream,
+    make_stream_sample,
+)
 
 SIZES = [(56, 56), (112, 84), (28, 168)]
 
@@ -253,3 +260,62 @@ def test_a_prompt_above_its_bound_is_named(processor):
     collate([short])
     with pytest.raises(RecordError, match=r"prompt_too_long: key='.*more than max_prompt_tokens="):
         collate([short, long])
+
+
+class TestImages:
+    """One, no, two and three images a prompt."""
+
+    def test_is_what_the_processor_gives(self, processor):
+        samples = make_mixed_stream(processor)
+        batch = make_collator(processor)(samples)
+        texts = [
+            processor.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            for prompt in batch["prompt"]
+        ]
+        images = [Image.fromarray(pixels) for sample in samples for pixels in sample.images]
+        expected = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        for row, mask, ids in zip(
+            expected["input_ids"], expected["attention_mask"], batch["prompt_ids"], strict=True
+        ):
+            assert torch.equal(row[mask.bool()], ids)
+        pixel_values, grids = image_inputs(batch, CPU)
+        assert torch.equal(expected["pixel_values"], pixel_values)
+        assert torch.equal(expected["image_grid_thw"], grids)
+
+    def test_columns(self, processor):
+        batch = make_collator(processor)(make_mixed_stream(processor))
+        assert batch["num_images"] == [1, 0, 2, 3]
+        assert batch["scales"] == [(112, 84), [], [(56, 56), (84, 140)], list(MIXED_SIZES[3])]
+        assert batch["model_size"] == batch["scales"]
+        one, none, two, _ = batch["pixel_values"]
+        assert (one.shape, none, len(two)) == ((84, 112, 3), [], 2)
+        assert [extra.get("solution_images") for extra in batch["extra"]] == [None, None, [1], [2]]
+        assert "spare_media" not in make_collator(processor)(make_mixed_stream(processor, (0, 2)))
+
+    def test_a_batch_of_texts_alone(self, processor):
+        batch = make_collator(processor)(make_mixed_stream(processor, (1, 1)))
+        pixel_values, grids = image_inputs(batch, CPU)
+        assert (len(pixel_values), grids.shape) == (0, (0, 3))
+        assert not any(types.any() for types in batch["mm_token_type_ids"])
+
+    def test_a_processor_that_cuts_its_own_patches(self, processor):
+        collate = make_collator(processor)
+        expected = collate(make_mixed_stream(processor))
+        collate.patch_rule = None
+        for order in ((0, 1, 2, 3), (1,)):
+            batch = collate(make_mixed_stream(processor, order))
+            groups = PromptGroups.from_batch(batch, 2, CPU, num_ranks=2)
+            wanted = PromptGroups.from_batch(expected, 2, CPU, num_ranks=2)
+            for number, media in zip(order, groups.media, strict=True):
+                for name, tensor in wanted.media[number].items():
+                    torch.testing.assert_close(media[name], tensor)
+                assert bool(media) is (number != 1)
+            assert groups.spare is not None
+
+    def test_the_instruction_must_not_write_the_token(self, processor):
+        with pytest.raises(RecordError, match="2 times are expected"):
+            make_collator(processor).ids_of(
+                [[{"role": "user", "content": [{"type": "image"}]}]],
+                torch.tensor([[1, 4, 4]] * 2),
+                [2],
+            )

@@ -12,7 +12,7 @@ from grpo_stream.train.models.patches import image_inputs
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.models.tiny import make_tiny_policy
 from tests.train.runs import logged
-from tests.train.support import TASK_TEXTS, make_collator, make_stream_sample
+from tests.train.support import TASK_TEXTS, make_collator, make_mixed_stream, make_stream_sample
 
 SIZES = ((56, 84), (112, 56), (56, 56))
 
@@ -199,3 +199,52 @@ def test_the_first_batch_tells(make_trainer, make_args):
     with pytest.raises(ConfigError, match="prompt is missing; solution is missing; scales is mis"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+class TestImages:
+    """A collator of one's own for one, no, two and three images a prompt."""
+
+    def promised(self, samples, kind, processor):
+        own = {
+            "floats": lambda one: normalised(one, processor),
+            "bytes": lambda one: torch.from_numpy(one.copy()),
+        }
+        images = [[own[kind](pixels) for pixels in sample.images] for sample in samples]
+        return {
+            "pixel_values": [one[0] if len(one) == 1 else one for one in images],
+            "prompt": [sample.prompt for sample in samples],
+            "solution": [list(sample.solution) for sample in samples],
+            "scales": [
+                list(map(list, s.original_sizes)) if len(s.images) != 1 else list(s.scales)
+                for s in samples
+            ],
+        }
+
+    @pytest.mark.parametrize("kind", ["floats", "bytes"])
+    def test_gives_the_trainers_own_batch(self, own, processor, kind):
+        samples = make_mixed_stream(processor)
+        given = self.promised(samples, kind, processor)
+        found, expected = CompletedCollator(lambda _: given, own)(samples), own(samples)
+        assert_same(found, expected, atol=1e-6)
+        assert found["num_images"] == expected["num_images"]
+        assert found["spare_media"].keys() == expected["spare_media"].keys()
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (
+                lambda given: given["pixel_values"][2].pop(),
+                "a list of 2 images of sample '000002', not 1",
+            ),
+            (
+                lambda given: given["scales"][3].pop(),
+                r"scales must be \(width, height\) of a list of 3",
+            ),
+        ],
+    )
+    def test_no_image_gets_lost(self, own, processor, change, words):
+        samples = make_mixed_stream(processor)
+        given = self.promised(samples, "bytes", processor)
+        change(given)
+        with pytest.raises(ConfigError, match=words):
+            CompletedCollator(lambda _: given, own)(samples)

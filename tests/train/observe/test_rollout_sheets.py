@@ -23,7 +23,7 @@ from grpo_stream.train.observe.rollout_sheets import (
     show_in_trackers,
     weighted_rewards,
 )
-from tests.train.support import make_collator, make_stream_sample
+from tests.train.support import make_collator, make_mixed_stream, make_stream_sample
 
 NAN = float("nan")
 TEXTS = ["(28, 28)", "(7, 14)", "[14, 14, 28, 28]", "somewhere"]
@@ -213,3 +213,34 @@ def test_trackers_are_given_the_picture(tmp_path, monkeypatch):
     assert (where, tag, pixels.shape, step) == ("board", "rollouts", (4, 6, 3), 7)
     expected = {"rollouts": f"image of {tmp_path / 'a.png'}", "train/global_step": 7}
     assert wandb == ("wandb", expected)
+
+
+class TestImages:
+    """Prompts of one, no and two images."""
+
+    @pytest.fixture
+    def mixed(self, processor):
+        batch = make_collator(processor)(make_mixed_stream(processor, (0, 1, 2)))
+        texts = ["(28, 28)", "no", "5", "(1, 2)", "(7, 140)", "nothing"]
+        parts = np.full((6, 1), 0.5, np.float32)
+        return Rollout(batch, texts, parts, ["hit"], np.ones(1, np.float32), 2)
+
+    def test_the_image_of_the_target_is_shown(self, mixed):
+        one, none, two = (rollout_group(mixed, number) for number in range(3))
+        assert one.image.size == (112, 84)
+        assert two.image.size == (84, 140)
+        assert two.prompt.startswith("[image 2 of 2] ")
+        assert two.truths == (Box(2, 4, 84, 140, "model"),)
+        assert two.answers[0].shape == Point(7, 140, "model")
+        assert none.prompt.startswith("[no image] ")
+        assert (none.truths, none.asks_place) == ((), False)
+        assert {(answer.shape, answer.failure) for answer in none.answers} == {(None, None)}
+
+    def test_a_sheet_and_its_json(self, mixed, tmp_path):
+        sheets, shown = make_sheets(tmp_path)
+        sheets.offer(mixed, 0)
+        sheets.wait()
+        assert shown == [("step-000000.png", 0)]
+        groups = json.loads((tmp_path / "step-000000.json").read_text())["groups"]
+        assert [group.get("solution_images") for group in groups] == [None, None, [1]]
+        assert [group["scales"] for group in groups] == [[112, 84], [], [[56, 56], [84, 140]]]
