@@ -24,7 +24,7 @@ from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 
 NUM_STEPS = 2
 """Global steps that are counted; the next one stalls."""
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 8.0
 
 
 class Calls(TrainerCallback):
