@@ -32,6 +32,7 @@ from grpo_stream.train.models.master_weights import (
 from grpo_stream.train.models.model_path import base_model_of
 from grpo_stream.train.models.policy import continued_adapter, policy_config
 from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.vision_attention import batch_windows
 from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
@@ -146,6 +147,9 @@ class StreamingSFTTrainer(SFTTrainer):
         # Qwen2.5-VL's own loss knows no number of tokens, so transformers would take the mean over
         # micro-batches (``Trainer.get_batch_samples``, 5.23); trl's loss does know it.
         self.model_accepts_loss_kwargs = True
+        batch_windows(
+            self.accelerator.unwrap_model(self.model), self._task.vision_attn_implementation
+        )
         if self._task.freeze_vision_tower:
             freeze_vision_tower(self.model)
         check_trained_weights(self.model, args, self._task.master_weights)

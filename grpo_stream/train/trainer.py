@@ -45,6 +45,7 @@ from grpo_stream.train.models.policy import (
     policy_config,
 )
 from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
+from grpo_stream.train.models.vision_attention import batch_windows
 from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.observe.bad_steps import check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
@@ -106,6 +107,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             (:mod:`grpo_stream.train.prefix.proof`).
         shared_prefix_attention: How packed groups attend, see
             :func:`grpo_stream.train.setup.settings_checks.packed_attention`.
+        vision_attn_implementation: How the vision tower attends, see
+            :func:`grpo_stream.train.models.vision_attention.batch_windows`.
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
             are computed once per prompt then; that holds for any tower without trained weights.
         refill_zero_variance: Up to so many times more prompts are sampled in the place of groups
@@ -153,6 +156,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         shared_prefix: str = "auto",
         shared_prefix_check: bool = True,
         shared_prefix_attention: str = "auto",
+        vision_attn_implementation: str = "auto",
         freeze_vision_tower: bool = False,
         refill_zero_variance: int = 0,
         allow_new_lanes: bool = False,
@@ -206,6 +210,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         own = _own_collator(*words, args, image_processor, images_root, streams[0])
         self.data_collator = data_collator or own
         collate = own if data_collator is None else CompletedCollator(data_collator, own)
+        for one in filter(None, (self.model, self.ref_model)):
+            batch_windows(self.accelerator.unwrap_model(one), vision_attn_implementation)
         if freeze_vision_tower:
             freeze_tower(self.model)
         check_trained_weights(self.model, args, master_weights)

@@ -32,6 +32,7 @@ from grpo_stream.train.evaluate.answer_prompts import (
 from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
 from grpo_stream.train.evaluate.evaluation_plan import EvaluationPlan
 from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.models.vision_attention import batch_windows
 from grpo_stream.train.setup.open_data import image_limits
 
 _BOX_FORMS = ("box", "box_pairs")
@@ -118,7 +119,9 @@ def _load(plan: EvaluationPlan, device: torch.device) -> Any:
         if args.attn_implementation is None
         else {"attn_implementation": args.attn_implementation}
     )
-    return load_policy(args.model, dtype=dtype, **more).to(device)
+    model = load_policy(args.model, dtype=dtype, **more).to(device)
+    batch_windows(model)
+    return model
 
 
 def _results(

@@ -9,7 +9,10 @@ Shapes: B rows, H heads of queries, K heads of keys and values (a divisor of H),
 D width of a head; P tokens of a prefix, G completions of C tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from grpo_stream.train.prefix.log_sums import gives_log_sums, merged_attention
 
 SHARED_PREFIX = "shared_prefix"
 """Name of the attention, for ``attn_implementation``."""
@@ -33,14 +38,29 @@ class GroupSpan:
     prefix_length: int
     """P, tokens of the prefix; may be 0."""
     own: torch.Tensor
-    """int64, shape (G, C): places in the row of each completion's tokens. A shorter completion
-    is filled up with any place of the row."""
+    """int64, shape (G, C): places of each completion's tokens, from the prefix's end. A shorter
+    completion is filled up with any of them."""
     kept: torch.Tensor
     """int64, shape (tokens of all completions,): places in a flattened (G, C) that are no filling,
     in the order of the row."""
-    mask: torch.Tensor
-    """bool, shape (C, P + C): what the tokens of a completion see of the prefix and of their own
-    completion. The same for all, since filling is at the end."""
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """bool, shape (C, P + C): what a completion sees of the prefix and of its own tokens.
+
+        The same for all, since filling is at the end. For attention that gives no log-sums.
+        """
+        length = self.own.size(1)
+        seen = torch.ones(
+            length, self.prefix_length + length, dtype=torch.bool, device=self.own.device
+        )
+        return seen.tril(self.prefix_length)
+
+    @cached_property
+    def is_token(self) -> torch.Tensor:
+        """bool, shape (G * C, 1): what is no filling."""
+        flags = torch.zeros(self.own.numel(), 1, dtype=torch.bool, device=self.own.device)
+        return flags.index_fill(0, self.kept, value=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +110,14 @@ class PrefixCache:
     """Keys and values of B prefixes, which the completions of each share while they are sampled.
 
     The model's own cache then holds the completions alone: P + G * C positions per group in all.
+    Products are of float32 at least, as in the kernels that score: rounded to bfloat16, large ones
+    would make another policy of it, and float16 overflows.
     """
 
     keys: list[torch.Tensor]
-    """Per layer, shape (B, K, P, D), padded on the left."""
+    """Per layer, shape (B, K, P, D), padded on the left; best in float32."""
     values: list[torch.Tensor]
-    """Per layer, the same shape."""
+    """Per layer, the same shape, with zeros for padding."""
     is_padding: torch.Tensor
     """bool, shape (B, P)."""
 
@@ -122,16 +144,18 @@ class PrefixCache:
         """
         prefix_key, prefix_value = self.keys[layer], self.values[layer]
         num_prefixes, num_kv_heads, prefix_length, width = prefix_key.shape
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scaled = query.to(wide) * scaling
         # (B, G, K, H / K, D) -> (B, K, G * H / K, D): all queries of a group read its prefix once.
-        by_prefix = query.reshape(
+        by_prefix = scaled.reshape(
             num_prefixes, -1, num_kv_heads, query.size(1) // num_kv_heads, width
         )
         group_shape = by_prefix.transpose(1, 2).shape
         by_prefix = by_prefix.transpose(1, 2).reshape(num_prefixes, num_kv_heads, -1, width)
-        to_prefix = by_prefix @ prefix_key.transpose(2, 3) * scaling
+        to_prefix = by_prefix @ prefix_key.to(wide).transpose(2, 3)
         to_prefix = to_prefix.masked_fill(self.is_padding[:, None, None], -torch.inf)
-        by_completion = query.reshape(len(query), num_kv_heads, -1, width)
-        to_own = by_completion @ key.transpose(2, 3) * scaling
+        by_completion = scaled.reshape(len(query), num_kv_heads, -1, width)
+        to_own = by_completion @ key.to(wide).transpose(2, 3)
 
         def grouped(states: torch.Tensor) -> torch.Tensor:  # of completions -> of prefixes
             split = states.reshape(num_prefixes, -1, *states.shape[1:]).transpose(1, 2)
@@ -142,11 +166,27 @@ class PrefixCache:
             return split.reshape(len(query), num_kv_heads, -1, states.size(-1))
 
         products = torch.cat([to_prefix, grouped(to_own)], dim=-1)
-        weights = products.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        weights = products.softmax(dim=-1).to(query.dtype)
         from_prefix = weights[..., :prefix_length] @ prefix_value
         from_own = parted(weights[..., prefix_length:]) @ value
         output: torch.Tensor = (parted(from_prefix) + from_own).reshape(query.shape)
         return output
+
+
+def prefixes_alone(lengths: Sequence[int], device: torch.device) -> TwoPart:
+    """A row of prefixes without completions.
+
+    Args:
+        lengths: Of the prefixes, in tokens, in the order of the row.
+        device: Of the row.
+    """
+    nothing = torch.zeros(0, dtype=torch.long, device=device)
+    starts = accumulate(lengths, initial=0)
+    spans = [
+        GroupSpan(start, length, nothing[None], nothing)
+        for start, length in zip(starts, lengths, strict=False)
+    ]
+    return TwoPart(spans)
 
 
 def shared_prefix_attention(
@@ -211,25 +251,85 @@ def _attend_from_completions(
 ) -> torch.Tensor:
     """Completions of one group: (1, H, L, D), ... -> (1, H, tokens of its completions, D)."""
     num_completions, length = span.own.shape
-    num_heads, num_kv_heads = query.size(1), key.size(1)
-    prefix = slice(span.start, span.start + span.prefix_length)
+    begin = span.start + span.prefix_length
+    prefix, completions = slice(span.start, begin), slice(begin, begin + len(span.kept))
 
     def own(states: torch.Tensor) -> torch.Tensor:  # (1, heads, L, D) -> (G, heads, C, D)
-        return states[0][:, span.own].transpose(0, 1)
+        spread: torch.Tensor = _Spread.apply(states[0, :, completions], span)
+        return spread.view(len(spread), num_completions, length, -1).transpose(0, 1)
 
-    def seen(states: torch.Tensor) -> torch.Tensor:  # -> (G, K, P + C, D)
-        shared = states[:, :, prefix].expand(num_completions, -1, -1, -1)
-        return torch.cat([shared, own(states)], dim=2)
+    query, own_key, own_value = (own(states) for states in (query, key, value))
+    keys, values = (key[:, :, prefix], own_key), (value[:, :, prefix], own_value)
+    if span.prefix_length and not dropout and gives_log_sums(query, value):
+        output = merged_attention(query, own_key, own_value, keys[0], values[0], scaling)
+    else:
+        output = _masked_attention(span, query, keys, values, scaling, dropout)
+    joined: torch.Tensor = _Collect.apply(output.transpose(0, 1).flatten(1, 2), span)
+    return joined[None]
 
+
+def _masked_attention(
+    span: GroupSpan,
+    query: torch.Tensor,
+    keys: tuple[torch.Tensor, torch.Tensor],
+    values: tuple[torch.Tensor, torch.Tensor],
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """The same as one call with a mask, for kernels that give no log-sums: (G, H, C, D)."""
+    number, num_heads, length, _ = query.shape
+    key, value = (
+        torch.cat([shared.expand(number, -1, -1, -1), own], dim=2) for shared, own in (keys, values)
+    )
     # Query heads that share a head of keys stand one below the other: keys are not repeated.
-    repeats = num_heads // num_kv_heads
+    repeats = num_heads // key.size(1)
     output = scaled_dot_product_attention(
-        own(query).reshape(num_completions, num_kv_heads, repeats * length, -1),
-        seen(key),
-        seen(value),
+        query.reshape(number, key.size(1), repeats * length, -1),
+        key,
+        value,
         attn_mask=span.mask.repeat(repeats, 1),
         dropout_p=dropout,
         scale=scaling,
     )
-    by_head = output.reshape(num_completions, num_heads, length, -1).transpose(0, 1)
-    return by_head.reshape(1, num_heads, num_completions * length, -1)[:, :, span.kept]
+    return output.reshape(number, num_heads, length, -1)
+
+
+def _spread(states: torch.Tensor, span: GroupSpan) -> torch.Tensor:
+    return states.index_select(1, span.own.flatten())
+
+
+def _collect(states: torch.Tensor, span: GroupSpan) -> torch.Tensor:
+    return states.index_select(1, span.kept)
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens of a row, (heads, tokens, D) -> (heads, G * C, D), filled up.
+
+    Nobody reads what a filling gave, so backward is a gather, and not a sum over repeated places.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, span: GroupSpan) -> torch.Tensor:
+        """The filling repeats some token."""
+        ctx.span = span
+        return _spread(states, span)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """Of the tokens alone."""
+        return _collect(gradients[0], ctx.span), None
+
+
+class _Collect(torch.autograd.Function):
+    """The way back, (heads, G * C, D) -> (heads, tokens, D), without the filling."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, span: GroupSpan) -> torch.Tensor:
+        """The tokens in the order of the row."""
+        ctx.span = span
+        return _collect(states, span)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """Zero for the filling."""
+        return _spread(gradients[0], ctx.span) * ctx.span.is_token, None

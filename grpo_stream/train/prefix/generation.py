@@ -7,7 +7,11 @@ from transformers import DynamicCache
 
 from grpo_stream.families import VISION_TOKENS
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
-from grpo_stream.train.prefix.attention import PrefixCache, use_shared_prefix_attention
+from grpo_stream.train.prefix.attention import (
+    PrefixCache,
+    prefixes_alone,
+    use_shared_prefix_attention,
+)
 from grpo_stream.train.prefix.backbone import backbone_of, image_kwargs, prompt_positions
 from grpo_stream.train.prefix.spare_image import tower_is_called
 
@@ -44,7 +48,7 @@ def generate_groups(
     attention_mask = pad_left([torch.ones_like(row) for row in groups.prompt_ids], 0)
     positions = prompt_positions(backbone_of(model), groups)
     with torch.no_grad():
-        prefix = _prefill(model, groups, ids[:, :-1], attention_mask[:, :-1], positions)
+        prefix = _prefill(model, groups, positions)
         # Position of the first token that each completion computes: the prompt's last one.
         openings = torch.stack([own[:, -1:] for own in positions], dim=1)
         openings = openings.repeat_interleave(num_generations, dim=1)
@@ -74,28 +78,31 @@ def trim_completions(completion_ids: torch.Tensor, eos_token_ids: list[int]) -> 
     return [row[:end] for row, end in zip(completion_ids.tolist(), ends, strict=True)]
 
 
-def _prefill(
-    model: Any,
-    groups: PromptGroups,
-    ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    positions: list[torch.Tensor],
-) -> PrefixCache:
-    """Runs the prompts without their last tokens, (prompts, P - 1) padded on the left, once."""
-    places = pad_left([own[:, :-1].T for own in positions], 0)
+def _prefill(model: Any, groups: PromptGroups, positions: list[torch.Tensor]) -> PrefixCache:
+    """Runs the prompts without their last tokens once, one behind the other in one row.
+
+    So no mask is needed, and no padding is computed.
+    """
+    prefixes = [ids[:-1] for ids in groups.prompt_ids]
+    lengths = [len(one) for one in prefixes]
     with tower_is_called(model, groups):
         cache = model(
-            input_ids=ids,
-            attention_mask=attention_mask,
-            position_ids=places.permute(2, 0, 1),
+            input_ids=torch.cat(prefixes)[None],
+            position_ids=torch.cat([own[:, :-1] for own in positions], dim=1)[:, None],
+            shared_prefix=prefixes_alone(lengths, prefixes[0].device),
             use_cache=True,
             logits_to_keep=1,
             **image_kwargs(groups),
         ).past_key_values
+
+    def by_prompt(states: torch.Tensor) -> torch.Tensor:  # (1, K, L, D) -> (prompts, K, P, D)
+        rows = [one.transpose(0, 1) for one in states[0].split(lengths, dim=1)]
+        return pad_left(rows, 0).transpose(1, 2)
+
     return PrefixCache(
-        keys=[layer.keys for layer in cache.layers],
-        values=[layer.values for layer in cache.layers],
-        is_padding=attention_mask == 0,
+        keys=[by_prompt(layer.keys).float() for layer in cache.layers],
+        values=[by_prompt(layer.values) for layer in cache.layers],
+        is_padding=pad_left([torch.zeros_like(one) for one in prefixes], 1).bool(),
     )
 
 

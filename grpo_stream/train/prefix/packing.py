@@ -184,15 +184,13 @@ def _two_part(lengths: list[_Lengths], device: torch.device) -> TwoPart:
     spans, start = [], 0
     for group in lengths:
         counts = torch.tensor(group.completions, dtype=torch.long)
-        begins = start + group.prefix + counts.cumsum(0) - counts
+        begins = counts.cumsum(0) - counts
         longest = max(group.completions, default=0)
         steps = torch.arange(longest)
         is_token = steps < counts[:, None]
-        own = torch.where(is_token, begins[:, None] + steps, start)
-        mask = torch.ones(longest, group.prefix + longest, dtype=torch.bool).tril(group.prefix)
+        own = torch.where(is_token, begins[:, None] + steps, 0)
         kept = is_token.flatten().nonzero().flatten()
-        places = (own.to(device), kept.to(device), mask.to(device))
-        spans.append(GroupSpan(start, group.prefix, *places))
+        spans.append(GroupSpan(start, group.prefix, own.to(device), kept.to(device)))
         start += group.prefix + sum(group.completions)
     return TwoPart(spans)
 

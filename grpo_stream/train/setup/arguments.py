@@ -213,6 +213,11 @@ class TaskArguments:
         3,
         "A step whose loss or gradient is not finite is not taken; more than so many end the run.",
     )
+    vision_attn_implementation: str = setting(
+        "auto",
+        "How the vision tower attends: auto takes windows of one length in one call; else "
+        "transformers' name, as flash_attention_2 where that package is.",
+    )
     freeze_vision_tower: bool = setting(
         False,
         "Leave the vision tower as it is; its features are then computed once per prompt, for all "

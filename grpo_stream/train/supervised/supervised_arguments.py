@@ -33,6 +33,7 @@ class SupervisedArguments:
     )
     master_weights: MasterWeightsSetting = same_setting(TaskArguments, "master_weights")
     max_bad_steps: int = same_setting(TaskArguments, "max_bad_steps")
+    vision_attn_implementation: str = same_setting(TaskArguments, "vision_attn_implementation")
     freeze_vision_tower: bool = setting(False, "Leave the vision tower as it is.")
     stop_accuracy: float | None = setting(
         None,

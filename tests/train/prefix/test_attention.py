@@ -88,9 +88,8 @@ class TestTwoPart:
 
     def test_an_empty_row_is_possible(self):
         span = GroupSpan(
-            0, 5, torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long),
-            torch.ones(0, 5, dtype=torch.bool),
-        )  # fmt: skip
+            0, 5, torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+        )
         inputs = [states(1, heads, 5) for heads in (HEADS, KV_HEADS, KV_HEADS)]
         expected = reference(*inputs, is_causal=True)
         found = TwoPart([span]).attend(0, inputs[0], inputs[1], inputs[2], SCALING, 0.0)
@@ -120,6 +119,42 @@ def test_sampling_attends_to_the_prefix_and_the_own_completion(size, num_own):
     expected = reference(query, *repeated, attn_mask=mask)
     found = cache.attend(1, query, key, value, SCALING, 0.0)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # softmax is of float32
+
+
+def sampled_like(query, prefix, own):
+    """Outputs of one token of each completion, and of the kernel that scores."""
+    cache = PrefixCache([prefix[0]], [prefix[1]], torch.zeros(1, prefix[0].size(2)).bool())
+    found = cache.attend(0, query, own[0], own[1], SCALING, 0.0)
+    seen = [
+        torch.cat([shared.expand(len(query), -1, -1, -1), one], dim=2)
+        for shared, one in zip(prefix, own, strict=True)
+    ]
+    wide = reference(query.double(), *(one.double() for one in seen))
+    return found.double(), reference(query, *seen).double(), wide
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_products_are_sampled_as_they_are_scored(dtype):
+    """Keys with a large part in common, as trained models have; of half a type's digits."""
+    numbers = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=numbers)
+
+    query = (random(4, HEADS, 1, 64) + 8).to(dtype)
+    prefix = [(random(1, KV_HEADS, 300, 64) + bias).to(dtype) for bias in (40, 0)]
+    own = [(random(4, KV_HEADS, 5, 64) + bias).to(dtype) for bias in (40, 0)]
+    found, scored, exact = sampled_like(query, prefix, own)
+    error, unavoidable = ((one - exact).abs().mean() for one in (found, scored))
+    assert error < 2 * unavoidable
+
+
+def test_float16_does_not_overflow():
+    query = torch.full((2, HEADS, 1, 64), 60.0, dtype=torch.float16)
+    prefix = [torch.full((1, KV_HEADS, 3, 64), 30.0, dtype=torch.float16)] * 2  # product: 115,200
+    own = [one.expand(2, -1, -1, -1) for one in prefix]
+    found, _, exact = sampled_like(query, prefix, own)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
 
 
 def test_only_the_text_model_changes_and_nothing_is_saved(model, tmp_path):

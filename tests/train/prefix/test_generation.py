@@ -177,11 +177,11 @@ def count_forwards(model):
 def test_stops_when_all_have_ended(model, processor):
     groups = make_groups(processor, MIXED[:2], 2)
     texts, patches = count_forwards(model)
-    longest = max(map(len, groups.prompt_ids))
+    prefixes = sum(len(ids) - 1 for ids in groups.prompt_ids)  # in one row, without padding
     ends = list(range(len(processor.tokenizer)))  # whatever comes first
     sampled = generate(model, groups, generation_config(processor, eos_token_id=ends))
     assert sampled.shape == (4, 1)
-    assert texts == [longest - 1, 1]
+    assert texts == [prefixes, 1]
     assert patches == [len(groups.images()["pixel_values"])]
 
 

@@ -172,11 +172,11 @@ class TestLayout:
     def test_parts(self):
         first, second = self.pack("two_part").shared_prefix.spans
         assert (first.start, first.prefix_length) == (0, 2)
-        assert first.own[:, 0].tolist() == [2, 4]
-        assert first.own.flatten()[first.kept].tolist() == [2, 3, 4]
+        assert first.own[:, 0].tolist() == [0, 2]
+        assert first.own.flatten()[first.kept].tolist() == [0, 1, 2]
         assert first.mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
         assert (second.start, second.prefix_length) == (5, 1)
-        assert second.own.tolist() == [[6, 7, 8]]
+        assert second.own.tolist() == [[0, 1, 2]]
         assert second.kept.tolist() == [0, 1, 2]
 
     def test_a_row_for_each_group(self):

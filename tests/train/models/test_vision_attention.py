@@ -1,0 +1,107 @@
+"""The vision tower in few calls gives what transformers' own gives."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from grpo_stream.errors import ConfigError
+from grpo_stream.train.models import vision_attention
+from grpo_stream.train.models.tiny import make_tiny_policy
+from grpo_stream.train.models.vision_attention import WINDOWS, LinearPatches, batch_windows
+
+GRIDS = [[1, 12, 20], [1, 4, 20], [1, 12, 20]]  # in patches; windows of several lengths
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "glm4v"])
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    make_tiny_policy(folder, ["click on it"], family=request.param)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder)
+    return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+
+
+@pytest.fixture
+def num_calls(monkeypatch):
+    """Attention calls of both ways."""
+    counted = [0]
+    own = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(*args, **kwargs):
+        counted[0] += 1
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(vision_attention, "scaled_dot_product_attention", attend)
+    return counted
+
+
+def encode(model, num_calls, grids=GRIDS):
+    """Features, the gradient of all weights of the tower, attention calls."""
+    tower, grid = model.get_encoder("image"), torch.tensor(grids)
+    config = model.config.vision_config
+    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(int(grid.prod(dim=1).sum()), width, generator=generator)
+    num_calls[0] = 0
+    features = tower(pixels, grid).pooler_output
+    signs = torch.linspace(-1, 1, features.numel()).view_as(features)
+    weights = [one for one in tower.parameters() if one.requires_grad]
+    gradients = torch.autograd.grad((features * signs).sum(), weights, allow_unused=True)
+    found = torch.cat([one.flatten() for one in gradients if one is not None])
+    return features.detach(), found, num_calls[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_equals_transformers_own(model, num_calls, checkpointing):
+    expected, gradient, before = encode(model, num_calls)
+    batched = copy.deepcopy(model).train()
+    assert batch_windows(batched) == WINDOWS
+    if checkpointing:
+        batched.gradient_checkpointing_enable({"use_reentrant": False})
+    found, own, after = encode(batched, num_calls)
+    assert torch.allclose(found, expected, atol=1e-5, rtol=0)
+    assert (own - gradient).norm() < 1e-5 * gradient.norm()
+    depth = model.config.vision_config.depth
+    assert after <= depth * (4 if model.config.model_type == "qwen2_5_vl" else 2) * (
+        2 if checkpointing else 1
+    )
+    assert after < before * (2 if checkpointing else 1)
+
+
+def test_another_image_is_attended_by_its_own_windows(model, num_calls):
+    batched = copy.deepcopy(model)
+    batch_windows(batched)
+    for grids in ([[1, 8, 8]], GRIDS, [[1, 8, 8]], [[1, 16, 4], [1, 4, 4]]):
+        found, _, _ = encode(batched, num_calls, grids)
+        expected, _, _ = encode(model, num_calls, grids)
+        assert torch.allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_text_model_and_weights_names_are_left_alone(model):
+    batched = copy.deepcopy(model)
+    batch_windows(batched)
+    assert batched.config.text_config._attn_implementation == "sdpa"
+    assert list(batched.state_dict()) == list(model.state_dict())
+    assert type(copy.deepcopy(batched).get_encoder("image").patch_embed.proj) is LinearPatches
+    assert "flash" not in str(batched.config.to_dict())
+
+
+def test_an_attention_of_transformers(model):
+    named = copy.deepcopy(model)
+    assert batch_windows(named, "eager") == "eager"
+    assert named.config.vision_config._attn_implementation == "eager"
+    assert batch_windows(named) is None  # somebody has chosen
+    with pytest.raises(ConfigError, match=r"vision_attn_implementation='flash_attention_2'.*auto"):
+        batch_windows(named, "flash_attention_2")  # its package is not here
+
+
+def test_a_kernel_over_several_patches_stays_a_convolution():
+    torch.manual_seed(0)
+    patches = torch.nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4))
+    images = torch.randn(2, 3, 4, 8, 8)
+    expected = patches(images)
+    patches.__class__ = LinearPatches
+    assert torch.equal(patches(images), expected)
