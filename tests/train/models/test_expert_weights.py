@@ -8,7 +8,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from grpo_stream.train.models.expert_weights import TransposeToFit
 from tests.train.setup.small_configs import small_config
 
-NAME = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+NAME = "model.language_model.layers.0.mlp.experts.down_proj"
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_a_weight_is_turned_where_it_has_to_be(model, is_turned, is_partitioned)
     if is_partitioned:
         weight.ds_shape, weight.data = weight.shape, torch.empty(0, device="meta")
     mapping = get_checkpoint_conversion_mapping("qwen3_vl_moe")
-    (one,) = [entry for entry in mapping if "gate_up_proj" in entry.target_patterns[0]]
+    (one,) = [entry for entry in mapping if "down_proj" in entry.target_patterns[0]]
     (operation,) = one.operations
     given = {one.source_patterns[0]: [found.transpose(1, 2) if is_turned else found]}
     patterns = (one.source_patterns, one.target_patterns)
