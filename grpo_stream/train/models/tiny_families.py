@@ -158,22 +158,6 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
             "video_token": "<|video_pad|>",
         },
     ),
-    "mistral3": OwnRecipe(
-        processor="PixtralProcessor",
-        image_processor="PixtralImageProcessorPil",
-        text={"model_type": "mistral"},
-        tower=_TOWER | {"model_type": "pixtral", "head_dim": 16},
-        config={"spatial_merge_size": 2, "vision_feature_layer": -1},
-        ids={"image_token_index": _IMAGE},
-        images={"size": {"longest_edge": IMAGE_SIZE}, "patch_size": _PATCH},
-        options={
-            "patch_size": _PATCH,
-            "spatial_merge_size": 2,
-            "image_token": _IMAGE,
-            "image_break_token": _BEGIN,
-            "image_end_token": _END,
-        },
-    ),
     "paligemma": OwnRecipe(
         processor="PaliGemmaProcessor",
         image_processor="SiglipImageProcessorPil",
