@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo_stream.families import FAMILIES
+from grpo_stream.train.models.tiny import train_tokenizer, write_processor
+from grpo_stream.train.setup.model_sizes import MetaModel
 from grpo_stream.train.setup.run_plan import parse_settings, plan_run
+from tests.launch.published_sizes import published_config, write_published
 from tests.stream.support import write_numbered_set
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +37,10 @@ CASES = [
     for path in FILES
     for num_ranks, flags in headers(path)
 ]
+
+
+def model_of(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["model_name_or_path"]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +83,33 @@ def test_a_file_fits_the_world_sizes_of_its_header(
     assert plan.num_lanes == completions // args.num_generations
     assert plan.num_batches == NUM_SAMPLES // plan.num_lanes
     assert plan.notes == []
+
+
+OF_THE_HUB = [path for path in FILES if model_of(path).startswith("Qwen/")]
+
+
+@pytest.mark.parametrize("path", OF_THE_HUB, ids=lambda path: path.stem)
+def test_a_dry_run_on_the_models_own_sizes(path, settings_of, tmp_path, monkeypatch):
+    folder = write_published(tmp_path, model_of(path))
+    config = published_config(model_of(path))
+    write_processor(folder, config, train_tokenizer(["Click"], family=config.model_type))
+    monkeypatch.chdir(ROOT)
+    settings = settings_of(path, ["--model_name_or_path", str(folder), "--dry_run", "true"])
+    settings.run.num_ranks = next(headers(path))[0]
+    text = plan_run(settings).describe()
+    way = "packed" if FAMILIES[config.model_type].is_packed else "forked"
+    assert f"auto: {way}" in text
+    size = "1000x1000" if config.model_type.startswith("qwen3") else "84x56"
+    assert f"The image is {size} pixels" in text
+    tower = config.vision_config
+    assert settings.data.max_pixels % (tower.patch_size * tower.spatial_merge_size) ** 2 == 0
+
+
+@pytest.mark.parametrize("path", OF_THE_HUB, ids=lambda path: path.stem)
+def test_a_file_says_how_large_its_model_is(path):
+    (said,) = re.findall(r"Model: ([\d.]+)e9 weights", path.read_text(encoding="utf-8"))
+    num_weights = MetaModel(published_config(model_of(path))).num_weights
+    assert float(said) == pytest.approx(num_weights / 1e9, abs=0.01)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ from transformers.core_model_loading import Transpose, WeightConverter
 _MODEL_TYPES = ("qwen3_vl_moe",)
 
 
-class TransposeToFit(Transpose):  # type: ignore[misc]  # transformers has no types
+class TransposeToFit(Transpose):
     """As ``Transpose(check_dims=True)`` (transformers 5.23), by the weight's whole shape."""
 
     def __init__(self, dim0: int = 0, dim1: int = 1) -> None:

@@ -282,9 +282,23 @@ def write_policy(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
+    write_processor(folder, config, tokenizer)
+    return folder
+
+
+def write_processor(
+    folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Writes a policy's processor.
+
+    Args:
+        folder: Exists.
+        config: Of a family that a tiny policy can be made of; of any size.
+        tokenizer: Of :func:`train_tokenizer`.
+    """
     if config.model_type in OWN_RECIPES:
         own_processor(config.model_type, tokenizer, tokenizer.chat_template).save_pretrained(folder)
-        return folder
+        return
     images, kind = RECIPES[config.model_type].images, FAMILIES[config.model_type].processor
     assert kind is not None  # noqa: S101 - of Qwen-VL's kind
     ImageTextProcessor(
@@ -293,4 +307,3 @@ def write_policy(
         chat_template=tokenizer.chat_template,
         stands_for=kind.name,
     ).save_pretrained(folder)
-    return folder

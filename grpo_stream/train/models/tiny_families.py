@@ -158,6 +158,16 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
             "video_token": "<|video_pad|>",
         },
     ),
+    "paligemma": OwnRecipe(
+        processor="PaliGemmaProcessor",
+        image_processor="SiglipImageProcessorPil",
+        text={"model_type": "gemma"},
+        tower=_SIGLIP,
+        config={"projection_dim": _WIDTH},
+        ids={"image_token_index": _IMAGE},
+        images={"size": _SQUARE, "image_seq_length": _NUM_PATCHES},
+        named_tokens={"image_token": _IMAGE},
+    ),
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
     "llava_onevision": OwnRecipe(

@@ -15,7 +15,7 @@ from grpo_stream.train.prefix.spare_image import tower_is_called
 
 _IGNORED = -100
 # Tensors whose images are joined along another dimension than the first (transformers 5.23).
-_LAST_DIM = {"MiniCPMV4_6ForConditionalGeneration": "pixel_values"}
+_LAST_DIM = {"minicpmv4_6": "pixel_values", "minicpmv4_7": "pixel_values"}
 
 
 def score_plain(
@@ -90,7 +90,7 @@ def plain_inputs(model: Any, group: PromptGroups, size: int, length: int) -> dic
         size: Copies.
         length: Of the longest completion, in tokens; they hold no images.
     """
-    last_dim = _LAST_DIM.get(type(base_model(model)).__name__)
+    last_dim = _LAST_DIM.get(base_model(model).config.model_type)
 
     def repeat(name: str, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
