@@ -47,15 +47,20 @@ def describe_epoch(data_sets: OpenSources, plan: StreamPlan) -> tuple[str, str]:
     return "epoch", f"{batches}, {num_reserve} samples in reserve"
 
 
-def describe_generation(num_prompts: int, num_generations: int, refill: int) -> tuple[str, str]:
+def describe_generation(
+    num_prompts: int, num_generations: int, refill: int, num_views: int = 1
+) -> tuple[str, str]:
     """What one rollout samples over all ranks.
 
     Args:
         num_prompts: That are trained on.
         num_generations: Completions of each.
         refill: ``refill_zero_variance``.
+        num_views: Of each prompt.
     """
     text = f"{num_prompts} prompts x {num_generations} completions over all ranks"
+    if num_views > 1:
+        text += f", {num_generations // num_views} of each of {num_views} views"
     if refill:
         text += f", of up to {num_prompts * (1 + refill)} prompts that are sampled"
     return "generation batch", text
