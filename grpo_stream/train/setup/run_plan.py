@@ -205,7 +205,7 @@ def plan_run(settings: Settings) -> RunPlan:
             checked.num_prompts, args.num_generations, task.refill_zero_variance, task.num_views
         ),
         describe_epoch(data_sets, plan),
-        describe_memory(data_sets, stream, num_ranks, max_pixels),
+        describe_memory(data_sets, stream, num_ranks, max_pixels, task.num_views),
         *describe_cache(data),
         ("global steps", f"{max_steps:,} ({max_steps / per_epoch:.3g} epochs)"),
         ("rewards", ", ".join(task.reward_funcs)),

@@ -67,7 +67,11 @@ def describe_generation(
 
 
 def describe_memory(
-    data_sets: OpenSources, config: StreamConfig, num_ranks: int, max_pixels: int | None
+    data_sets: OpenSources,
+    config: StreamConfig,
+    num_ranks: int,
+    max_pixels: int | None,
+    num_views: int = 1,
 ) -> tuple[str, str]:
     """Label and value: what the stream holds at most, on each rank.
 
@@ -79,8 +83,9 @@ def describe_memory(
         config: How it is read.
         num_ranks: Ranks of the run.
         max_pixels: Of an image after resizing; None where only the model knows.
+        num_views: Of each prompt.
     """
-    num_images = (config.prefetch_batches + 1) * (config.num_lanes // num_ranks)
+    num_images = (config.prefetch_batches + 1) * (config.num_lanes // num_ranks) * num_views
     num_bytes = 0
     fetched = ""
     if config.num_decode_processes or any(source.is_remote for source in data_sets.sources):
