@@ -18,6 +18,8 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback
 from trl import get_peft_config
 
+from grpo_stream.stream.sample_views import OpenViews
+from grpo_stream.stream.sources import decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.output_lease import holding_on_rank_0
 from grpo_stream.train.checkpoints.universal import fitting_marker
@@ -116,7 +118,10 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
     world = World(args.process_index, args.world_size, args.local_process_index)
     image_processor = processor.image_processor
     common = {"seed": args.seed, "image_processor": image_processor, "world": world}
-    stream = make_stream(plan.data_sets, data, num_lanes=plan.num_lanes, **common)
+    opened = decode_sample if task.num_views == 1 else OpenViews(task.num_views)
+    stream = make_stream(
+        plan.data_sets, data, num_lanes=plan.num_lanes, open_sample=opened, **common
+    )
     check_agreement(
         {
             "digest": stream.cursor().digest,

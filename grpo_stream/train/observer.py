@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import TrainingArguments
 
+from grpo_stream.train.batches.view_batches import views_in
 from grpo_stream.train.observe.bad_steps import BadSteps
 from grpo_stream.train.observe.difficulty_log import DifficultyLog
 from grpo_stream.train.observe.metrics import Work, step_metrics
@@ -117,8 +118,10 @@ class Observer:
         step = self._facts.global_step()
         self._sheets.offer(rollout, step)
         if self._difficulty is not None:
-            rewards = weighted_rewards(parts, rollout.weights, rollout.num_generations)
-            self._difficulty.add(step, rollout.batch["key"], rewards)
+            num_views = views_in(rollout.batch)
+            size = rollout.num_generations * num_views
+            rewards = weighted_rewards(parts, rollout.weights, size)
+            self._difficulty.add(step, rollout.batch["key"][::num_views], rewards)
 
     def since_last_log(self) -> dict[str, float]:
         """Times and rates of the global steps since this was last called, by logged name."""

@@ -20,6 +20,7 @@ from grpo_stream.train.batches.refill import (
     sample_until_taught,
     select_prompts,
 )
+from grpo_stream.train.batches.view_batches import check_views, views_in
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.rollout_sheets import Rollout
@@ -154,17 +155,18 @@ class GroupRollout:
         """Samples and scores the groups of a batch; trl's dict with the prompts as ``groups``.
 
         Args:
-            batch: Prompts.
-            num_generations: Completions of each.
+            batch: Prompts, or views of them.
+            num_generations: Completions of each prompt, all views together.
             model: The policy.
             score_rows: trl's.
             saved: What a checkpoint has kept of this: then nothing is sampled.
         """
         self._batch = batch
+        num_of_each = num_generations // views_in(batch)
         with self._phases("device_input", batch["key"]):
             groups = PromptGroups.from_batch(
                 batch,
-                num_generations,
+                num_of_each,
                 self._accelerator.device,
                 num_ranks=self._accelerator.num_processes,
             )
@@ -174,8 +176,9 @@ class GroupRollout:
             unwrapped = self._accelerator.unwrap_model(model)
             groups = self.way.prepare(unwrapped, groups, self._accelerator.autocast)
         if saved is None:
-            rows = reward_rows(batch, num_generations)
+            rows = reward_rows(batch, num_of_each)
             check_groups([row["key"] for row in rows], num_generations)
+            check_views(batch)
             with self._phases("rollout"), self.scoring(groups):
                 saved = score_rows(rows)
         return {**saved, "groups": groups}
@@ -282,7 +285,7 @@ class GroupRollout:
         start = self._accelerator.process_index * len(completions)
         own, settings = parts[start : start + len(completions)], self._settings
         names, weights = settings.reward_names, settings.reward_weights
-        size = self._args.num_generations
+        size = self._args.num_generations // views_in(self._batch)
         self._rewarded = Rollout(self._batch, completions, own, names, weights, size)
         return self._rewarded
 

@@ -28,6 +28,7 @@ from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.complete_batch import CompletedCollator
 from grpo_stream.train.batches.finite_rewards import check_finite
 from grpo_stream.train.batches.groups import cut_micro_batches
+from grpo_stream.train.batches.view_batches import ViewCollator, check_view_settings, views_of
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.checkpoints.universal import zero_stage_of
@@ -198,6 +199,12 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         )
         for stream in filter(None, streams):
             check_template(template, stream.sources)
+        check_view_settings(
+            views_of(streams[0]),
+            args.num_generations,
+            refill_zero_variance=refill_zero_variance,
+            use_vllm=args.use_vllm,
+        )
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
@@ -219,7 +226,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         ways = self._ways_to_try(shared_prefix)
         self._check_inputs(ways, has_patches=known_rule(images.processor) is not None)
         self._make_parts(
-            Feed(*streams, collate, args, allow_new_lanes=allow_new_lanes),
+            Feed(*streams, ViewCollator(collate), args, allow_new_lanes=allow_new_lanes),
             RunState(args, self.accelerator, old_checkpoints, master_weights),
             self._rollout_settings(
                 refill_zero_variance,

@@ -21,6 +21,7 @@ from grpo_stream.grounding.cases import Case, completion_text, sizes_of
 from grpo_stream.report.page_style import STAGE
 from grpo_stream.report.rollout_picture import RolloutAnswer, RolloutGroup, rollout_sheet
 from grpo_stream.storage.atomic_files import write_atomic
+from grpo_stream.stream.sample_views import REGION_FIELD, VIEW_FIELD
 from grpo_stream.targets import IMAGES_FIELD, Target, target_of
 from grpo_stream.train.batches.collate import Batch
 from grpo_stream.train.models.patches import flat_images
@@ -30,6 +31,7 @@ logger = logging.get_logger("grpo_stream.train")
 FOLDER_NAME = "rollouts"
 """Folder of an output folder with ``step-000050.png`` and ``step-000050.json``."""
 
+_OF_VIEWS = (VIEW_FIELD, REGION_FIELD)
 _NO_IMAGE = (320, 170)  # pixels of what is shown of a sample without one
 
 
@@ -39,7 +41,7 @@ class Rollout:
 
     batch: Batch
     completions: Sequence[Any]
-    """One per row, G neighbouring ones for each prompt of ``batch``."""
+    """One per row, neighbouring ones for each entry of ``batch``: a prompt, or a view of one."""
     parts: NDArray[np.float32]
     """Shape (rows, reward functions); NaN where one does not apply."""
     names: Sequence[str]
@@ -47,6 +49,7 @@ class Rollout:
     weights: NDArray[np.float32]
     """Shape (reward functions,)."""
     num_generations: int
+    """Of each entry."""
 
     @property
     def rewards(self) -> NDArray[np.float32]:
@@ -234,6 +237,7 @@ def group_record(rollout: Rollout, number: int) -> dict[str, Any]:
         "solution": list(batch["solution"][number]),
         "scales": list(batch["scales"][number]),
         **({IMAGES_FIELD: target.images} if target.images else {}),
+        **{name: value for name, value in batch["extra"][number].items() if name in _OF_VIEWS},
         "mean": sum(known) / len(known) if known else None,
         "std": reward_std(rewards),
         "answers": answers,

@@ -199,6 +199,11 @@ class TaskArguments:
         "auto",
         "How completions attend to the prompt they share; flex is for CUDA, auto is two_part.",
     )
+    num_views: int = setting(
+        1,
+        "Share out each group over so many views of its prompt: the whole image, and crops that "
+        "keep the target.",
+    )
     refill_zero_variance: int = setting(
         0,
         "Sample up to so many times more prompts than are trained on, in the place of groups "

@@ -18,6 +18,7 @@ from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.images import ResizeRule
 from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
+from grpo_stream.train.batches.view_batches import check_view_settings
 from grpo_stream.train.models.cuda_settings import (
     choose_attention_kernels,
     use_expandable_segments,
@@ -176,6 +177,12 @@ def plan_run(settings: Settings) -> RunPlan:
         has_eval_data=data.eval_shards is not None,
         num_ranks=settings.run.num_ranks,
     )
+    check_view_settings(
+        task.num_views,
+        args.num_generations,
+        refill_zero_variance=task.refill_zero_variance,
+        use_vllm=args.use_vllm,
+    )
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = checked.num_lanes
     notes = [*checked.notes, *waiting_notes(settings, num_ranks), *_micro_step_notes(settings)]
@@ -194,9 +201,11 @@ def plan_run(settings: Settings) -> RunPlan:
         ("model", settings.model.model_name_or_path),
         *describe_data(data_sets, plan),
         ("ranks", f"{num_ranks}"),
-        describe_generation(checked.num_prompts, args.num_generations, task.refill_zero_variance),
+        describe_generation(
+            checked.num_prompts, args.num_generations, task.refill_zero_variance, task.num_views
+        ),
         describe_epoch(data_sets, plan),
-        describe_memory(data_sets, stream, num_ranks, max_pixels),
+        describe_memory(data_sets, stream, num_ranks, max_pixels, task.num_views),
         *describe_cache(data),
         ("global steps", f"{max_steps:,} ({max_steps / per_epoch:.3g} epochs)"),
         ("rewards", ", ".join(task.reward_funcs)),

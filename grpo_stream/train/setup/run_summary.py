@@ -47,22 +47,31 @@ def describe_epoch(data_sets: OpenSources, plan: StreamPlan) -> tuple[str, str]:
     return "epoch", f"{batches}, {num_reserve} samples in reserve"
 
 
-def describe_generation(num_prompts: int, num_generations: int, refill: int) -> tuple[str, str]:
+def describe_generation(
+    num_prompts: int, num_generations: int, refill: int, num_views: int = 1
+) -> tuple[str, str]:
     """What one rollout samples over all ranks.
 
     Args:
         num_prompts: That are trained on.
         num_generations: Completions of each.
         refill: ``refill_zero_variance``.
+        num_views: Of each prompt.
     """
     text = f"{num_prompts} prompts x {num_generations} completions over all ranks"
+    if num_views > 1:
+        text += f", {num_generations // num_views} of each of {num_views} views"
     if refill:
         text += f", of up to {num_prompts * (1 + refill)} prompts that are sampled"
     return "generation batch", text
 
 
 def describe_memory(
-    data_sets: OpenSources, config: StreamConfig, num_ranks: int, max_pixels: int | None
+    data_sets: OpenSources,
+    config: StreamConfig,
+    num_ranks: int,
+    max_pixels: int | None,
+    num_views: int = 1,
 ) -> tuple[str, str]:
     """Label and value: what the stream holds at most, on each rank.
 
@@ -74,8 +83,9 @@ def describe_memory(
         config: How it is read.
         num_ranks: Ranks of the run.
         max_pixels: Of an image after resizing; None where only the model knows.
+        num_views: Of each prompt.
     """
-    num_images = (config.prefetch_batches + 1) * (config.num_lanes // num_ranks)
+    num_images = (config.prefetch_batches + 1) * (config.num_lanes // num_ranks) * num_views
     num_bytes = 0
     fetched = ""
     if config.num_decode_processes or any(source.is_remote for source in data_sets.sources):
