@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-all test-cluster test-data test-vllm lint format clean
+.PHONY: help setup quickstart test test-slow test-all test-cluster test-data test-vllm test-ray lint format clean
 
 PYTHON ?=
 TORCH_PIP_ARGS ?=
@@ -15,6 +15,9 @@ LOCKS := requirements-torch.lock requirements.lock
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_LOCK := tests/vllm/requirements.lock
+RAY_VENV := .venv-ray
+RAY_STAMP := $(RAY_VENV)/.installed
+RAY_LOCK := tests/ray/requirements.lock
 AZURITE := 3.35.0
 # Two of pytest's workers, each with whole files: what a file's tests share is made once.
 # One that dies is a failure by name; a third in its place would wait for its files for ever.
@@ -56,6 +59,10 @@ test-vllm: export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VLLM_VENV)/torch_extension
 test-vllm: $(VLLM_STAMP)  ## Real vLLM engines on the CPU, in a venv of their own (minutes)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(SLOWEST)
 
+test-ray: export PYTHONPATH := $(CURDIR):$(CURDIR)/tools
+test-ray: $(RAY_STAMP)  ## A Ray cluster of three nodes on loopback, in a venv of its own (minutes)
+	$(RAY_VENV)/bin/python -m pytest tests/ray $(SLOWEST)
+
 test-data:  ## The tests that need no torch, on Python 3.10 where there is one
 	@.ci/data_half
 
@@ -70,8 +77,8 @@ format: setup  ## Format the code and apply ruff's safe fixes
 	.venv/bin/ruff check --fix .
 
 # Other runs' checkpoints may be in out/ too: only what the quickstart made is removed.
-clean:  ## Remove .venv, .venv-vllm, out/quickstart and every cache
-	rm -rf .venv $(VLLM_VENV) out/quickstart build dist *.egg-info tests/vllm/cpu_plugin/*.egg-info .coverage
+clean:  ## Remove .venv, .venv-vllm, .venv-ray, out/quickstart and every cache
+	rm -rf .venv $(VLLM_VENV) $(RAY_VENV) out/quickstart build dist *.egg-info tests/vllm/cpu_plugin/*.egg-info .coverage
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	if [ -d out ]; then rmdir --ignore-fail-on-non-empty out; fi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -128,6 +135,18 @@ $(VLLM_STAMP): $(VLLM_LOCK) requirements-torch.lock $(wildcard tests/vllm/cpu_pl
 		> $(VLLM_VENV)/operator.log 2>&1 || { cat $(VLLM_VENV)/operator.log >&2; exit 1; }
 	echo "$(CURDIR)" > $@
 	echo "test-vllm: installed in $$SECONDS s"
+
+ifneq ($(shell cat $(RAY_STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(RAY_STAMP)
+endif
+
+# Ray unpacks to 240 MB, for one executor of one command.
+$(RAY_STAMP): $(RAY_LOCK)
+	@python="$$(tools/find_python $(PYTHON))"
+	"$$python" -m venv --clear $(RAY_VENV)
+	$(RAY_VENV)/bin/pip install $(if $(MAKE_TERMOUT),,-qq) --no-deps -r $(RAY_LOCK)
+	echo "$(CURDIR)" > $@
+	echo "test-ray: installed in $$SECONDS s"
 
 # A recipe is one script.
 .ONESHELL:

@@ -131,7 +131,9 @@ def test_slurm_is_asked_for_what_the_script_counts_on():
     assert "requeue" in options
 
 
-@pytest.mark.parametrize("name", ["launch/slurm/train.sbatch", "tools/find_python"])
+@pytest.mark.parametrize(
+    "name", ["launch/slurm/train.sbatch", "launch/slurm/build.sbatch", "tools/find_python"]
+)
 def test_shell_scripts_are_clean(name):
     shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     if shellcheck is None:

@@ -11,6 +11,7 @@ from grpo_stream.records.formats.readers import FORMATS, format_help
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.stored_image import Check, PictureRules
 from shard_builder.build.build import BuildSettings, build
+from shard_builder.build.build_settings import Executor
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.build.progress import num_usable_cores, show_progress
 from shard_builder.build_summary import print_part, print_result
@@ -149,6 +150,17 @@ def _add_run(group: "argparse._ArgumentGroup") -> None:
     )
     add("--max-rejects", type=int, metavar="N", help="stop when more than N records are rejected")
     add(
+        "--executor",
+        choices=get_args(Executor),
+        default="local",
+        help="who builds: processes of this machine, or tasks of a Ray cluster (%(default)s)",
+    )
+    add(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="auto on a machine of the cluster, or ray://HOST:10001 (default: a Ray of its own)",
+    )
+    add(
         "--part",
         type=Part.parse,
         metavar="I/N",
@@ -193,6 +205,8 @@ def _build(args: argparse.Namespace) -> int:
         given_flags=_given(args),
         max_rejects=0 if args.on_error == "fail" else args.max_rejects,
         num_workers=args.workers,
+        executor=args.executor,
+        ray_address=args.ray_address,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
     )

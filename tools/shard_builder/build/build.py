@@ -16,6 +16,7 @@ from shard_builder.build.build_result import (
 )
 from shard_builder.build.build_settings import BuildSettings, check_settings
 from shard_builder.build.chunk_plan import Chunk, LaterChunk
+from shard_builder.build.executors import crew_of
 from shard_builder.build.output_folder import Output
 from shard_builder.build.progress import Progress, Tell, tell_nobody
 from shard_builder.build.surveyed_inputs import survey_inputs
@@ -27,7 +28,7 @@ from shard_builder.build.worker import (
     Reject,
     rare_collections,
 )
-from shard_builder.build.worker_pool import Crew, run_chunks, start_crew
+from shard_builder.build.worker_pool import Crew, run_chunks
 
 __all__ = ["BuildResult", "BuildSettings", "ChunkRun", "TooManyRejectsError", "build"]
 
@@ -69,7 +70,7 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         state = settings.out if output is not None else str(temp / "state")
         job = settings.job(state, temp / "spool")
         # Before the inputs are read: workers start meanwhile.
-        crew = start_crew(job, settings.num_workers)
+        crew = crew_of(settings, job)
         stack.callback(crew.stop)
         reader = ImageReader(job.images_root, job.pictures)
         stack.callback(reader.close)

@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.image_encoding import codec_versions
@@ -18,6 +19,8 @@ from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.chunk_plan import ShardLimits, Splits, Survey
 from shard_builder.build.output_folder import OUR_NAMES
 from shard_builder.build.worker import Job
+
+Executor = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class BuildSettings:
     num_workers: int = 1
     """Processes that judge and pack; 1 does it in this one. A script that asks for more must
     start from ``if __name__ == "__main__":``, as with every spawned process."""
+    executor: Executor = "local"
+    """Who builds the chunks: processes of this machine, or tasks of a Ray cluster."""
+    ray_address: str | None = None
+    """The cluster, as in ``auto`` or ``ray://HOST:10001``; None starts one here."""
     overwrite: bool = False
     """Replace the data set in ``out``."""
     dry_run: bool = False
@@ -107,6 +114,7 @@ def check_settings(settings: BuildSettings) -> None:
     if settings.max_rejects is not None and settings.max_rejects < 0:
         expected = "must be 0 or more, for example 100"
         raise ConfigError("--max-rejects", settings.max_rejects, expected)
+    _check_executor(settings)
     root = _open("--images-root", settings.images_root)
     if isinstance(root, LocalStore) and not root.folder.is_dir():
         expected = "must be the folder that image paths start from"
@@ -122,6 +130,20 @@ def check_settings(settings: BuildSettings) -> None:
     elif settings.out.startswith(("http://", "https://")):
         expected = "web servers take no uploads: give a folder, s3://, gs:// or az://"
         raise ConfigError("--out", settings.out, expected)
+
+
+def _check_executor(settings: BuildSettings) -> None:
+    if settings.executor not in get_args(Executor):
+        expected = f"must be one of {', '.join(get_args(Executor))}"
+        raise ConfigError("--executor", settings.executor, expected)
+    if settings.executor == "local":
+        if settings.ray_address is not None:
+            raise ConfigError("--ray-address", settings.ray_address, "goes with --executor ray")
+        return
+    if settings.dry_run:
+        raise ConfigError("--executor", "ray", "goes without --dry-run, which this machine does")
+    if find_spec("ray") is None:
+        raise ConfigError("--executor", "ray", "needs ray: pip install 'grpo_stream[ray]'")
 
 
 def content_of(

@@ -11,12 +11,12 @@ from grpo_stream.storage.store import open_store
 from shard_builder.build.build import ChunkRun
 from shard_builder.build.build_result import BuildResult
 from shard_builder.build.build_settings import BuildSettings, check_settings
+from shard_builder.build.executors import crew_of
 from shard_builder.build.kept_results import KeptResults
 from shard_builder.build.output_lock import PlaceTakenError
 from shard_builder.build.progress import Tell, tell_nobody
 from shard_builder.build.temp_folder import temp_folder
 from shard_builder.build.worker import ChunkResult, rare_collections, split_store
-from shard_builder.build.worker_pool import start_crew
 from shard_builder.parts.finish_parts import clear_leftovers, finish, is_finished
 from shard_builder.parts.make_plan import plan_of, renew_plan
 from shard_builder.parts.plan_files import StoredPlan, load_plan, stored_chunks
@@ -109,7 +109,7 @@ def _build_chunks(
     with ExitStack() as stack:
         temp = stack.enter_context(temp_folder())
         stack.enter_context(rare_collections())
-        crew = start_crew(settings.job(settings.out, temp / "spool"), settings.num_workers)
+        crew = crew_of(settings, settings.job(settings.out, temp / "spool"))
         stack.callback(crew.stop)
         num_records = round(plan.build.survey.num_wanted * len(chunks) / num_all)
         run = ChunkRun(crew, settings, plan.build.names, num_records, tell)

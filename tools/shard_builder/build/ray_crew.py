@@ -1,0 +1,185 @@
+"""Chunks as tasks of a Ray cluster: so many in flight, repeated by Ray where a node is gone.
+
+A task is one chunk, which depends on nothing but its records, so Ray may run it on any node, and
+once more. Each process looks before its first chunk whether its node may build: one with another
+version, or with an output folder of its own, may not.
+"""
+
+import hashlib
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import grpo_stream
+from grpo_stream.errors import ConfigError, GrpoStreamError, StoreError, WorkerDiedError
+from grpo_stream.image_encoding import codec_versions
+from grpo_stream.storage.store import is_object_store, open_store
+from shard_builder.build.chunk_plan import Chunk
+from shard_builder.build.kept_results import SETTINGS_NAME
+from shard_builder.build.temp_folder import temp_folder
+from shard_builder.build.worker import DoneChunk, Job, News, Worker
+
+_MAX_RETRIES = 20
+"""Nodes that a task may lose; what fails by itself is not tried again."""
+_WAITING_PER_TASK = 1
+"""Tasks in line for each that runs: a node never waits for the coordinator."""
+_SECONDS_BETWEEN_LOOKS = 10.0
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What each process of the cluster is told."""
+
+    job: Job
+    settings_sha256: str
+    """Of the file that every node must see in the output folder."""
+    versions: dict[str, str | None]
+
+
+class RayCrew:
+    """A crew for :mod:`shard_builder.build.worker_pool`.
+
+    Args:
+        job: What to do with the chunks; its paths must mean the same on all nodes.
+        address: Of a cluster, as ``ray.init`` takes it; None starts one on this machine, unless
+            ``RAY_ADDRESS`` names one.
+
+    Raises:
+        ConfigError: nothing answers there.
+    """
+
+    def __init__(self, job: Job, address: str | None) -> None:
+        self._job = replace(
+            job,
+            out=_absolute(job.out),
+            state=_absolute(job.state),
+            images_root=_absolute(job.images_root),
+        )
+        # While a shard is uploaded its task needs no core, so two share one.
+        self._num_cpus = 0.5 if is_object_store(job.out) else 1.0
+        self._in_flight: set[Any] = set()
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            _connect(address)
+
+    def run(self, chunks: Iterator[Chunk], tell: Callable[[News], None]) -> Iterator[DoneChunk]:
+        """See :func:`~shard_builder.build.worker_pool.run_chunks`."""
+        task = ray.remote(num_cpus=self._num_cpus, max_retries=_MAX_RETRIES)(_build_chunk)
+        facts = ray.put(self._facts())
+        in_flight = self._in_flight
+        is_all_given = False
+        while True:
+            while not is_all_given and len(in_flight) < self._max_in_flight():
+                chunk = next(chunks, None)
+                if chunk is None:
+                    is_all_given = True
+                else:
+                    in_flight.add(task.remote(facts, chunk))
+            if not in_flight:
+                return
+            # Not without an end: meanwhile nodes may come, and this thread may be interrupted.
+            done, _ = ray.wait(list(in_flight), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+            for ref in done:
+                in_flight.remove(ref)
+                chunk_done, news = _result(ref)
+                for one in news:
+                    tell(one)
+                yield chunk_done
+
+    def stop(self) -> None:
+        """Drops what is in flight and leaves the cluster, which ends if it was started for this."""
+        for ref in self._in_flight:
+            ray.cancel(ref)
+        if self._is_ours:
+            ray.shutdown()
+
+    def _facts(self) -> _Facts:
+        found = open_store(self._job.state).read(SETTINGS_NAME)
+        return _Facts(self._job, hashlib.sha256(found).hexdigest(), _versions())
+
+    def _max_in_flight(self) -> int:
+        num_running = ray.cluster_resources().get("CPU", 1.0) / self._num_cpus
+        return max(1, int(num_running)) * (1 + _WAITING_PER_TASK)
+
+
+def _connect(address: str | None) -> None:
+    options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        expected = (
+            f"no Ray cluster answers there ({line}): start one with `ray start --head`, then give "
+            "auto on its machines, or ray://HOST:10001 from elsewhere"
+        )
+        raise ConfigError("--ray-address", address or "", expected) from error
+
+
+def _result(ref: Any) -> tuple[DoneChunk, list[News]]:
+    try:
+        done, news = ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, (GrpoStreamError, OSError)):
+            raise cause from error
+        raise RuntimeError(f"a task of Ray failed:\n{error}") from error
+    except ray.exceptions.RayError as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise WorkerDiedError(
+            f"a task of Ray was lost {_MAX_RETRIES + 1} times, the last time so: {line}; what is "
+            "finished is kept: run the same command again"
+        ) from error
+    return done, news
+
+
+_workers: dict[str, Worker] = {}
+_until_the_end = ExitStack()
+
+
+def _build_chunk(facts: _Facts, chunk: Chunk) -> tuple[DoneChunk, list[News]]:
+    """The task: runs in a process of some node, which it shares with tasks before and after it."""
+    key = facts.settings_sha256 + facts.job.out
+    if key not in _workers:
+        _check_node(facts)
+        while _workers:
+            _workers.popitem()[1].close()
+        temp = _until_the_end.enter_context(temp_folder())
+        _workers[key] = Worker(replace(facts.job, spool=temp / "spool"))
+    heard: list[News] = []
+    return _workers[key].build(chunk, heard.append).result(), heard
+
+
+def _check_node(facts: _Facts) -> None:
+    host = socket.gethostname()
+    mine = _versions()
+    for name, version in facts.versions.items():
+        if mine.get(name) != version:
+            expected = (
+                f"node {host} has {name} {mine.get(name)}, this machine {version}: install the "
+                "same versions on all nodes"
+            )
+            raise ConfigError("--executor", "ray", expected)
+    try:
+        found = hashlib.sha256(open_store(facts.job.state).read(SETTINGS_NAME)).hexdigest()
+    except StoreError:
+        found = ""
+    if found != facts.settings_sha256:
+        expected = (
+            f"node {host} does not see what this machine has begun there: must be a bucket, or a "
+            "folder that all nodes share under one path"
+        )
+        raise ConfigError("--out", facts.job.out, expected)
+
+
+def _versions() -> dict[str, str | None]:
+    return {"grpo_stream": grpo_stream.__version__, **codec_versions()}
+
+
+def _absolute(url: str) -> str:
+    """Tasks do not run in the folder that the command was given in."""
+    return url if "://" in url else str(Path(url).resolve())
