@@ -61,11 +61,12 @@ class Decision:
     def facts(self) -> dict[str, object]:
         """The same for programs."""
         mine = self.fits[0] if self.fits else None
+        is_refusal = self.form.is_refusal
         return {
             "format": self.form.reader,
             "fields": self.form.fields,
-            "box_format": self.reading.box_format,
-            "coords": self.reading.coords,
+            "box_format": None if is_refusal else self.reading.box_format,
+            "coords": None if is_refusal else self.reading.coords,
             "decided_by": self.how,
             "num_records": self.num_records,
             "num_looked_at": len(self.looked),

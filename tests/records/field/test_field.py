@@ -15,6 +15,7 @@ from grpo_stream.shards.tar import iter_samples
 from grpo_stream.storage.store import LocalStore
 from grpo_stream.targets import WANTED_FIELD, centre_of, read_shape, read_target
 from shard_builder.cli import main
+from shard_builder.datasets.judge_reading import reading_lines
 
 CASES = Path(__file__).parent / "cases"
 NAMES = sorted(path.parent.name for path in CASES.glob("*/expected.json"))
@@ -106,3 +107,8 @@ def test_field(name, root, monkeypatch, capsys):
     assert not samples
     if expected["tool"] == "build":
         assert "reading " in captured.out
+        num_absent = sum(record["reading"] == "refusal" for record in expected["records"])
+        if num_absent:
+            words = f"osworld: {num_absent} records of what is not there"
+            assert words in captured.out
+            assert words in "\n".join(reading_lines(Manifest.load(LocalStore(out))))

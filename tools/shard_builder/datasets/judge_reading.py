@@ -64,7 +64,10 @@ def reading_lines(manifest: Manifest) -> list[str]:
     readings = manifest.settings.get("readings")
     lines = []
     for one in readings if isinstance(readings, list) else ():
-        if isinstance(one, dict):
+        if isinstance(one, dict) and one.get("box_format") is None:
+            words = f"{one.get('num_records')} records of what is not there"
+            lines.append(f"{one.get('input', 'tars')}, {one.get('format')}: {words}")
+        elif isinstance(one, dict):
             counts = f"{one.get('num_fitting')} of {one.get('num_looked_at')} fit"
             lines.append(
                 f"{one.get('input', 'tars')}, {one.get('format')}, {one.get('fields')}: "
