@@ -55,7 +55,7 @@ def samples(draw):
     return Sample(draw(st.text("abc", min_size=1)), b"", "png", meta)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(samples(), st.integers(0, 3), st.integers(1, 5))
 def test_a_crop_is_inside_and_holds_the_target(sample, seed, number):
     region = crop_region(sample, seed, number)
