@@ -32,6 +32,13 @@ _ODDS_AGAINST_DEFINED = 40.0
 _DOUBTFUL_ODDS, _DOUBTFUL_ODDS_ALONG_ONE_SIDE = 5.0, 15.0
 _MIN_REACH, _DOUBTFUL_REACH = 0.8, 0.6
 """Places must go so far right and down for odds to count: all in one corner say nothing."""
+_MIN_SHARE_OF_SIDES = 0.75
+"""Of the boxes whose corners would be swapped so many fit as x, y, width, height: they may be."""
+_PERCENT = (60.0, 100.0)
+"""The largest number of percents, which are no unit that is read."""
+_MIN_OF_ANOTHER_UNIT, _SHARE_OF_ANOTHER_UNIT = 4, 0.1
+"""So many boxes that only fit in another unit speak of a file of both."""
+_MIN_TALL, _WIDE_SHARE = 12, 0.85
 _CORNER_SHARE, _MIN_IN_CORNER = 0.35, 12
 """So many places that all are in such a corner are in doubt, where another unit fits them too."""
 
@@ -147,7 +154,7 @@ def decide(
             chosen, rivals, how = found, [], "accepted"
     reading = chosen.reading
     if not rivals:
-        reading = _corners_if_swapped(chosen, defined, told)
+        reading = _corners_if_swapped(chosen, usual, defined, told)
     runner_up = _runner_up(chosen, usual)
     fits = (chosen, *(rivals or runner_up))
     return Decision(form, reading, how, looked, num_records, fits, is_decided=not rivals)
@@ -178,11 +185,16 @@ def _candidates(form: Form, told: RuleFlags, places: Places) -> tuple[list[Fit],
     found: list[list[Fit]] = []
     for box_formats in (usual, others):
         readings = [Reading(one, unit) for one in box_formats for unit in units]
-        if form.box_format is None and told.box_format is None:
-            # Centres are usual for 0-1 alone, as YOLO has them.
-            readings = [one for one in readings if one.box_format != "cxcywh" or one[1] == "unit"]
         found.append([fit(one, places) for one in readings])
+    if form.box_format is None and told.box_format is None:
+        # Centres are usual for 0-1 alone, as YOLO has them.
+        found[1] += [one for one in found[0] if _are_odd_centres(one.reading)]
+        found[0] = [one for one in found[0] if not _are_odd_centres(one.reading)]
     return found[0], found[1]
+
+
+def _are_odd_centres(reading: Reading) -> bool:
+    return reading.box_format == "cxcywh" and reading.coords != "unit"
 
 
 def _against_defined(
@@ -208,7 +220,8 @@ def _against_defined(
         one for one in rivals
         if _beats(one, mine, num)
         or _has_odds(one, mine)
-        or (_is_in_corner(mine) and _fits_as_well(one, mine))
+        or _explains_misfits(one, mine, num)
+        or ((_is_in_corner(mine) or _looks_like_percent(mine)) and _fits_as_well(one, mine))
     ]  # fmt: skip
     if doubtful:
         doubtful.sort(key=lambda one: one.num_misfits)
@@ -237,6 +250,7 @@ def _among(usual: list[Fit], others: list[Fit]) -> tuple[Fit, list[Fit], str]:
             if one.reading.box_format != "xyxy" and one.num_misfits < best.num_misfits
             and one not in (best, *rivals)
         ]  # fmt: skip
+    rivals += [one for one in others if one not in pool and _is_y_first_rather(one, best)]
     rivals.sort(key=_cost)
     return best, rivals, "evidence"
 
@@ -260,6 +274,38 @@ def _fits_as_well(one: Fit, other: Fit) -> bool:
 
 def _is_in_corner(one: Fit) -> bool:
     return one.num_fitting >= _MIN_IN_CORNER and max(one.reach) <= _CORNER_SHARE
+
+
+def _looks_like_percent(one: Fit) -> bool:
+    """Whether pixels are never above 100, and go as far, though images are much larger."""
+    if one.reading.coords != "pixels" or not one.num_fitting:
+        return False
+    is_to_100 = _PERCENT[0] <= float(one.corners[one.is_fitting].max()) <= _PERCENT[1]
+    odds = one.log_area - 2 * one.num_fitting * math.log(_PERCENT[1])
+    return is_to_100 and odds >= _MIN_ODDS
+
+
+def _explains_misfits(one: Fit, mine: Fit, num: int) -> bool:
+    """Whether another unit fits what does not: a file of both."""
+    is_misfit = ~mine.is_fitting
+    fitting = int((one.is_fitting & is_misfit).sum())
+    is_many = mine.num_misfits >= max(_MIN_OF_ANOTHER_UNIT, _SHARE_OF_ANOTHER_UNIT * num)
+    return _is_other_unit(one, mine) and is_many and fitting >= 0.95 * mine.num_misfits
+
+
+def _is_y_first_rather(one: Fit, best: Fit) -> bool:
+    """Whether boxes over their images' sides are tall x first, and wide y first.
+
+    Inside their images they are either way; what is pointed at, words above all, is wide.
+    """
+    readings = (one.reading, best.reading)
+    if readings != (("yxyx", best.reading.coords), ("xyxy", best.reading.coords)):
+        return False
+    share, wide = (
+        float(((c[:, 2] - c[:, 0]) > (c[:, 3] - c[:, 1])).mean() if len(c) else 0.0)
+        for c in (best.corners[best.is_fitting], one.corners[one.is_fitting])
+    )
+    return best.num_fitting >= _MIN_TALL and share <= 1 - _WIDE_SHARE and wide >= _WIDE_SHARE
 
 
 def _has_odds(one: Fit, other: Fit) -> bool:
@@ -307,11 +353,20 @@ def _runner_up(chosen: Fit, usual: list[Fit]) -> list[Fit]:
     return sorted(rest, key=_cost)[:1]
 
 
-def _corners_if_swapped(chosen: Fit, defined: Reading | None, told: RuleFlags) -> Reading:
+def _corners_if_swapped(
+    chosen: Fit, usual: Sequence[Fit], defined: Reading | None, told: RuleFlags
+) -> Reading:
     """``corners`` where some boxes only fit so, and nobody said what they are."""
     reading, num = chosen.reading, len(chosen.is_fitting)
     num_swapped = chosen.num_reversed_only
     if reading.box_format != "xyxy" or told.box_format is not None or num_swapped > 0.4 * num:
         return reading
+    if chosen.num_fitting + num_swapped < 0.9 * num:
+        return reading  # whatever they are, corners of images they are not
+    for one in usual:  # a few rows of widths and heights among the others: the judge refuses them
+        if one.reading == ("xywh", reading.coords):
+            num_sides = int((one.is_fitting & ~chosen.is_fitting).sum())
+            if num_sides >= _MIN_SHARE_OF_SIDES * num_swapped:
+                return reading
     is_usual = defined is None or (num_swapped >= 2 and num_swapped >= 0.05 * num)
     return Reading("corners", reading.coords) if num_swapped and is_usual else reading

@@ -26,6 +26,9 @@ __all__ = ["BoxFormat", "Coords", "Rules", "Several", "Verdict", "judge"]
 _LONG_PROMPT_CHARS = 8_000
 _CONTROL_TOKENS = re.compile(r"<\|[a-z_]+\|>|<image>|<video>")
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_PAIRS_OF_SIDES = (("image_width", "image_height"), ("img_width", "img_height"))
+_SIZE_FIELDS = ("image_size", "img_size", "resolution")
+_SIDES = re.compile(r"\s*(\d{1,6})\s*[x\u00d7*,]\s*(\d{1,6})\s*")
 _MASK_64 = 2**64 - 1
 _NO_PICTURE = Picture(b"", "", Size(0, 0), Size(0, 0), 0)
 
@@ -82,6 +85,8 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     lies_in = _solution_images(record, len(boxes), len(images))
     pictures = [load_picture(image) for image in images]
     _check_declared_size(record, pictures)
+    if rules.coords == "pixels" and len(pictures) == 1:
+        _check_other_sizes(record, pictures[0].original_size)
     warnings = [warning for picture in pictures for warning in picture.warnings]
     warnings += _text_warnings(images, prompt)
     if rules.warning is not None:
@@ -187,9 +192,28 @@ def _check_declared_size(record: Mapping[str, Any], pictures: list[Picture]) -> 
         else:  # of several images, the first one's
             is_right = type(declared) is not bool and declared == pictures[0].original_size[side]
         if not is_right:
-            size = pictures[0].original_size
-            detail = f"{name}={short(declared)}, the upright image is {size.width}x{size.height}"
-            raise RecordError("size_mismatch", detail)
+            raise _other_size(name, declared, pictures[0].original_size)
+
+
+def _check_other_sizes(record: Mapping[str, Any], size: Size) -> None:
+    """Boxes in pixels of an image of another size: of what the record says of it, in any order."""
+    sides = sorted(size)
+    for names in _PAIRS_OF_SIDES:
+        declared: list[Any] = [record.get(name) for name in names]
+        if set(map(type, declared)) == {int} and sorted(declared) != sides:
+            raise _other_size(", ".join(names), declared, size)
+    for name in _SIZE_FIELDS:
+        value: Any = record.get(name)
+        if isinstance(value, str) and (found := _SIDES.fullmatch(value)):
+            value = [int(side) for side in found.groups()]
+        is_size = isinstance(value, list) and len(value) == 2 and set(map(type, value)) == {int}
+        if is_size and sorted(value) != sides:
+            raise _other_size(name, value, size)
+
+
+def _other_size(name: str, declared: object, size: Size) -> RecordError:
+    detail = f"{name}={short(declared)}, the upright image is {size.width}x{size.height}"
+    return RecordError("size_mismatch", detail)
 
 
 def _extra(record: Mapping[str, Any], rules: Rules) -> dict[str, Any]:

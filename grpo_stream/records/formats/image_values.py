@@ -5,11 +5,13 @@ import binascii
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from grpo_stream.records.formats.inline_image import InlineImage
 
-_DATA_URI = re.compile(r"data:(?:image/)?([\w.+-]*)[^,]*;base64,")
+_DATA_URI = re.compile(r"\s*data:(?:image/)?([\w.+-]*)[^,]*;base64,", re.IGNORECASE)
 _MIN_BASE64_CHARS = 300  # no path is longer and without a dot
+_URL_SAFE = str.maketrans("-_", "+/")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _MAGIC = (
     b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*",
@@ -24,7 +26,7 @@ def unwrapped_image(value: Any) -> Any:
     and bare base64.
     """
     if type(value) is str:
-        if len(value) < _MIN_BASE64_CHARS and not value.startswith("data:"):
+        if len(value) < _MIN_BASE64_CHARS and value[:5].lower() != "data:":
             return value  # nearly all
         return _decoded(value)
     if isinstance(value, list):
@@ -55,10 +57,13 @@ def _decoded(text: str) -> Any:
     body = text[head.end() :] if head else text
     if head is None and not _BASE64.fullmatch(body):
         return text
+    if head is not None and "%" in body:  # a URI may write +, / and = as %2B, %2F and %3D
+        body = unquote(body)
+    body = "".join(body.split()).translate(_URL_SAFE)
     try:
-        data = base64.b64decode(body.strip() + "=" * (-len(body.strip()) % 4), validate=False)
+        data = base64.b64decode(body + "=" * (-len(body) % 4), validate=False)
     except (binascii.Error, ValueError):
         return text
     if not has_image_magic(data):
         return text
-    return InlineImage(f"inline.{kind.partition('+')[0]}" if kind else "inline", data)
+    return InlineImage(f"inline.{kind.lower().partition('+')[0]}" if kind else "inline", data)

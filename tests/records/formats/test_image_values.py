@@ -1,4 +1,5 @@
 import base64
+from urllib.parse import quote
 
 import pytest
 
@@ -58,3 +59,18 @@ def test_the_picture_itself(value):
 def test_bytes_and_their_name():
     assert unwrapped_image(PNG).data == PNG
     assert unwrapped_image({"bytes": PNG, "path": "a.png"}) == InlineImage("a.png", PNG)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"  data:image/png;base64,{BASE64}\n",
+        f"DATA:image/PNG;BASE64,{BASE64}",
+        f"data:image/png;base64,{BASE64[:40]}\n {BASE64[40:]}",
+        "data:image/png;base64," + BASE64.replace("+", "-").replace("/", "_").rstrip("="),
+        "data:image/png;base64," + quote(BASE64, safe=""),
+    ],
+    ids=["spaces", "capitals", "lines", "url-safe", "percents"],
+)
+def test_data_uris_as_people_write_them(written):
+    assert unwrapped_image(written) == InlineImage("inline.png", PNG + bytes(300))

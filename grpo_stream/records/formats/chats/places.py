@@ -20,10 +20,12 @@ _CORNER_KEYS: tuple[tuple[tuple[str, ...], BoxFormat], ...] = (
     (("x1", "y1", "x2", "y2"), "xyxy"),
     (("xmin", "ymin", "xmax", "ymax"), "xyxy"),
     (("x_min", "y_min", "x_max", "y_max"), "xyxy"),
+    (("x0", "y0", "x1", "y1"), "xyxy"),
     (("left", "top", "right", "bottom"), "xyxy"),
     (("x", "y", "width", "height"), "xywh"),
     (("x", "y", "w", "h"), "xywh"),
     (("left", "top", "width", "height"), "xywh"),
+    (("cx", "cy", "w", "h"), "cxcywh"),
     (("x", "y"), "xyxy"),
 )
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -33,6 +35,7 @@ _N = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBER = re.compile(_N)
 _BOX_TOKENS = re.compile(r"<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
 _BOX_TAG = re.compile(r"<box>(.*?)</box>", re.DOTALL)
+_QWENS = re.compile(r"\s*(?:\(|\[\s*\[)")
 _PLACE_TAG = re.compile(r"<(point|bbox|click|coord|coordinate)>(.*?)</\1>", re.DOTALL)
 _LIST = rf"\[\s*{_N}\s*(?:,\s*{_N}\s*){{1,3}}\]"
 _LISTS = re.compile(rf"{_LIST}(?:(?:\s*[,;]\s*|\s+and\s+|\s+){_LIST})*")
@@ -68,6 +71,7 @@ class Places(NamedTuple):
 _NUMBERS = Kind("numbers")
 _TOKENS = Kind("<|box_start|>", "xyxy", "per_mille")
 _TAG = Kind("<box>", "xyxy", "per_mille")
+_BARE_TAG = Kind("<box>, bare")
 _PAIR_KIND = Kind(
     "numbers",
     warning=("answer_pair", "two bare numbers where most answers are boxes: doubtful"),
@@ -117,7 +121,10 @@ def _of_text(text: str) -> Places | None:
         return None if numbers is None else Places([numbers], _ACTION)
     for pattern, kind in ((_BOX_TOKENS, _TOKENS), (_BOX_TAG, _TAG)):
         if inner := pattern.findall(text):
-            return _listed([_numbers(part) for part in inner], kind)
+            # Qwen writes (x1,y1),(x2,y2) and InternVL [[x1, y1, x2, y2]]: whoever writes bare
+            # numbers may mean pixels.
+            is_bare = kind is _TAG and not all(_QWENS.match(part) for part in inner)
+            return _listed([_numbers(part) for part in inner], _BARE_TAG if is_bare else kind)
     if tags := _PLACE_TAG.findall(text):
         return _listed([_numbers(part) for _, part in tags], Kind(f"<{tags[0][0]}>"))
     if _LISTS.fullmatch(text):

@@ -17,6 +17,7 @@ from grpo_stream.records.formats.forms import (
     missing,
 )
 from grpo_stream.records.formats.image_values import unwrapped_image
+from grpo_stream.records.formats.rows.box_fields import with_numbers
 
 _LISTS = ("elements", "element", "annotations", "targets", "objects", "regions")
 _PROMPTS = (
@@ -52,10 +53,8 @@ def element_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed
             continue
         own = {name: value for name, value in element.items() if name not in (prompt, box)}
         asked = {"prompt": element[prompt], "solution": element[box], "element": number}
-        yield (
-            Form(context.name, f"{listed}.{box}", None, None, ("xyxy", "xywh")),
-            (shared | own | asked),
-        )
+        form = Form(context.name, f"{listed}.{box}", None, None, ("xyxy", "xywh"))
+        yield with_numbers(form, shared | own | asked)
 
 
 def _list_of(row: Mapping[str, Any]) -> str | None:

@@ -9,8 +9,8 @@ opposite corners in pixels (its own evaluator swaps those that are the wrong way
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grpo_stream.records.formats.chats.conversations import solution_of, strip_placeholders
-from grpo_stream.records.formats.chats.places import NAMED, places_in
+from grpo_stream.records.formats.chats.conversations import strip_placeholders
+from grpo_stream.records.formats.chats.places import NAMED
 from grpo_stream.records.formats.forms import (
     NAMES_OF_IMAGES,
     Context,
@@ -23,6 +23,7 @@ from grpo_stream.records.formats.forms import (
     says_nothing_is_there,
 )
 from grpo_stream.records.formats.image_values import unwrapped_image
+from grpo_stream.records.formats.rows.box_fields import with_numbers
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 
 PROMPTS = (
@@ -69,16 +70,8 @@ def gui_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed]:
     if is_refusal:
         yield refusal(record, context.name)
         return
-    value = row[box]
     box_format, coords = _DEFINED.get(context.name, (None, None))
     form = Form(context.name, box, box_format, coords, ("xyxy", "xywh", "cxcywh"))
-    kind = NAMED.get(box)
-    if not _is_flat(value) and (places := places_in(value)) is not None:
-        kind, value = kind or places.kind, solution_of(places)
-    if kind is not None:
-        form = form._replace(box_format=kind.box_format, coords=kind.coords, warning=kind.warning)
-    yield form, record | {"solution": value}
-
-
-def _is_flat(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and not isinstance(value[0], (list, dict))
+    if (kind := NAMED.get(box)) is not None:
+        form = form._replace(box_format=kind.box_format, coords=kind.coords)
+    yield with_numbers(form, record | {"solution": row[box]})

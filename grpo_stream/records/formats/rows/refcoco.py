@@ -22,6 +22,7 @@ from grpo_stream.errors import RecordError
 from grpo_stream.records.formats.coco import Document, box_fields, image_fields
 from grpo_stream.records.formats.forms import Context, Form, Formed
 from grpo_stream.records.formats.image_values import unwrapped_image
+from grpo_stream.records.formats.rows.box_fields import with_numbers
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 
 _LIST_KEYS = ("sentences", "answer", "captions")
@@ -93,7 +94,7 @@ def refcoco_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed
         names = ", ".join((*_LIST_KEYS[:2], *_SENTENCE_KEYS))
         yield RecordError("prompt_missing", f"no sentence in any of {names}, but {list(row)}"[:300])
     for prompt in prompts:
-        yield form, fields | prompt
+        yield with_numbers(form, fields | prompt)
 
 
 def refcoco_document_records(document: Document) -> Iterator[tuple[int, Formed]]:

@@ -22,6 +22,7 @@ from grpo_stream.records.formats.forms import (
     says_nothing_is_there,
 )
 from grpo_stream.records.formats.image_values import unwrapped_image
+from grpo_stream.records.formats.rows.box_fields import with_numbers
 from grpo_stream.records.formats.rules import BoxFormat, Coords
 
 _IMAGES = ("image", "img_filename", "file_name", "img_path")
@@ -54,7 +55,7 @@ def screenspot_records(row: Mapping[str, Any], context: Context) -> Iterator[For
         return
     box_format, coords = screenspot_layout(row) if context.is_told else (None, None)
     form = Form(context.name, "bbox", box_format, coords, ("xywh", "xyxy"))
-    yield form, record | {"solution": row["bbox"]}
+    yield with_numbers(form, record | {"solution": row["bbox"]})
 
 
 def screenspot_layout(row: Mapping[str, Any]) -> tuple[BoxFormat, Coords]:

@@ -68,6 +68,9 @@ def test_answers_without_a_place(answer):
     [
         ("<|box_start|>(12,5),(40,60)<|box_end|>", ("xyxy", "per_mille")),
         ("<box>(12,5),(40,60)</box>", ("xyxy", "per_mille")),
+        ("<box>[[12, 5, 40, 60]]</box>", ("xyxy", "per_mille")),
+        ("<box>12,5,40,60</box>", (None, None)),
+        ("<box>[12, 5, 40, 60]</box>", (None, None)),
         ('```json\n[{"box_2d": [5, 12, 60, 40]}]\n```', ("yxyx", "per_mille")),
         ('{"x": 1, "y": 2, "width": 3, "height": 4}', ("xywh", None)),
         ('{"bbox_2d": [12, 5, 40, 60]}', (None, None)),
