@@ -69,7 +69,6 @@ class Places(NamedTuple):
 
 
 _NUMBERS = Kind("numbers")
-_TOKENS = Kind("<|box_start|>", "xyxy", "per_mille")
 _TAG = Kind("<box>", "xyxy", "per_mille")
 _BARE_TAG = Kind("<box>, bare")
 _PAIR_KIND = Kind(
@@ -81,6 +80,14 @@ NAMED: dict[str, Kind] = {
     "labelled point": Kind("point with label", usual=("xyxy", "yxyx")),
 }
 """What a field's name says of the numbers in it."""
+
+_BY_TOKENS = (
+    (_BOX_TOKENS, Kind("<|box_start|>", "xyxy", "per_mille")),
+    (re.compile(r"<\|det\|>(.*?)<\|/det\|>", re.DOTALL), Kind("<|det|>", "xyxy", "per_mille")),
+    (re.compile(r"((?:<loc_\d+>){4})"), Kind("<loc_>", "xyxy", "per_mille")),
+    (_BOX_TAG, _TAG),
+)
+"""The tokens of Qwen, DeepSeek-VL2, Florence-2 and InternVL; the second and third count to 999."""
 
 PAIR_WARNING = "answer_pair"
 """The cause of the warning that a few bare pairs among boxes get."""
@@ -119,7 +126,7 @@ def _of_text(text: str) -> Places | None:
     is_action, numbers = actions.target_of(text)
     if is_action:
         return None if numbers is None else Places([numbers], _ACTION)
-    for pattern, kind in ((_BOX_TOKENS, _TOKENS), (_BOX_TAG, _TAG)):
+    for pattern, kind in _BY_TOKENS:
         if inner := pattern.findall(text):
             # Qwen writes (x1,y1),(x2,y2) and InternVL [[x1, y1, x2, y2]]: whoever writes bare
             # numbers may mean pixels.
@@ -127,6 +134,8 @@ def _of_text(text: str) -> Places | None:
             return _listed([_numbers(part) for part in inner], _BARE_TAG if is_bare else kind)
     if tags := _PLACE_TAG.findall(text):
         return _listed([_numbers(part) for _, part in tags], Kind(f"<{tags[0][0]}>"))
+    if text.startswith("[[") and text.endswith("]]"):  # CogAgent's [[092,030,166,190]] is no JSON
+        text = text[1:-1]
     if _LISTS.fullmatch(text):
         return _listed([_numbers(part) for part in _ONE_LIST.findall(text)], _NUMBERS)
     if _TUPLES.fullmatch(text):

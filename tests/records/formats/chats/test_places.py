@@ -25,6 +25,7 @@ BOX = [12, 5, 40, 60]
         ('The key: {"bbox_2d": [12, 5, 40, 60], "label": "key"}.', BOX),
         ('{"x1": 12, "y1": 5, "x2": 40, "y2": 60}', BOX),
         ("<box>[[12, 5, 40, 60]]</box>", BOX),
+        ("[[012,005,040,060]]", BOX),
         ("[12, 5, 40, 60]\n", BOX),
         ("(12, 5, 40, 60)", BOX),
         ({"bbox": "12, 5, 40, 60"}, BOX),
@@ -67,6 +68,8 @@ def test_answers_without_a_place(answer):
     ("answer", "defined"),
     [
         ("<|box_start|>(12,5),(40,60)<|box_end|>", ("xyxy", "per_mille")),
+        ("<|ref|>key<|/ref|><|det|>[[12, 5, 40, 60]]<|/det|>", ("xyxy", "per_mille")),
+        ("key<loc_12><loc_5><loc_40><loc_60>", ("xyxy", "per_mille")),
         ("<box>(12,5),(40,60)</box>", ("xyxy", "per_mille")),
         ("<box>[[12, 5, 40, 60]]</box>", ("xyxy", "per_mille")),
         ("<box>12,5,40,60</box>", (None, None)),
@@ -80,6 +83,7 @@ def test_what_the_way_of_writing_defines(answer, defined):
     places = places_in(answer)
     assert places is not None
     assert (places.kind.box_format, places.kind.coords) == defined
+    assert sorted(places.numbers[0]) in (sorted(BOX), [1, 2, 3, 4])
 
 
 def test_a_box_in_a_sentence_is_warned_of():
