@@ -28,6 +28,7 @@ _CONTROL_TOKENS = re.compile(r"<\|[a-z_]+\|>|<image>|<video>")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PAIRS_OF_SIDES = (("image_width", "image_height"), ("img_width", "img_height"))
 _SIZE_FIELDS = ("image_size", "img_size", "resolution")
+_SIZES = frozenset((*_SIZE_FIELDS, *(name for pair in _PAIRS_OF_SIDES for name in pair)))
 _SIDES = re.compile(r"\s*(\d{1,6})\s*[x\u00d7*,]\s*(\d{1,6})\s*")
 _MASK_64 = 2**64 - 1
 _NO_PICTURE = Picture(b"", "", Size(0, 0), Size(0, 0), 0)
@@ -85,7 +86,7 @@ def judge(record: object, key: str, rules: Rules, load_picture: Load) -> Verdict
     lies_in = _solution_images(record, len(boxes), len(images))
     pictures = [load_picture(image) for image in images]
     _check_declared_size(record, pictures)
-    if rules.coords == "pixels" and len(pictures) == 1:
+    if len(pictures) == 1 and rules.coords == "pixels" and not _SIZES.isdisjoint(record):
         _check_other_sizes(record, pictures[0].original_size)
     warnings = [warning for picture in pictures for warning in picture.warnings]
     warnings += _text_warnings(images, prompt)
