@@ -7,6 +7,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -86,7 +87,10 @@ def check_image_path(path: str, prefixes: Sequence[str] = ()) -> str:
 
 
 def other_spellings(inside: str, path: str) -> Iterator[str]:
-    """What a file may be called that is not found: accents in either Unicode form, backslashes."""
+    """What a file may be called that is not found.
+
+    Accents in either Unicode form, backslashes, and ``%20`` for a space.
+    """
     if not inside.isascii():
         for form in ("NFC", "NFD"):
             other = unicodedata.normalize(form, inside)
@@ -94,6 +98,11 @@ def other_spellings(inside: str, path: str) -> Iterator[str]:
                 yield other
     if "\\" in path and not path.startswith(("/", "file:")) and ".." not in path:
         yield path
+    if "%" in inside:
+        with suppress(RecordError):  # %2E%2E leads no further than .. does
+            decoded = check_image_path(unquote(inside))
+            if decoded != inside and decoded.isprintable():
+                yield decoded
 
 
 def read_image(folder: str, prefixes: Sequence[str], path: str) -> bytes:

@@ -194,6 +194,21 @@ def test_files_are_found_in_either_unicode_form(tmp_path):
         reader.load("p\u00e2t\u00e9.png")
 
 
+def test_percents_stand_for_letters_where_no_file_has_them(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, colour in (("my pic.png", "red"), ("in/a b.png", "red"), ("100%.png", "red"),
+                         ("b%20c.png", "red"), ("b c.png", "blue")):  # fmt: skip
+        (tmp_path / name).write_bytes(image_bytes((8, 6), colour))
+    (tmp_path.parent / "outside.png").write_bytes(PLAIN["png"])
+    reader = ImageReader(str(tmp_path), HEADER)
+    for path in ("my%20pic.png", "in%2Fa%20b.png", "100%.png", "100%25.png", "b%20c.png"):
+        assert reader.load(path).data == image_bytes((8, 6), "red")
+    for path in ("%2E%2E/outside.png", "..%2Foutside.png", f"%2F{tmp_path}/my pic.png", "a%00.png",
+                 "a%0A.png"):  # fmt: skip
+        with pytest.raises(RecordError, match="image_not_found"):
+            reader.load(path)
+
+
 @pytest.mark.parametrize(
     ("value", "name"),
     [
