@@ -24,6 +24,7 @@ from grpo_stream.image_encoding import Encoding, encode_jpeg
 from grpo_stream.images import ResizeRule, decode, resize
 from grpo_stream.records.stored_image import Check, PictureRules
 from shard_builder.build.build import BuildSettings, build
+from shard_builder.build.build_settings import Executor
 from shard_builder.build.chunk_plan import ShardLimits
 
 _EPILOG = """\
@@ -32,6 +33,7 @@ webdataset   webdataset.ShardWriter
 header       shard-builder build --check header
 decode       shard-builder build
 resize       shard-builder build --max-pixels ... --reencode jpeg:90
+decode, ray  shard-builder build --executor ray, on a cluster of one node that is up before
 bare decode  every file read and decoded, one core; bare resize: and resized and encoded
 """
 SCREENSHOTS = Path(__file__).parents[2] / "data" / "screenshots"
@@ -54,6 +56,7 @@ def add_command(commands: Commands) -> None:
     add("--max-pixels", type=int, default=28 * 28 * 1280, help="of the resize (%(default)s)")
     add("--quality", type=int, default=90, help="of the re-encoded JPEG (%(default)s)")
     add("--only", nargs="+", default=[], help="only contestants whose name starts so")
+    add("--executor", choices=("local", "ray"), default="local", help="ray: beside local")
     command.set_defaults(run=run)
 
 
@@ -79,6 +82,10 @@ def run(args: argparse.Namespace) -> None:
             for name, contestant in _contestants(args, folder, records).items()
             if not args.only or name.startswith(tuple(args.only))
         }
+        if args.executor == "ray":
+            import ray  # noqa: PLC0415 - an extra
+
+            ray.init(num_cpus=args.workers, include_dashboard=False, logging_level="ERROR")
         times: _Times = {name: [] for name in contestants}
         for _ in tqdm(range(args.rounds), "rounds", disable=args.json):
             for name, contestant in contestants.items():
@@ -132,7 +139,9 @@ def _contestants(
     rule = ResizeRule(max_pixels=args.max_pixels)
     encoding = Encoding("jpeg", args.quality)
 
-    def ours(check: Check, num_workers: int, *, is_resized: bool) -> Callable[[Path], None]:
+    def ours(
+        check: Check, num_workers: int, *, is_resized: bool, executor: Executor = "local"
+    ) -> Callable[[Path], None]:
         pictures = PictureRules(check=check)
         if is_resized:
             pictures = PictureRules(check=check, resize=rule, encoding=encoding)
@@ -146,6 +155,7 @@ def _contestants(
                     pictures=pictures,
                     limits=ShardLimits(max_samples=args.samples_per_shard),
                     num_workers=num_workers,
+                    executor=executor,
                 )
             )
 
@@ -171,6 +181,9 @@ def _contestants(
         found[f"header, {num_workers}"] = ours("header", num_workers, is_resized=False)
         found[f"decode, {num_workers}"] = ours("decode", num_workers, is_resized=False)
         found[f"resize, {num_workers}"] = ours("decode", num_workers, is_resized=True)
+    if args.executor == "ray":
+        name = f"decode, {args.workers}, ray"
+        found[name] = ours("decode", args.workers, is_resized=False, executor="ray")
     return found
 
 
@@ -192,6 +205,8 @@ def _ratios(times: _Times, num_workers: int) -> dict[str, float]:
                 workers,
             ),
         ]
+    name = f"decode, {num_workers}"
+    pairs.append((f"{name}, ray / {name}", name, f"{name}, ray", 1))
     return {
         name: round(
             statistics.median(

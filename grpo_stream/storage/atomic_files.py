@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ def temp_beside(path: Path) -> Path:
     Drawn, and not the number of the process: on a folder that machines share, two of them may have
     processes of one number, as the first ones of containers have.
     """
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.tmp")
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from tests.shard_builder.support import files_of, make_settings, write_raw
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    return write_raw(tmp_path_factory.mktemp("raw") / "raw", 60)
+    return write_raw(tmp_path_factory.mktemp("raw") / "raw", 40)
 
 
 def built_here(settings, tmp_path):
@@ -37,13 +37,12 @@ def built_here(settings, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {},
         {"shuffle_seed": 3},
         {"by_image": True, "shuffle_seed": 1},
         {"split": Splits((("val", 0.3), ("test", 0.2)))},
         {"where": (("prompt", "Click 3"),), "max_reject_share": 1.0},
     ],
-    ids=lambda change: "-".join(change) or "plain",
+    ids="-".join,
 )
 def test_any_order_gives_the_bytes_of_one_process(raw, tmp_path, change):
     settings = make_settings(raw, tmp_path / "out", **change)
@@ -64,9 +63,9 @@ def test_any_order_gives_the_bytes_of_one_process(raw, tmp_path, change):
 
 def test_finish_names_the_parts_that_are_missing(raw, tmp_path):
     settings = make_settings(raw, tmp_path / "out")
-    assert build_part(settings, Part.parse("plan/4")).num_chunks == 15
+    assert build_part(settings, Part.parse("plan/4")).num_chunks == 10
     build_part(settings, Part(3, 4))
-    with pytest.raises(PartsMissingError, match=r"of 4 parts 3 are not whole yet: 1, 2, 4 \(11 of"):
+    with pytest.raises(PartsMissingError, match=r"of 4 parts 3 are not whole yet: 1, 2, 4 \(8 of"):
         finish(settings.out)
     for number in (1, 4):
         assert build_part(settings, Part(number, 4)).missing_parts
@@ -177,10 +176,11 @@ def test_one_process_takes_over_what_parts_have_begun_and_the_other_way_round(ra
 
 
 def test_rejects_are_counted_over_all_parts(raw, tmp_path):
-    settings = make_settings(raw, tmp_path / "out", max_rejects=14)  # of 15 or 16
+    num_rejects = sum(build(make_settings(raw, tmp_path / "here")).rejects.values())
+    settings = make_settings(raw, tmp_path / "out", max_rejects=num_rejects - 1)
     for number in (1, 2):
         build_part(settings, Part(number, 3))
-    with pytest.raises(TooManyRejectsError, match=r"rejects in all parts, at most 14 are allowed"):
+    with pytest.raises(TooManyRejectsError, match=r"rejects in all parts, at most \d+ are allowed"):
         build_part(settings, Part(3, 3))
     assert not (tmp_path / "out" / "manifest.json").exists()
     settings = make_settings(raw, tmp_path / "share", max_reject_share=0.1)

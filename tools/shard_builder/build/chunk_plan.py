@@ -1,12 +1,11 @@
-"""What a build works through: records in order, cut into chunks that are built on their own."""
+"""What a build works through: records in their order, and the chunks that are built of them."""
 
 import hashlib
 import pickle
 import posixpath
 import random
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from grpo_stream.records.form_book import FormBook
 from grpo_stream.records.formats.inline_image import InlineImage
 from grpo_stream.records.formats.open_inputs import InputSource, read_formed
 from grpo_stream.records.formats.rules import Rules
-from grpo_stream.records.stored_image import ImageReader
 from shard_builder.build.image_neighbours import bucket_of, image_identity, whole_images
 from shard_builder.build.spill_buckets import NUM_BUCKETS, Buckets
 
@@ -281,94 +279,6 @@ class Splits:
         return self.rest
 
 
-class Cutter:
-    """Cuts records into chunks, split by split.
-
-    Args:
-        limits: A chunk is full at ``max_samples`` records, and when the images that its records
-            carry with them pass ``max_bytes``.
-        reading: The inputs, surveyed.
-        rules: How the records of each form are written.
-        splits: Shares of the images; None for one set.
-        reader: Gives the bytes of an image, which decide about its split.
-        by_image: A full chunk takes what is left of its last image.
-    """
-
-    def __init__(
-        self,
-        limits: ShardLimits,
-        reading: Reading,
-        rules: Sequence[Rules],
-        splits: Splits | None,
-        reader: ImageReader,
-        *,
-        by_image: bool = False,
-    ) -> None:
-        self._by_image = by_image
-        self._limits = limits
-        self._carries = reading.carries_images
-        self._rules = tuple(rules)
-        self._splits = splits
-        self._reader = reader
-        self.num_chunks: Counter[str] = Counter()
-        """By split, so far."""
-
-    def cut(self, rows: Iterable[Row | bytes]) -> Iterator[Chunk]:
-        """The chunks of ``rows``, in the order of the build."""
-        started: dict[str, list[Row | bytes]] = {}
-        carried: Counter[str] = Counter()
-        full: dict[str, bytes] = {}  # splits with a full chunk, and its last image
-        for given in rows:
-            split, row = "", given
-            if self._splits is not None or self._carries:
-                place, form, record = unpack_row(given)
-                split, record = self._assign(form, record)
-                carried[split] += _num_carried_bytes(record)
-                row = (place, form, record)
-            if split in full and full[split] != self._image_of(row):
-                yield self._chunk(split, started.pop(split))
-                del full[split]
-                carried[split] = _num_carried_bytes(unpack_row(row)[2])
-            chunk = started.setdefault(split, [])
-            chunk.append(row)
-            if len(chunk) >= self._limits.max_samples or carried[split] >= self._limits.max_bytes:
-                if self._by_image:
-                    full[split] = self._image_of(row)
-                    continue
-                yield self._chunk(split, chunk)
-                del started[split], carried[split]
-        for split, chunk in started.items():
-            yield self._chunk(split, chunk)
-
-    def _chunk(self, split: str, rows: list[Row | bytes]) -> Chunk:
-        chunk = Chunk(split, self.num_chunks[split], rows, self._rules)
-        self.num_chunks[split] += 1
-        return chunk
-
-    def _image_of(self, row: Row | bytes) -> bytes:
-        _, form, record = unpack_row(row)
-        return image_identity(record, self._rules[form].image_key)
-
-    def _assign(self, form: int, record: Any) -> tuple[str, Any]:
-        if self._splits is None:
-            return "", record
-        image_key = self._rules[form].image_key
-        image = record.get(image_key) if isinstance(record, dict) else None
-        if isinstance(image, list) and len(image) == 1:
-            image = image[0]
-        if isinstance(image, list):
-            detail = f"{image_key} lists {len(image)} images, --split goes by one image a record"
-            return self._splits.rest, RecordError("several_images", detail)
-        try:
-            if isinstance(image, InlineImage):
-                data = image.data
-            else:
-                data = self._reader.read(image) if isinstance(image, str) else b""
-        except RecordError:  # it will be rejected, in some split
-            data = str(image).encode(errors="surrogatepass")
-        return self._splits.of(data), record
-
-
 def _is_wanted(record: Any, where: Sequence[tuple[str, str]]) -> bool:
     if not where or not isinstance(record, dict):
         return True  # a bad record is for the judge
@@ -391,16 +301,3 @@ def _is_nested_beyond(value: Any, levels: int) -> bool:
         if (kind is dict or kind is list) and (levels == 1 or _is_nested_beyond(item, levels - 1)):
             return True
     return False
-
-
-def _num_carried_bytes(record: Any) -> int:
-    """Bytes of the images that a record carries with it."""
-    if type(record) is not dict:
-        return 0
-    total = 0
-    for value in record.values():
-        if type(value) is InlineImage:
-            total += len(value.data)
-        elif type(value) is list:
-            total += sum(len(item.data) for item in value if type(item) is InlineImage)
-    return total

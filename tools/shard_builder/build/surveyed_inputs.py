@@ -10,7 +10,8 @@ from grpo_stream.records.formats.open_inputs import InputSource
 from grpo_stream.records.formats.rules import Rules
 from grpo_stream.records.stored_image import ImageReader
 from shard_builder.build.build_settings import BuildSettings, content_of
-from shard_builder.build.chunk_plan import Cutter, Reading, Survey
+from shard_builder.build.chunk_plan import Reading, Survey
+from shard_builder.build.cut_chunks import Cutter
 from shard_builder.build.progress import Progress, Tell
 
 
