@@ -293,6 +293,11 @@ class ShardSource:
         return self.manifest.totals.get("num_multi_image", 0)
 
     @property
+    def num_text_only(self) -> int:
+        """Samples without images, as far as the manifest counts them."""
+        return self.manifest.totals.get("num_text_only", 0)
+
+    @property
     def is_remote(self) -> bool:
         """False for a folder."""
         return not isinstance(self._store, LocalStore)

@@ -167,6 +167,22 @@ def check_template(template: PromptTemplate, sources: Sequence[Source]) -> None:
             raise ConfigError("prompt_template", found, NEEDS_SEVERAL)
 
 
+def check_all_have_images(sources: Sequence[Source], num_ranks: int) -> None:
+    """Checks that ranks of supervised training call the vision tower equally often.
+
+    Raises:
+        ConfigError: samples have no image, and there are several ranks.
+    """
+    for source in sources if num_ranks > 1 else ():
+        count = source.num_text_only if isinstance(source, ShardSource | RecordSource) else 0
+        if count:
+            expected = (
+                "cannot be taught on several ranks, which call the vision tower equally often: "
+                "leave them out, or train on one rank"
+            )
+            raise ConfigError("shards", f"{count} samples without images", expected)
+
+
 def image_limits(data: DataArguments) -> ImageLimits:
     """What an image may be at most."""
     return ImageLimits(max_image_pixels=data.max_image_pixels)
