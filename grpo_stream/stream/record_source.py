@@ -23,7 +23,7 @@ from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import Picture
 from grpo_stream.records.validate import Rules, judge
 from grpo_stream.shards.sample import Sample
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 
 _GUESSED_SAMPLE_BYTES = 2**18
 _RULES = Rules(several="keep")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.prompts import NEEDS_SEVERAL, PromptTemplate
+from grpo_stream.grounding.prompts import PromptTemplate
+from grpo_stream.grounding.template_words import NEEDS_SEVERAL
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.storage.retry_policy import RetryRules
@@ -15,7 +16,8 @@ from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.open_shards import open_shards, parse_shards
 from grpo_stream.stream.prompt_stream import Open, PromptStream
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.stream.sources import ShardSource, Source, decode_sample
+from grpo_stream.stream.sources import ShardSource, Source
+from grpo_stream.stream.stream_sample import decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.setup.arguments import DataArguments

@@ -13,7 +13,8 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.stream.image_groups import ImageGroupSource, open_image_group
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.selected_source import SelectedSource
-from grpo_stream.stream.sources import ShardSource, decode_sample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import decode_sample
 from grpo_stream.train.models.cuda_settings import choose_attention_kernels
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle

@@ -13,7 +13,8 @@ from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.report.answer_cards import answer_card
 from grpo_stream.stream.ordered_reader import OrderedReader, read_at
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.stream.sources import ShardSource, StreamSample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.evaluate.answer_prompts import answer_share, evaluate, score
 from tests.shards.support import write_set

@@ -8,7 +8,7 @@ from grpo_stream.errors import ConfigError, ImageError, ManifestError
 from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.observe.metrics import short_line
 from grpo_stream.train.setup.arguments import DataArguments
 from grpo_stream.train.setup.open_data import (
