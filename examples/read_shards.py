@@ -15,7 +15,8 @@ from pathlib import Path
 import webdataset
 
 from grpo_stream import PromptLoader, PromptStream, StreamConfig
-from grpo_stream.stream.sources import ShardSource, StreamSample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.stream.world import World
 
 

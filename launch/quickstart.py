@@ -30,7 +30,8 @@ from grpo_stream.report.html_page import write_report
 from grpo_stream.report.training_page import TrainingRun, training_report
 from grpo_stream.storage.atomic_files import NO_ROOM, no_room_line, write_atomic
 from grpo_stream.stream.ordered_reader import read_at
-from grpo_stream.stream.sources import ShardSource, StreamSample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import StreamSample
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "launch/configs/quickstart.yaml"

@@ -13,7 +13,8 @@ from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.prompt_stream import PromptStream
-from grpo_stream.stream.sources import ShardSource, StreamSample, decode_sample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import StreamSample, decode_sample
 
 
 def open_loader(job: Job) -> PromptLoader[Batch]:

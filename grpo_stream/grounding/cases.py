@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from grpo_stream.boxes import FRAMES, Box, Frame, Point, Size
+from grpo_stream.boxes import Box, Frame, Point, Size
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.answers import (
     Answer,
@@ -15,6 +15,13 @@ from grpo_stream.grounding.answers import (
     parse_answers,
 )
 from grpo_stream.grounding.frames import View, to_original
+from grpo_stream.grounding.image_sizes import (
+    Sizes,
+    each_size,
+    missing_size,
+    shared_of_case,
+    size_at,
+)
 from grpo_stream.grounding.shape_measures import (
     best,
     f1_score,
@@ -25,14 +32,12 @@ from grpo_stream.grounding.shape_measures import (
     num_matched,
 )
 from grpo_stream.polygons import Polygon, Shape, region_iou
-from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD, Target, has_extent, read_target
+from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD, Target, has_extent
 
 Completion: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or a conversation ``[{"role": "assistant", "content": text}]``."""
 Numbers: TypeAlias = Sequence[float]
 
-Sizes: TypeAlias = Size | Sequence[Size | None] | None
-"""Of one image, of each, or unknown."""
 Placed: TypeAlias = tuple[Point | None, Box | None]
 """The point and the valid box of an answer, in frame ``original`` of an image."""
 
@@ -88,11 +93,11 @@ class Case:
         self.target = truth if isinstance(truth, Target) else Target((truth,))
         self.truth: Shape | None = self.target.shapes[0] if self.target.shapes else None
         """The (first) true place; None where nothing is there."""
-        self._originals, self._models = _each(original), _each(model)
+        self._originals, self._models = each_size(original), each_size(model)
         self._frame, self._view = frame, view
         self.image = self.target.image_of(0)
         """The image that the (first) true place is in, counted from 0."""
-        self.size = _at(self._originals, self.image)
+        self.size = size_at(self._originals, self.image)
         """Of that image, if it is known."""
         self._firsts: dict[int, Placed] = {}
         self.point: Point | None
@@ -116,8 +121,8 @@ class Case:
         valid: Box | None = None
         # Frame "original" uses no size, and _sizes has made sure of those that are used.
         sizes = {
-            "model_size": _at(self._models, image) or _UNUSED,
-            "original_size": _at(self._originals, image) or _UNUSED,
+            "model_size": size_at(self._models, image) or _UNUSED,
+            "original_size": size_at(self._originals, image) or _UNUSED,
         }
         if box is None:
             point: Point | None = to_original(answer.point(self._frame), view=self._view, **sizes)
@@ -178,9 +183,9 @@ class Case:
         """``max(0, 1 - (d / dmax)^2)`` in coordinates divided by the image's sides."""
         found = []
         if self.size is None and self._originals:
-            raise _missing("scales", "the distance is one in shares of the image's sides")
+            raise missing_size("scales", "the distance is one in shares of the image's sides")
         for shape, image in self._any_truths():
-            point, size = self._first_in(image)[0], _at(self._originals, image)
+            point, size = self._first_in(image)[0], size_at(self._originals, image)
             found.append(0.0 if point is None or size is None else nearness(point, shape, size))
         return best(found)
 
@@ -248,9 +253,9 @@ class Case:
     def _hits(self, placed: Placed, truth: Truth, point_radius: float | None) -> bool:
         reach = 0.0
         if isinstance(truth.shape, Point):
-            size = _at(self._originals, truth.image)
+            size = size_at(self._originals, truth.image)
             if size is None:
-                raise _missing("scales", "point_radius is a share of the image's diagonal")
+                raise missing_size("scales", "point_radius is a share of the image's diagonal")
             reach = (point_radius or 0.0) * math.hypot(*size)
         return placed[0] is not None and is_hit(placed[0], truth.shape, reach)
 
@@ -288,7 +293,7 @@ def cases_of(
     """
     count = len(completions)
     if answer_frame is None:
-        raise _missing("answer_frame", 'name it, for example "original" if nothing is resized')
+        raise missing_size("answer_frame", 'name it, for example "original" if nothing is resized')
     columns: dict[str, Sequence[Any]] = {
         "solution": solution,
         "scales": [None] * count if scales is None else scales,
@@ -307,7 +312,7 @@ def cases_of(
         # The completions of a group share their row's objects: those are checked once.
         if not last or any(map(operator.is_not, row, last)):
             truth, original, model, frame, wanted, images = row
-            shared = _shared(truth, original, model, frame, wanted, images)
+            shared = shared_of_case(truth, original, model, frame, wanted, images)
             last = tuple(row)
         cases.append(Case(completion_text(completion), *shared))
     if log_metric is not None and cases:
@@ -316,62 +321,3 @@ def cases_of(
             num_outside = sum(bool(case.is_outside) and not case.is_refusal for case in cases)
             log_metric("answers_outside_image", num_outside / len(cases))
     return cases
-
-
-def _shared(
-    truth: Any, original: Any, model: Any, frame: Any, wanted: Any, images: Any
-) -> tuple[Target, Sizes, Sizes, Any]:
-    """What the completions of a sample have in common; the arguments of a :class:`Case`."""
-    if original is None:  # no column of sizes, which says nothing of the number of images
-        return read_target(truth, wanted), *_sizes((), model, frame), frame
-    is_listed = hasattr(original[0], "__len__") if len(original) else not len(truth)
-    if not is_listed:
-        return read_target(truth, wanted), *_sizes(original, model, frame), frame
-    if images is None and len(truth) and len(original) > 1:
-        remedy = "hand on the columns that the reward gets, as in cases_of(completions, **columns)"
-        expected = f"is needed, as a sample has {len(original)} images: {remedy}"
-        raise ConfigError(IMAGES_FIELD, None, expected)
-    target = read_target(truth, wanted, images, len(original))
-    pairs = zip(original, model if len(model) else [()] * len(original), strict=True)
-    sizes = [_sizes(*pair, frame) for pair in pairs]
-    return target, [own for own, _ in sizes], [own for _, own in sizes], frame
-
-
-def sizes_of(value: Any) -> Size | list[Size]:
-    """An entry of the columns ``scales`` and ``model_size``: of one image, or of each."""
-    is_one = len(value) > 0 and not hasattr(value[0], "__len__")
-    return Size(*value) if is_one else [Size(*size) for size in value]
-
-
-def _each(sizes: Sizes) -> Sequence[Size | None]:
-    return (sizes,) if sizes is None or isinstance(sizes, Size) else sizes
-
-
-def _at(sizes: Sequence[Size | None], image: int) -> Size | None:
-    return sizes[image] if image < len(sizes) else None
-
-
-def _sizes(original: Numbers, model: Numbers, frame: str) -> tuple[Size | None, Size | None]:
-    if frame not in FRAMES:
-        raise ConfigError("answer_frame", frame, f"must be one of {', '.join(FRAMES)}")
-    if not len(original) and frame != "original":
-        raise _missing("scales", "give (width, height) of every original image")
-    if not len(model) and frame == "model":
-        raise _missing("model_size", "give (width, height) of every resized image")
-    return _size("scales", original), _size("model_size", model)
-
-
-def _size(name: str, numbers: Numbers) -> Size | None:
-    if not len(numbers):
-        return None
-    if len(numbers) != 2 or not all(number > 0 for number in numbers):
-        raise ConfigError(
-            name, numbers, "must be (width, height) in pixels, for example (640, 480)"
-        )
-    return Size(int(numbers[0]), int(numbers[1]))
-
-
-def _missing(name: str, remedy: str) -> ConfigError:
-    return ConfigError(
-        name, None, f"is needed to bring answers and solutions to one frame: {remedy}"
-    )

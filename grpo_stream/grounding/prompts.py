@@ -5,24 +5,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
 from typing import Any, Literal, get_args
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.families import FAMILIES
 from grpo_stream.grounding.answers import MAX_ANSWER_CHARS
-from grpo_stream.shards.sample import IMAGE_PLACEHOLDER
+from grpo_stream.grounding.template_words import (
+    NEEDS_SEVERAL,
+    blocks_of,
+    check_words,
+    fields_of,
+)
 from grpo_stream.yaml_files import read_yaml
 
 AnswerKind = Literal["point", "box", "click", "box_pairs"]
 """The forms that are asked for and taught; :func:`answer_text` writes each of them."""
 
-NEEDS_SEVERAL = (
-    "the template names the width and height of one image; give it a text 'several', which may "
-    "hold {sizes}"
-)
-"""What is wrong with a template for samples of several images."""
 _CALL = '{{"name": "computer_use", "arguments": {{"action": "left_click", "coordinate": {0}}}}}'
 _NUMBER = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _PAIR = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
@@ -67,9 +66,9 @@ class PromptTemplate:
     several: str | None = None
 
     def __post_init__(self) -> None:
-        _check_words("user", self.user, ("width", "height"))
+        check_words("user", self.user, ("width", "height"))
         if self.several is not None:
-            _check_words("several", self.several, ("sizes",))
+            check_words("several", self.several, ("sizes",))
         if self.answer not in get_args(AnswerKind):
             expected = f"must be one of {', '.join(get_args(AnswerKind))}"
             raise ConfigError("answer", self.answer, expected)
@@ -79,7 +78,7 @@ class PromptTemplate:
     @property
     def takes_several(self) -> bool:
         """Whether samples of several images can be asked about."""
-        return self.several is not None or not {"width", "height"} & set(_fields_of(self.user))
+        return self.several is not None or not {"width", "height"} & set(fields_of(self.user))
 
     def words(self, instruction: str, sizes: Sequence[Size]) -> str:
         """The text about images of ``sizes``, in the frame that the answer is in.
@@ -118,23 +117,6 @@ class PromptTemplate:
         fenced = _FENCE.fullmatch(text)
         text = text if fenced is None else fenced[1].strip()
         return _PATTERNS[self.answer].fullmatch(text) is not None
-
-
-def _check_words(name: str, text: str, sizes: Sequence[str]) -> None:
-    listed = ", ".join(f"{{{size}}}" for size in sizes)
-    expected = f"may hold {{instruction}} and {listed}; write a literal brace twice: {{{{"
-    try:
-        fields = _fields_of(text)
-    except ValueError as error:
-        raise ConfigError(name, text, f"{expected} ({error})") from error
-    if "instruction" not in fields:
-        raise ConfigError(name, text, "must hold {instruction}")
-    if not set(fields) <= {"instruction", *sizes}:
-        raise ConfigError(name, text, expected)
-
-
-def _fields_of(text: str) -> list[str]:
-    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
 
 
 _ASKED: dict[AnswerKind, tuple[str, str]] = {
@@ -223,23 +205,10 @@ def messages(template: PromptTemplate, instruction: str, *sizes: Size) -> list[d
             images) and ``template_one_image``.
     """
     text = template.words(instruction.replace("<|", "< |"), sizes)
-    user = {"role": "user", "content": _blocks(text, len(sizes))}
+    user = {"role": "user", "content": blocks_of(text, len(sizes))}
     if template.system is None or not sizes:
         return [user]
     return [{"role": "system", "content": [{"type": "text", "text": template.system}]}, user]
-
-
-def _blocks(text: str, num_images: int) -> list[dict[str, str]]:
-    num_places = text.count(IMAGE_PLACEHOLDER)
-    if num_places not in (0, num_images):
-        detail = f"{num_places} places for {num_images} images: write {IMAGE_PLACEHOLDER} once for "
-        raise RecordError("image_placeholders", f"{detail}each, or not at all: {text[:200]!r}")
-    image = {"type": "image"}
-    if num_places == 0:
-        return [*[image] * num_images, {"type": "text", "text": text}]
-    pieces = [{"type": "text", "text": piece} for piece in text.split(IMAGE_PLACEHOLDER)]
-    in_turn = [block for piece in pieces for block in (piece, image)][:-1]
-    return [block for block in in_turn if block.get("text") != ""]
 
 
 def render(template: PromptTemplate, instruction: str, *sizes: Size) -> str:

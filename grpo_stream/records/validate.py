@@ -12,8 +12,8 @@ from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.image_files import image_name
 from grpo_stream.records.solutions import place_solution, read_solutions, scale_solution, short
 from grpo_stream.records.stored_image import Picture
+from grpo_stream.shards.images_field import IMAGE_PLACEHOLDER
 from grpo_stream.shards.sample import (
-    IMAGE_PLACEHOLDER,
     MAX_PROMPT_CHARS,
     RESERVED_OF_SEVERAL,
     Sample,

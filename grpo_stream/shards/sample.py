@@ -18,6 +18,13 @@ from grpo_stream.boxes import Size
 from grpo_stream.errors import ImageError, ShardFormatError
 from grpo_stream.images import probe
 from grpo_stream.shards.fast_json import parse_json
+from grpo_stream.shards.images_field import (
+    IMAGE_PLACEHOLDER,
+    check_placeholders,
+    check_text_only,
+    is_of_several_images,
+    is_text_only,
+)
 from grpo_stream.shards.solution_field import (
     Solution,
     as_float,
@@ -40,9 +47,6 @@ RESERVED_FIELDS = ("prompt", "solution", "width", "height", "original_width", "o
 
 RESERVED_OF_SEVERAL = (*RESERVED_FIELDS, "images", "solution_images")
 """As :data:`RESERVED_FIELDS`, for a sample of several images or none."""
-
-IMAGE_PLACEHOLDER = "<image>"
-"""What a prompt may hold in the places of its images: once for each of them, or not at all."""
 
 _RESERVED, _RESERVED_OF_SEVERAL = frozenset(RESERVED_FIELDS), frozenset(RESERVED_OF_SEVERAL)
 _SIDES = ("width", "height", "original_width", "original_height")
@@ -268,9 +272,9 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
         raise ShardFormatError("bad_meta", detail)
     if not prompt.isascii() and _SURROGATE.search(prompt):
         raise ShardFormatError("bad_meta", f"{where}: the prompt holds half of a surrogate pair")
-    _check_placeholders(meta, where)
+    check_placeholders(meta, where)
     if is_text_only(meta):
-        _check_text_only(meta, where)
+        check_text_only(meta, where)
         return
     num_solutions = check_solution(meta.get("solution"), meta.get(WANTED_FIELD), where)
     _check_sides(meta, where)
@@ -288,24 +292,6 @@ def check_meta(meta: Mapping[str, Any], where: str) -> None:
     ):
         detail = f"solution_images={lies_in!r} does not name an image for each solution"
         raise ShardFormatError("bad_meta", f"{where}: {detail}")
-
-
-def _check_placeholders(meta: Mapping[str, Any], where: str) -> None:
-    found = meta["prompt"].count(IMAGE_PLACEHOLDER)
-    if found:
-        is_listed = is_of_several_images(meta) or is_text_only(meta)
-        num_images = len(meta["images"]) if is_listed else 1
-        if found != num_images:
-            detail = f"the prompt has {found} places for images, and there are {num_images}: "
-            detail += f"write {IMAGE_PLACEHOLDER} once for each, or not at all"
-            raise ShardFormatError("image_placeholders", f"{where}: {detail}")
-
-
-def _check_text_only(meta: Mapping[str, Any], where: str) -> None:
-    if meta.get("solution") != [] or meta.get(WANTED_FIELD) in ("any", "all"):
-        found = f"solution={short_value(meta.get('solution'))}"
-        expected = "must be [] in a sample without images: no place is in one"
-        raise ShardFormatError("bad_meta", f"{where}: {found}: {expected}")
 
 
 def is_plainly_sound(meta: Any) -> bool:
@@ -341,27 +327,6 @@ def uses_schema_3(meta: Mapping[str, Any]) -> bool:
         return False  # that is schema 4
     solutions = as_solutions(meta["solution"])
     return not solutions or WANTED_FIELD in meta or any(len(one) > 4 for one in solutions)
-
-
-def is_of_several_images(meta: Mapping[str, Any]) -> bool:
-    """Whether ``images`` in a JSON member is this format's list, not a field of the record's own.
-
-    The format's is a list of two or more objects that have a ``width``.
-    """
-    images = meta.get("images")
-    return (
-        isinstance(images, list)
-        and len(images) > 1
-        and all(isinstance(image, dict) and "width" in image for image in images)
-    )
-
-
-def is_text_only(meta: Mapping[str, Any]) -> bool:
-    """Whether a JSON member is that of a sample without images.
-
-    It says so: ``images`` is an empty list, and there is no ``width``.
-    """
-    return meta.get("images") == [] and "width" not in meta
 
 
 def check_key(key: str) -> None:

@@ -9,14 +9,9 @@ from grpo_stream.boxes import Size
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.fast_json import parse_json
+from grpo_stream.shards.images_field import is_of_several_images, is_text_only
 from grpo_stream.shards.index import PART_KINDS, IndexEntry, IndexPart
-from grpo_stream.shards.sample import (
-    IMAGE_SUFFIXES,
-    Sample,
-    is_of_several_images,
-    is_text_only,
-    parse_meta,
-)
+from grpo_stream.shards.sample import IMAGE_SUFFIXES, Sample, parse_meta
 from grpo_stream.shards.tar_headers import Member, padding
 
 _SUFFIX_ALIASES = {"jpeg": "jpg"}

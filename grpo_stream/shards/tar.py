@@ -14,6 +14,7 @@ from typing import BinaryIO
 from grpo_stream.checksum import crc32
 from grpo_stream.errors import ShardFormatError
 from grpo_stream.shards.fast_json import parse_json
+from grpo_stream.shards.images_field import is_of_several_images, is_text_only
 from grpo_stream.shards.index import (
     PART_KINDS,
     IndexEntry,
@@ -29,9 +30,7 @@ from grpo_stream.shards.sample import (
     check_key,
     check_meta,
     encode_meta,
-    is_of_several_images,
     is_plainly_sound,
-    is_text_only,
 )
 from grpo_stream.shards.sample_runs import iter_runs
 from grpo_stream.shards.tar_headers import BLOCK, END, iter_members, make_header, padding

@@ -19,7 +19,8 @@ from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.sources import Encoded, ShardSource, StreamSample
+from grpo_stream.stream.sources import Encoded, ShardSource
+from grpo_stream.stream.stream_sample import StreamSample
 
 _NUM_KEPT = 256  # shards whose boundaries are remembered, a few kB each
 

@@ -35,7 +35,7 @@ from grpo_stream.stream.malloc_tuning import keep_freed_memory
 from grpo_stream.stream.pending_samples import Arrivals
 from grpo_stream.stream.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Outcome, PromptStream, SlotPlace, is_damage
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 
 T = TypeVar("T")
 

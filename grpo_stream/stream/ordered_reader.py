@@ -15,7 +15,8 @@ from grpo_stream.stream.fetcher import Fetcher, Wanted
 from grpo_stream.stream.pending_samples import Arrivals
 from grpo_stream.stream.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Place, is_damage
-from grpo_stream.stream.sources import Source, StreamSample
+from grpo_stream.stream.sources import Source
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.stream.world import World
 
 _NUM_AHEAD_REMOTE = 64  # samples on their way while others are answered

@@ -23,7 +23,8 @@ from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.shards.fast_rows import row_maker
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.sources import Encoded, Source, StreamSample, decode_sample
+from grpo_stream.stream.sources import Encoded, Source
+from grpo_stream.stream.stream_sample import StreamSample, decode_sample
 from grpo_stream.stream.world import World
 
 Open = Callable[[Sample, StreamConfig], Any]

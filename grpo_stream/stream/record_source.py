@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import Picture
 from grpo_stream.records.validate import Rules, judge
 from grpo_stream.shards.sample import Sample
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 
 _GUESSED_SAMPLE_BYTES = 2**18
 _RULES = Rules(several="keep")
@@ -116,10 +117,18 @@ class RecordSource:
     @property
     def num_multi_image(self) -> int:
         """Records that name several images."""
-        rules = [self._rules] if isinstance(self._rules, Rules) else self._rules
-        names = {own.image_key for own in rules}
-        lists = (record.get(name) for record in self._records for name in names)
-        return sum(isinstance(one, list) and len(one) > 1 for one in lists)
+        return sum(isinstance(one, list) and len(one) > 1 for one in self._named_images())
+
+    @property
+    def num_text_only(self) -> int:
+        """Records that say they have no image."""
+        return sum(one == [] for one in self._named_images())
+
+    def _named_images(self) -> Iterator[Any]:
+        each = repeat(self._rules) if isinstance(self._rules, Rules) else self._rules
+        for record, rules in zip(self._records, each, strict=False):
+            if isinstance(record, Mapping) and rules.image_key in record:
+                yield record[rules.image_key] or []
 
     @property
     def is_remote(self) -> bool:

@@ -44,6 +44,7 @@ from grpo_stream.train.prefix.backbone import freeze_vision_tower
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
 from grpo_stream.train.run_state import Gathered, RunState
 from grpo_stream.train.setup.arguments import LogArguments
+from grpo_stream.train.setup.open_data import check_all_have_images, check_template
 from grpo_stream.train.setup.settings_checks import check_policy
 from grpo_stream.train.supervised.supervised_arguments import SupervisedArguments
 from grpo_stream.train.supervised.supervised_batches import MicroBatches, SupervisedCollator
@@ -123,6 +124,8 @@ class StreamingSFTTrainer(SFTTrainer):
             prompt_template=self._task.prompt_template,
             answer_frame=self._task.answer_frame,
         )
+        check_template(template, train_dataset.sources)
+        check_all_have_images(train_dataset.sources, args.world_size)
         has_adapter = kwargs.get("peft_config") is not None or base_model_of(model_id)
         if isinstance(model, str) and not has_adapter:
             dtype = (args.model_init_kwargs or {}).get("dtype")

@@ -61,7 +61,8 @@ def engine_images(pixel_values: Any, keys: Sequence[str], num_generations: int) 
         expected = "must give uint8 images with patch_rule: an engine cuts its own patches"
         raise ConfigError("data_collator", "float patches", expected)
     lists = [own if isinstance(own, list) else [own] for own in pixel_values]
-    images = [[Image.fromarray(pixels.numpy()) for pixels in own] for own in lists]
+    # None for a text: an empty list would be taken for images.
+    images = [[Image.fromarray(pixels.numpy()) for pixels in own] or None for own in lists]
     return [image for image, _ in zip(images, keys, strict=True) for _ in range(num_generations)]
 
 

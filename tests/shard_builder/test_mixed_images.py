@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from grpo_stream.shards.images_field import is_text_only
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.shards.sample import is_text_only
 from grpo_stream.shards.tar import iter_samples
 from grpo_stream.storage.store import LocalStore
 from shard_builder.cli import main

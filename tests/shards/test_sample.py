@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ShardFormatError
+from grpo_stream.shards.images_field import is_of_several_images
 from grpo_stream.shards.sample import (
     Sample,
     check_key,
     check_meta,
     encode_meta,
-    is_of_several_images,
     is_plainly_sound,
     make_meta,
     parse_meta,

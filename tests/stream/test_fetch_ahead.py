@@ -15,7 +15,8 @@ from grpo_stream.stream.fetcher import Fetcher, Wanted
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.pending_samples import Arrivals
 from grpo_stream.stream.prompt_stream import Place, PromptStream
-from grpo_stream.stream.sources import ShardSource, decode_sample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import decode_sample
 from tests.shards.cache_support import wait_for
 from tests.stream.remote_support import GatedStore, RemoteStore
 from tests.stream.support import epoch_keys, keys_of, make_config, write_numbered_set

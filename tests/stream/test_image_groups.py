@@ -15,7 +15,8 @@ from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.image_groups import ImageGroupSource, open_image_group
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.prompt_stream import PromptStream
-from grpo_stream.stream.sources import ShardSource, StreamSample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.stream.world import World
 from shard_builder.build.build import BuildSettings, build
 from shard_builder.build.chunk_plan import ShardLimits, Splits

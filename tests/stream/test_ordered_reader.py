@@ -3,7 +3,8 @@ import pytest
 from grpo_stream.errors import ShardFormatError, StoreError
 from grpo_stream.images import ResizeRule
 from grpo_stream.stream.ordered_reader import BadSample, OrderedReader, read_at, spread_samples
-from grpo_stream.stream.sources import ShardSource, StreamSample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.stream.world import World
 from tests.stream.support import CountingStore, damage, write_numbered_set
 

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from grpo_stream.boxes import Size
 from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.shards.sample import Sample, make_meta
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.policy import load_policy

@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.images import decode
-from grpo_stream.stream import sources
+from grpo_stream.stream import stream_sample
 from grpo_stream.train.models import patches as patches_module
 from grpo_stream.train.models.patches import to_patches
 from grpo_stream.train.observe.metrics import RunMetrics
@@ -71,7 +71,7 @@ def test_each_record_is_worked_on_once(
     write_shapes(tmp_path, 5)  # one is the reserve
     decoded: Counter[bytes] = Counter()
     monkeypatch.setattr(
-        sources, "decode", lambda data, *args: decoded.update([data]) or decode(data, *args)
+        stream_sample, "decode", lambda data, *args: decoded.update([data]) or decode(data, *args)
     )
     args = make_args(
         per_device_train_batch_size=8,

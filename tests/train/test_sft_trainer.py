@@ -12,7 +12,8 @@ from grpo_stream.errors import BadStepsError, ConfigError, RecordError
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.image_groups import ImageGroupSource, open_image_group
 from grpo_stream.stream.prompt_stream import PromptStream
-from grpo_stream.stream.sources import ShardSource, decode_sample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import decode_sample
 from grpo_stream.train import sft_trainer
 from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.sft_trainer import StreamingSFTTrainer

@@ -14,7 +14,7 @@ from trl import GRPOConfig
 from grpo_stream.images import decode, resize
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.storage.store import LocalStore
-from grpo_stream.stream import sources
+from grpo_stream.stream import stream_sample
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
@@ -63,8 +63,8 @@ class Work:
             return counted
 
         with (
-            mock.patch.object(sources, "decode", counting(self.decoded, decode)),
-            mock.patch.object(sources, "resize", counting(self.resized, resize)),
+            mock.patch.object(stream_sample, "decode", counting(self.decoded, decode)),
+            mock.patch.object(stream_sample, "resize", counting(self.resized, resize)),
         ):
             yield
 

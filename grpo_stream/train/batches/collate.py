@@ -15,7 +15,7 @@ from grpo_stream.grounding.frames import frame_size
 from grpo_stream.grounding.prompts import TEMPLATES, PromptTemplate, messages
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.record_source import sample_from_record
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.models.patches import device_rule, image_tensor
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.models.processor_only import encode_by_processor

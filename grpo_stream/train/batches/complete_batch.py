@@ -6,29 +6,31 @@ neither there nor to be had is one error, at the first batch, that lists all of 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError
 from grpo_stream.grounding.frames import frame_size
 from grpo_stream.grounding.prompts import messages
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import Batch, PromptCollator, one_or_list
+from grpo_stream.train.batches.given_images import (
+    form_of,
+    given_images,
+    is_patches,
+    runs_of,
+    sizes_of_images,
+    with_pixels,
+)
 from grpo_stream.train.models.patches import cut_floats
 
 OWN = ("pixel_values", "prompt", "solution", "scales")
 """What a collator hands over in any case."""
 _ENCODED = ("image_grid_thw", "prompt_ids", "mm_token_type_ids")
 _IMAGES = "uint8 of shape (height, width, 3), or floats as the model takes them, (3, height, width)"
-_RGB = 3
-
-T = TypeVar("T")
 
 
 class CompletedCollator:
@@ -107,9 +109,9 @@ class CompletedCollator:
     def _encode(self, batch: Batch, samples: Sequence[StreamSample]) -> list[str]:
         """Adds images, grids and ids to the batch; what is wrong, in words."""
         counts = [len(sample.images) for sample in samples]
-        images = _images(batch["pixel_values"])
-        if images is None and not _is_patches(batch["pixel_values"]):
-            return [f"pixel_values must be {_IMAGES}, not {_form(batch['pixel_values'])}"]
+        images = given_images(batch["pixel_values"])
+        if images is None and not is_patches(batch["pixel_values"]):
+            return [f"pixel_values must be {_IMAGES}, not {form_of(batch['pixel_values'])}"]
         if self._own.rule is None:
             return self._encode_elsewhere(batch, samples, images)
         if images is None:
@@ -122,14 +124,14 @@ class CompletedCollator:
             by = self._own.image_processor
             values, grids = cut_floats(images, by.patch_size, by.merge_size, by.temporal_patch_size)
             patches = {"pixel_values": values, "image_grid_thw": grids}
-        sizes = _sizes(images)
+        sizes = sizes_of_images(images)
         if sizes is None:
             sizes = [_size_of(grid, self._own) for grid in patches["image_grid_thw"]]
-        prompts = self._prompts(batch["prompt"], _cut(sizes, counts), batch["scales"])
+        prompts = self._prompts(batch["prompt"], runs_of(sizes, counts), batch["scales"])
         if patches:
             encoded = self._own.ids_of(prompts, patches["image_grid_thw"], counts) | patches
         else:
-            encoded = self._own.encoded(_with_pixels(samples, images or []), prompts)
+            encoded = self._own.encoded(with_pixels(samples, images or []), prompts)
         batch |= encoded | {"prompt": prompts}
         return []
 
@@ -138,15 +140,15 @@ class CompletedCollator:
     ) -> list[str]:
         """For a family without Qwen-VL's patches: the processor makes ids, and images of uint8."""
         if images is None:
-            return [f"pixel_values must be {_IMAGES}, not {_form(batch['pixel_values'])}"]
+            return [f"pixel_values must be {_IMAGES}, not {form_of(batch['pixel_values'])}"]
         is_bytes = not images or images[0].dtype == torch.uint8
-        own = _with_pixels(samples, images) if is_bytes else samples
+        own = with_pixels(samples, images) if is_bytes else samples
         sizes = [sample.model_sizes for sample in own]
         prompts = self._prompts(batch["prompt"], sizes, batch["scales"])
         encoded = self._own.encoded(own, prompts)
         if not is_bytes:
             counts = [len(sample.images) for sample in samples]
-            for given, media in zip(_cut(images, counts), encoded["media"], strict=True):
+            for given, media in zip(runs_of(images, counts), encoded["media"], strict=True):
                 if not given:
                     continue
                 wanted, found = media["pixel_values"], [tuple(image.shape) for image in given]
@@ -177,7 +179,7 @@ class CompletedCollator:
     def _wrong_sizes(self, images: Sequence[torch.Tensor]) -> list[str]:
         processor = self._own.image_processor
         multiple = processor.patch_size * processor.merge_size
-        for size in _sizes(images) or ():
+        for size in sizes_of_images(images) or ():
             if size.width % multiple or size.height % multiple or not size.width * size.height:
                 words = "pixel_values must have sides that are multiples of "
                 return [f"{words}{multiple} (resize_rule), not {size.width}x{size.height}"]
@@ -217,7 +219,7 @@ def _wrong_lengths(batch: Batch, num_samples: int) -> list[str]:
     faults = []
     for name in OWN:
         value = batch.get(name)
-        if value is None or (name == "pixel_values" and _is_patches(value)):
+        if value is None or (name == "pixel_values" and is_patches(value)):
             continue
         if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != num_samples:
             length = len(value) if hasattr(value, "__len__") else "no"
@@ -227,7 +229,7 @@ def _wrong_lengths(batch: Batch, num_samples: int) -> list[str]:
 
 def _wrong_counts(values: Any, samples: Sequence[StreamSample]) -> list[str]:
     """None may be lost: a sample's images are all there."""
-    if _is_patches(values):
+    if is_patches(values):
         return []
     for value, sample in zip(values, samples, strict=True):
         found = len(value) if isinstance(value, list | tuple) else 1
@@ -247,63 +249,6 @@ def _are_sizes(value: Any, count: int) -> bool:
         return False
     each = [value] if count == 1 else value
     return len(each) == count and all(len(_numbers(one)) == len(("w", "h")) for one in each)
-
-
-def _cut(values: Sequence[T], counts: Sequence[int]) -> list[Sequence[T]]:
-    """Runs of ``counts`` values."""
-    ends = list(accumulate(counts))
-    return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-
-def _with_pixels(
-    samples: Sequence[StreamSample], images: Sequence[torch.Tensor]
-) -> list[StreamSample]:
-    """The samples, with these images in the place of theirs."""
-    runs = _cut([image.numpy() for image in images], [len(sample.images) for sample in samples])
-    return [
-        replace(one, pixels=own[0], more_pixels=tuple(own[1:])) if own else one
-        for one, own in zip(samples, runs, strict=True)
-    ]
-
-
-def _is_patches(values: Any) -> bool:
-    if isinstance(values, torch.Tensor):
-        return values.dim() == len(("patches", "numbers")) and values.is_floating_point()
-    return isinstance(values, Sequence) and bool(values) and all(map(_is_patch_tensor, values))
-
-
-def _is_patch_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and _is_patches(value)
-
-
-def _images(values: Any) -> list[torch.Tensor] | None:
-    """All images, uint8 (height, width, 3) or float32 (3, height, width); None: something else."""
-    lists = [value if isinstance(value, list | tuple) else [value] for value in values]
-    found = [_image(value) for own in lists for value in own]
-    images = [image for image in found if image is not None]
-    if len(images) != len(found) or len({image.dtype for image in images}) > 1:
-        return None
-    return images
-
-
-def _image(value: Any) -> torch.Tensor | None:
-    if isinstance(value, Image.Image):
-        value = np.array(value.convert("RGB"))
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.array(value))  # a copy, as a stream's pixels are read-only
-    if not isinstance(value, torch.Tensor) or value.dim() != len(("height", "width", "channels")):
-        return None
-    if value.dtype == torch.uint8:
-        value = value if value.shape[-1] == _RGB else value.permute(1, 2, 0)
-        return value.contiguous() if value.shape[-1] == _RGB else None
-    return value.float() if value.is_floating_point() and value.shape[0] == _RGB else None
-
-
-def _sizes(images: Sequence[torch.Tensor] | None) -> list[Size] | None:
-    if images is None:
-        return None
-    shapes = [i.shape[:2] if i.dtype == torch.uint8 else i.shape[1:] for i in images]
-    return [Size(width, height) for height, width in shapes]
 
 
 def _size_of(grid: torch.Tensor, own: PromptCollator) -> Size:
@@ -334,10 +279,3 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, torch.Tensor | np.ndarray):
         return value.tolist()
     return value if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-
-
-def _form(values: Any) -> str:
-    first = values if isinstance(values, torch.Tensor) else next(iter(values), None)
-    shape = getattr(first, "shape", None)
-    words = type(first).__name__
-    return words if shape is None else f"{words} {getattr(first, 'dtype', '')} {tuple(shape)}"

@@ -7,7 +7,7 @@ repeated, at most world size - 1, and their rewards do not count.
 
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.prompt_stream import Place, SlotPlace
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import Batch
 from grpo_stream.train.batches.micro_steps import MicroStepDataset
 from grpo_stream.train.batches.synced_reader import ReadTogether

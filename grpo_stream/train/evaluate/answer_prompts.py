@@ -21,7 +21,8 @@ from grpo_stream.grounding.frames import View
 from grpo_stream.grounding.scores import ScoredAnswer, score_answer
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.ordered_reader import BadSample, OrderedReader
-from grpo_stream.stream.sources import Source, StreamSample
+from grpo_stream.stream.sources import Source
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.stream.world import World
 from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD
 from grpo_stream.train.batches.collate import PromptCollator, one_or_list

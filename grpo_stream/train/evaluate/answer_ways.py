@@ -13,7 +13,7 @@ from grpo_stream.grounding.region_vote import voted_answer
 from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits
 from grpo_stream.shards.sample import Sample
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.targets import target_of
 from grpo_stream.train.batches.collate import PromptCollator, one_or_list
 from grpo_stream.train.evaluate.answer_prompts import answer_texts, greedy_config, sampling, score

@@ -20,7 +20,7 @@ from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.report.answer_cards import answer_card, pick_answers
 from grpo_stream.report.evaluation_page import evaluation_page
 from grpo_stream.stream.ordered_reader import OrderedReader, read_at
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.evaluate.answer_prompts import (
     Evaluation,

@@ -9,7 +9,7 @@ from grpo_stream.boxes import Box, Size
 from grpo_stream.grounding.frames import View
 from grpo_stream.images import ImageLimits, ResizeRule, decode, resize
 from grpo_stream.shards.sample import Sample
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 
 LEAST_SIDE = 112
 """Pixels of a crop's sides at least, where the image has them: a crop of less shows no context."""

@@ -115,6 +115,7 @@ _GLM = OwnRecipe(
         "video_end_token_id": "<|box_end|>",
     },
     named_tokens={"image_token": _IMAGE, "video_token": "<|video_pad|>"},
+    image_token=_BEGIN + _IMAGE + _END,
 )
 
 OWN_RECIPES: dict[str, OwnRecipe] = {

@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.grounding.answers import ParseFailure
-from grpo_stream.grounding.cases import Case, completion_text, sizes_of
+from grpo_stream.grounding.cases import Case, completion_text
+from grpo_stream.grounding.image_sizes import sizes_of
 from grpo_stream.report.page_style import STAGE
 from grpo_stream.report.rollout_picture import RolloutAnswer, RolloutGroup, rollout_sheet
 from grpo_stream.storage.atomic_files import write_atomic

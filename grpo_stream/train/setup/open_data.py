@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.prompts import NEEDS_SEVERAL, PromptTemplate
+from grpo_stream.grounding.prompts import PromptTemplate
+from grpo_stream.grounding.template_words import NEEDS_SEVERAL
 from grpo_stream.images import ImageLimits, ResizeRule
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.storage.retry_policy import RetryRules
@@ -15,7 +16,8 @@ from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.open_shards import open_shards, parse_shards
 from grpo_stream.stream.prompt_stream import Open, PromptStream
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.stream.sources import ShardSource, Source, decode_sample
+from grpo_stream.stream.sources import ShardSource, Source
+from grpo_stream.stream.stream_sample import decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import known_rule
 from grpo_stream.train.setup.arguments import DataArguments
@@ -165,6 +167,22 @@ def check_template(template: PromptTemplate, sources: Sequence[Source]) -> None:
         if count:
             found = f"{count} samples of several images"
             raise ConfigError("prompt_template", found, NEEDS_SEVERAL)
+
+
+def check_all_have_images(sources: Sequence[Source], num_ranks: int) -> None:
+    """Checks that ranks of supervised training call the vision tower equally often.
+
+    Raises:
+        ConfigError: samples have no image, and there are several ranks.
+    """
+    for source in sources if num_ranks > 1 else ():
+        count = source.num_text_only if isinstance(source, ShardSource | RecordSource) else 0
+        if count:
+            expected = (
+                "cannot be taught on several ranks, which call the vision tower equally often: "
+                "leave them out, or train on one rank"
+            )
+            raise ConfigError("shards", f"{count} samples without images", expected)
 
 
 def image_limits(data: DataArguments) -> ImageLimits:

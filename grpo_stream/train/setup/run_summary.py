@@ -86,6 +86,11 @@ def describe_memory(
         num_views: Of each prompt.
     """
     num_images = (config.prefetch_batches + 1) * (config.num_lanes // num_ranks) * num_views
+    of_each = "images"
+    if config.max_total_pixels and max_pixels is not None:
+        of_each, max_pixels = "samples with images", config.max_total_pixels
+    elif any(getattr(source, "num_multi_image", 0) for source in data_sets.sources):
+        of_each = "samples, were they of one image,"
     num_bytes = 0
     fetched = ""
     if config.num_decode_processes or any(source.is_remote for source in data_sets.sources):
@@ -94,7 +99,7 @@ def describe_memory(
     if max_pixels is None:
         return "stream memory", f"a rank: {num_images} decoded images{fetched}"
     num_bytes += num_images * max_pixels * 3
-    images = f"{num_images} images of up to {max_pixels:,} pixels"
+    images = f"{num_images} {of_each} of up to {max_pixels:,} pixels"
     return "stream memory", f"at most {_megabytes(num_bytes)} a rank: {images}{fetched}"
 
 

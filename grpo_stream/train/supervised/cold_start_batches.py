@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import IGNORED_LABEL, Batch, PromptCollator
 from grpo_stream.train.models.patches import image_inputs
 from grpo_stream.train.supervised.taught_answers import TaughtAnswers

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import IGNORED_LABEL, Batch, PromptCollator
 from grpo_stream.train.batches.micro_steps import MicroStepDataset
 from grpo_stream.train.supervised.taught_answers import TaughtAnswers

@@ -13,7 +13,8 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.stream.image_groups import ImageGroupSource, open_image_group
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.selected_source import SelectedSource
-from grpo_stream.stream.sources import ShardSource, decode_sample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import decode_sample
 from grpo_stream.train.models.cuda_settings import choose_attention_kernels
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
@@ -26,6 +27,8 @@ from grpo_stream.train.setup.arguments import DataArguments, LogArguments, RunAr
 from grpo_stream.train.setup.deepspeed_config import load_zero_config
 from grpo_stream.train.setup.open_data import (
     OpenSources,
+    check_all_have_images,
+    check_template,
     make_stream,
     open_eval_sources,
     open_sources,
@@ -116,6 +119,8 @@ def plan_supervised(settings: SupervisedSettings) -> RunPlan:
     notes = [*check_zero(args, num_ranks), *waiting_notes(settings, num_ranks)]
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
+    check_template(template, data_sets.sources)
+    check_all_have_images(data_sets.sources, num_ranks)
     num_records = sum(int(source.shard_counts.sum()) for source in data_sets.sources)
     if task.group_by == "image":
         data_sets = _open_images(data_sets)

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models.utils import unwrap_model_for_generation
 
-from grpo_stream.grounding.cases import sizes_of
+from grpo_stream.grounding.image_sizes import sizes_of
 from grpo_stream.grounding.scores import score_answer
 from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD
 from grpo_stream.train.batches.collate import IGNORED_LABEL, Batch

@@ -6,7 +6,7 @@ from grpo_stream.boxes import Frame, Point
 from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.grounding.frames import from_original
 from grpo_stream.grounding.prompts import PromptTemplate, answer_text, refusal_text
-from grpo_stream.stream.sources import StreamSample
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.targets import bounds_of, target_of
 
 

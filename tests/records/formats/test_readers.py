@@ -43,9 +43,10 @@ def test_documented_records_are_recognised(names, line, tmp_path):
     _, records = read_all(write(tmp_path / "a.jsonl", line))
     assert records
     for _, record in records:
-        assert record["image"] in ("a.jpg", "a.png", "pc_1.png", "dir/x.jpg")
+        images = record["image"] if isinstance(record["image"], list) else [record["image"]]
+        assert {*images} <= {"a.jpg", "b.jpg", "a.png", "pc_1.png", "dir/x.jpg"}
         assert record["prompt"]
-        assert "<" not in record["prompt"]
+        assert record["prompt"].count("<") == (len(images) if len(images) > 1 else 0)
         assert isinstance(record["solution"], list)
 
 

@@ -1,16 +1,24 @@
+import json
+from typing import Any
+
 import pytest
 import torch
+from PIL import Image
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import BadSamplesError, ConfigError, GrpoStreamError
+from grpo_stream.grounding.evaluation_metrics import evaluation_figures
 from grpo_stream.grounding.rewards import accuracy_reward_coord
+from grpo_stream.grounding.scores import ScoredAnswer
+from grpo_stream.report.answer_cards import answer_card
 from grpo_stream.stream.ordered_reader import OrderedReader, read_at
 from grpo_stream.stream.record_source import RecordSource
-from grpo_stream.stream.sources import ShardSource, StreamSample
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.evaluate.answer_prompts import answer_share, evaluate, score
 from tests.shards.support import write_set
-from tests.train.support import CPU, make_collator, make_stream_sample
+from tests.train.support import CPU, make_collator, make_stream_sample, write_mixed_set
 
 # The truth is [10, 20, 30, 40] in the original, which is twice as large as the model's image.
 ANSWERS = [
@@ -98,6 +106,24 @@ class TestEvaluate:
             )[0, len(groups.prompt_ids[0]) :]
         text = processor.tokenizer.decode(ids, skip_special_tokens=True)
         assert result.answers[0].text == text
+
+    def test_any_number_of_images(self, model, processor, tmp_path):
+        mixed, collator = ShardSource(str(write_mixed_set(tmp_path, 8))), make_collator(processor)
+        found = evaluate(model, collator, mixed, batch_size=3, max_completion_length=6).answers
+        alone = evaluate(model, collator, mixed, batch_size=1, max_completion_length=6).answers
+        assert found == alone
+        assert [answer.num_images for answer in found] == [1, 0, 2, 3] * 2
+        assert [answer.image_number for answer in found] == [0, 0, 1, 2] * 2
+        assert [answer.scales for answer in found[:3]] == [(112, 84), (0, 0), (84, 140)]
+        assert [answer.asks_place for answer in found[:3]] == [True, False, True]
+        assert len({answer.image for answer in found}) == 8
+        chosen: dict[str, Any] = {"asks_boxes": False, "num_resamples": 100}
+        figures = evaluation_figures(found, [], **chosen)["figures"]
+        assert figures["num_samples"] == 8
+        assert figures["point_accuracy"]["num_samples"] == 6
+        for answer in found:
+            assert ScoredAnswer.from_dict(json.loads(json.dumps(answer.to_dict()))) == answer
+            answer_card(answer.to_dict(), Image.new("RGB", (84, 140)))
 
     def test_a_models_own_repetition_penalty_is_not_taken(self, model, processor, source):
         collator = make_collator(processor)

@@ -29,7 +29,7 @@ from tests.train.prefix.test_packing import (
     score_one_by_one,
     score_together,
 )
-from tests.train.support import QUIET, TASK_TEXTS, load_model, make_groups
+from tests.train.support import QUIET, TASK_TEXTS, load_model, make_groups, make_mixed_groups
 
 FEW = ("qwen2_5_vl", "qwen3_5", "gemma3", "smolvlm")
 PACKED = [name for name, row in FAMILIES.items() if row.is_packed]
@@ -268,6 +268,25 @@ def test_answers_behind_a_forked_prompt(folder_of, family):
     config = generation_config(processor)
     plain, forked = (way.sample(model, groups, config, 0) for way in (PLAIN, FORKED))
     assert torch.equal(plain, forked)
+
+
+@pytest.mark.parametrize("family", families(TINY_FAMILIES))
+def test_one_no_and_two_images(folder_of, family):
+    """The same for prompts of any number of images; a text has a rank look at a small image."""
+    groups = make_mixed_groups(load_processor(folder_of(family)), (0, 1, 2), num_ranks=2)
+    model = load_model(folder_of(family), is_prepared=False)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    ids, mask = make_completions(groups, list(LENGTHS[: groups.num_rows]))
+    expected = rows_alone(model, replace(groups, spare=None), ids, mask)
+    found = FORKED.score(model, groups, ids, mask, compute_entropy=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=3e-5)
+    touched = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        part = groups.rows(rows.start, rows.stop)
+        log_probs, _ = FORKED.score(model, part, ids[rows], mask[rows], compute_entropy=False)
+        touched.append(gradients(model, log_probs).keys())
+    assert touched[0] == touched[1]
 
 
 def vector(gradients):

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from trl.trainer.utils import add_fused_lm_head
 
-from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.prefix.backbone import freeze_vision_tower
 from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed
-from tests.train.prefix.test_forked import ROUNDING, difference
+from tests.train.prefix.test_forked import difference
 from tests.train.prefix.test_generation import generation_config
 from tests.train.prefix.test_packing import (
     gradients,
@@ -16,7 +13,7 @@ from tests.train.prefix.test_packing import (
     make_completions,
     score_one_by_one,
 )
-from tests.train.support import TASK_TEXTS, load_model, make_mixed_groups
+from tests.train.support import make_mixed_groups
 
 PACKED = Packed("two_part", 0)
 WAYS = {"packed": PACKED, "forked": FORKED, "plain": PLAIN}
@@ -46,22 +43,6 @@ def test_equals_every_completion_alone(model, processor, way, order):
     torch.testing.assert_close(log_probs, expected[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(entropies, expected[1], rtol=0, atol=1e-5)
     assert difference(gradients(model, log_probs), expected_gradients) < 1e-5
-
-
-@pytest.fixture(scope="module")
-def hybrid_folder(tmp_path_factory):
-    return make_tiny_policy(tmp_path_factory.mktemp("hybrid"), TASK_TEXTS, family="qwen3_5")
-
-
-def test_the_forked_way_of_a_hybrid(hybrid_folder):
-    """Its positions behind a cache are a state of the module, which a text must not inherit."""
-    model = load_model(hybrid_folder, is_prepared=False)
-    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    groups = make_mixed_groups(load_processor(hybrid_folder), (0, 1, 2, 1))
-    ids, mask = make_completions(groups, lengths_for(groups))
-    expected = PLAIN.score(model.eval(), groups, ids, mask, compute_entropy=False)[0]
-    found = FORKED.score(model, groups, ids, mask, compute_entropy=False)[0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

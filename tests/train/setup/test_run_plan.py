@@ -1,17 +1,27 @@
 import json
+from typing import Any
 
 import pytest
 import torch
 
 from grpo_stream.errors import ConfigError, ImageError, ManifestError
 from grpo_stream.grounding.prompts import TEMPLATES
+from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream.stream.record_source import RecordSource
+from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.observe.metrics import short_line
 from grpo_stream.train.setup.arguments import DataArguments
-from grpo_stream.train.setup.open_data import open_source, open_sources, stream_config
+from grpo_stream.train.setup.open_data import (
+    check_all_have_images,
+    open_source,
+    open_sources,
+    stream_config,
+)
 from grpo_stream.train.setup.run_plan import parse_settings, plan_run
 from grpo_stream.train.setup.run_summary import describe_prompt
+from shard_builder.datasets.index_tars import index_tars
 from tests.launch.support import load_script
-from tests.train.support import write_shapes
+from tests.train.support import write_mixed_set, write_shapes
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +328,48 @@ def test_a_dry_run_advises_micro_batches_of_several_groups(shapes, flags, advise
         found = [note for note in notes if note.startswith("per_device_train_batch_size=")]
         assert len(found) == len(wanted) * (is_dry == "true")
         assert all(note.startswith(one) for note, one in zip(found, wanted, strict=False))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = write_mixed_set(tmp_path_factory.mktemp("mixed"), 16)
+    index_tars(folder, overwrite=True)  # which counts them
+    return folder
+
+
+class TestImages:
+    """What is refused of samples that have not exactly one image, before a model is loaded."""
+
+    def test_a_template_for_one(self, shapes, mixed, tmp_path):
+        template = tmp_path / "own.yaml"
+        template.write_text("user: '{width}: {instruction}'")
+        words = ["--prompt_template", str(template), "--shards"]
+        plan_run(settings(shapes, *words, str(shapes.shards)))
+        with pytest.raises(ConfigError, match=r"prompt_template='8 samples of several .*{sizes}"):
+            plan_run(settings(shapes, *words, str(mixed)))
+        plan_run(settings(shapes, "--shards", str(mixed)))
+
+    def test_records(self, tmp_path):
+        rows: list[Any] = [
+            {"image": ["a", "b"]},
+            {"image": []},
+            {"image": None},
+            {"image": "a"},
+            {},
+        ]
+        source = RecordSource(rows, tmp_path)
+        assert (source.num_multi_image, source.num_text_only) == (1, 2)
+        with pytest.raises(ConfigError, match=r"shards='2 samples without images': .* one"):
+            check_all_have_images([source], 2)
+        check_all_have_images([source], 1)
+
+    def test_pixels_of_a_sample(self, mixed):
+        data = DataArguments(shards=[str(mixed)], max_total_pixels=112 * 84)
+        config = stream_config(data, num_lanes=4, seed=0, rule=None)
+        stream = PromptStream(open_source(data), config)
+        outcomes = [stream.attempt(place) for place in stream.slot_places(0, 0)]
+        bad = [one for one in outcomes if isinstance(one, ImageError)]
+        sound = [one for one in outcomes if isinstance(one, StreamSample)]
+        assert {one.cause for one in bad} == {"images_too_large"}
+        assert len(sound) + len(bad) == 4
+        assert all(len(one.images) < 2 for one in sound)

@@ -18,8 +18,9 @@ from grpo_stream.records.image_files import image_name
 from grpo_stream.records.keys import make_key
 from grpo_stream.records.stored_image import ImageReader, PictureRules
 from grpo_stream.records.validate import Verdict, judge
+from grpo_stream.shards.images_field import is_text_only
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.sample import is_text_only, uses_schema_3
+from grpo_stream.shards.sample import uses_schema_3
 from grpo_stream.shards.tar import ShardWriter
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.chunk_plan import Chunk, Place, ShardLimits, unpack_row

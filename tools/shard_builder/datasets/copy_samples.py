@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_stream.errors import ConfigError, ShardFormatError
+from grpo_stream.shards.images_field import is_text_only
 from grpo_stream.shards.index import (
     IndexEntry,
     ShardIndex,
 )
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.shards.sample import Sample, check_key, is_text_only, uses_schema_3
+from grpo_stream.shards.sample import Sample, check_key, uses_schema_3
 from grpo_stream.shards.tar import ShardWriter, parse_sample
 from grpo_stream.shards.tar_headers import iter_members, make_header, padding
 from grpo_stream.storage.store import LocalStore, Store

@@ -12,6 +12,7 @@ import grpo_stream
 from grpo_stream.errors import ConfigError, ImageError, ManifestError, ShardFormatError
 from grpo_stream.images import probe
 from grpo_stream.records.evidence import Sampled
+from grpo_stream.shards.images_field import is_text_only
 from grpo_stream.shards.index import (
     IndexEntry,
     ShardIndex,
@@ -19,7 +20,7 @@ from grpo_stream.shards.index import (
     write_indexes,
 )
 from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardInfo
-from grpo_stream.shards.sample import SCHEMA_VERSION, Sample, is_text_only, uses_schema_3
+from grpo_stream.shards.sample import SCHEMA_VERSION, Sample, uses_schema_3
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.kept_results import SETTINGS_NAME
 from shard_builder.datasets.judge_reading import judge_reading, places_of

@@ -12,6 +12,7 @@ from grpo_stream.boxes import Size
 from grpo_stream.errors import ConfigError, GrpoStreamError, ImageError, StoreError
 from grpo_stream.images import decode
 from grpo_stream.records.evidence import Sampled
+from grpo_stream.shards.images_field import is_text_only
 from grpo_stream.shards.index import (
     PART_KINDS,
     IndexEntry,
@@ -20,7 +21,7 @@ from grpo_stream.shards.index import (
     energon_index_name,
 )
 from grpo_stream.shards.manifest import Manifest, ShardInfo
-from grpo_stream.shards.sample import Sample, is_text_only
+from grpo_stream.shards.sample import Sample
 from grpo_stream.shards.sample_runs import Run
 from grpo_stream.storage.store import Store
 from shard_builder.datasets.judge_reading import is_judged, judge_reading, places_of

@@ -64,7 +64,8 @@ def conversation_records(row: Mapping[str, Any], context: Context) -> Iterator[F
         if (places := places_in(answer)) is None:
             continue
         turn = {"turn": number} if len(turns) > 1 else {}
-        asked = {"prompt": strip_placeholders(question)} | image_field(row, images)
+        image = image_field(row, images)
+        asked = {"prompt": asked_of(question, image)} | image
         yield form_of(places, context), kept | turn | asked | {"solution": solution_of(places)}
         num_records += 1
     if num_records == 0:
@@ -102,6 +103,18 @@ def image_field(row: Mapping[str, Any], in_parts: list[Any]) -> dict[str, Any]:
     if image is None or image == []:
         image = in_parts or None
     return {} if image is None else {"image": unwrapped_image(image)}
+
+
+def asked_of(question: str, image: Mapping[str, Any]) -> str:
+    """The prompt of a question; of several images it keeps their places.
+
+    Args:
+        question: With ``<image>`` in the places of images.
+        image: What :func:`image_field` gave.
+    """
+    named = image.get("image")
+    is_of_several = isinstance(named, list) and len(named) > 1
+    return question if is_of_several else strip_placeholders(question)
 
 
 def strip_placeholders(prompt: str) -> str:
@@ -151,18 +164,24 @@ def _text_of(said: object) -> str | None:
     if isinstance(said, str):
         return said
     if isinstance(said, list):  # parts, as in {"type": "text", "text": "Where is ..."}
-        parts = [part.get("text") for part in said if isinstance(part, dict)]
-        return "".join(part for part in parts if isinstance(part, str)) or None
+        parts = [part for part in said if isinstance(part, dict)]
+        is_place = [_image_of(part) is not None or part.get("type") == "image" for part in parts]
+        texts = [
+            "<image>" if is_image and sum(is_place) > 1 else part.get("text")
+            for part, is_image in zip(parts, is_place, strict=True)
+        ]
+        return "".join(text for text in texts if isinstance(text, str)) or None
     return None
 
 
 def _images_of(said: object) -> list[Any]:
-    if not isinstance(said, list):
-        return []
-    found = []
-    for part in said:
-        if isinstance(part, dict) and "image" in str(part.get("type", "image")):
-            value = part.get("image_url", part.get("image", part.get("path", part.get("url"))))
-            if value is not None:
-                found.append(value)
-    return found
+    parts = said if isinstance(said, list) else ()
+    images = [_image_of(part) for part in parts if isinstance(part, dict)]
+    return [image for image in images if image is not None]
+
+
+def _image_of(part: Mapping[str, Any]) -> Any:
+    """The image of a part of a message; None where it is another part."""
+    if "image" not in str(part.get("type", "image")):
+        return None
+    return part.get("image_url", part.get("image", part.get("path", part.get("url"))))

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_stream.errors import RecordError
 from grpo_stream.records.formats.chats.conversations import (
+    asked_of,
     form_of,
     image_field,
     is_answering,
@@ -21,7 +22,6 @@ from grpo_stream.records.formats.chats.conversations import (
     is_conversation,
     messages_of,
     solution_of,
-    strip_placeholders,
     without_chat,
 )
 from grpo_stream.records.formats.chats.places import places_in
@@ -85,13 +85,14 @@ def _of_objects(
             question = None
     if not turns:
         yield RecordError("answer_no_box", "no question whose answer has <bbox>")
-    kept = without_chat(row) | image_field(row, images)
+    image = image_field(row, images)
+    kept = without_chat(row) | image
     kept.pop("objects", None)
     for number, (asked, boxes) in enumerate(turns):
         turn = {"turn": number} if len(turns) > 1 else {}
         solved = {"solution": boxes[0] if len(boxes) == 1 else boxes}
         form = Form(context.name, "objects.bbox", "xyxy", coords)
-        yield form, kept | turn | {"prompt": strip_placeholders(asked)} | solved
+        yield form, kept | turn | {"prompt": asked_of(asked, image)} | solved
 
 
 def _filled(text: str, given: dict[str, list[Any]]) -> tuple[str | None, list[Any]]:
@@ -129,5 +130,6 @@ def _of_solution(row: Mapping[str, Any], context: Context) -> Formed:
     form = form_of(places, context)
     if form.coords is None:
         form = Form(context.name, "solution", "xyxy", "pixels", warning=form.warning)
-    asked = {"prompt": strip_placeholders(question), "solution": solution_of(places)}
-    return form, kept | image_field(row, images) | asked
+    image = image_field(row, images)
+    asked = {"prompt": asked_of(question, image), "solution": solution_of(places)}
+    return form, kept | image | asked

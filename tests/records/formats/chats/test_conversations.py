@@ -111,4 +111,20 @@ def test_several_images_and_boxes():
         conversation("<image><image>Which?", "[[1, 2, 3, 4], [5, 6, 7, 8]]", image=["a", "b"])
     )
     assert record["image"] == ["a", "b"]
+    assert record["prompt"] == "<image><image>Which?"
     assert record["solution"] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("has_urls", [True, False])
+def test_places_of_several_images_among_parts(has_urls):
+    names = ["a.jpg", "b.jpg"]
+    urls = [{"type": "image_url", "image_url": {"url": name}} for name in names]
+    before, after = urls if has_urls else [{"type": "image"}] * 2
+    texts = [{"type": "text", "text": text} for text in ("From ", " to ", ": what is new?")]
+    content = [texts[0], before, texts[1], after, texts[2]]
+    answer = {"role": "assistant", "content": "[12, 5, 40, 60]"}
+    row = {"messages": [{"role": "user", "content": content}, answer]}
+    record: Any
+    (record,) = records_of(row if has_urls else row | {"images": names})
+    assert record["prompt"] == "From <image> to <image>: what is new?"
+    assert record["image"] == names
