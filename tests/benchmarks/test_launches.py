@@ -1,0 +1,72 @@
+"""Counts of operations: exact for the pinned versions, so any change of them is seen here."""
+
+import pytest
+
+from benchmarks.gpu.deep_policy import DEPTHS, Depth
+from benchmarks.gpu.launch_counts import count_launches
+from benchmarks.gpu.launches import FAMILIES
+
+pytestmark = pytest.mark.slow(reason="every dispatched operation of three steps passes Python")
+
+SMALL = Depth(2, 3, (1,))
+NUM_CALLS = {"prefill": 1 * 2 + 7, "scoring": 3 * 2 + 7, "forward": 3 * 2 + 7}
+"""Attention of two layers, to the prefix alone or in three parts, and of three blocks: windows of
+three lengths in two of them, and one call for the whole image."""
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return {number: count(num_groups=number) for number in (1, 4)}
+
+
+def count(num_groups, *, is_ours=True):
+    return count_launches(
+        "qwen2_5_vl",
+        SMALL,
+        is_ours=is_ours,
+        num_groups=num_groups,
+        num_generations=4,
+        grid=(12, 20),
+    )
+
+
+def test_calls_of_attention(ours):
+    assert {phase: ours[1][phase]["attention"] for phase in NUM_CALLS} == NUM_CALLS
+    assert ours[1]["backward"]["attention"] == NUM_CALLS["forward"]
+
+
+def test_the_tower_takes_no_more_calls_for_four_images(ours):
+    groups = {"prefill": 1, "scoring": 3, "forward": 3}  # calls of a layer for each group
+    for phase, calls in groups.items():
+        assert ours[4][phase]["attention"] == calls * 2 * 4 + 7
+
+
+def test_four_groups_take_less_than_half_the_kernels_of_four_times_one(ours):
+    for phase in ("forward", "backward"):
+        assert ours[4][phase]["kernels"] < 0.5 * 4 * ours[1][phase]["kernels"]
+
+
+def test_trls_layout_asks_for_more(ours):
+    plain, found = count(1, is_ours=False), ours[1]
+    assert plain["forward"]["attention"] > 4 * found["forward"]["attention"]
+    for phase in ("scoring", "forward"):
+        assert plain[phase]["kernels"] > found[phase]["kernels"]
+        assert plain[phase]["syncs"] > found[phase]["syncs"]
+
+
+HELD = {
+    "prefill": {"operations": 749, "kernels": 358, "attention": 9, "syncs": 22},
+    "token": {"operations": 317, "kernels": 144, "attention": 0, "syncs": 2},
+    "scoring": {"operations": 885, "kernels": 429, "attention": 13, "syncs": 18},
+    "forward": {"operations": 909, "kernels": 429, "attention": 13, "syncs": 18},
+    "backward": {"operations": 1040, "kernels": 526, "attention": 13, "syncs": 0},
+}
+"""With torch 2.13, transformers 5.23, trl 1.16; another version may need other numbers."""
+
+
+def test_counts_are_those_that_were_written_down(ours):
+    assert {phase: ours[1][phase] for phase in HELD} == HELD
+
+
+def test_every_family_has_a_depth():
+    assert tuple(DEPTHS) == FAMILIES
