@@ -40,7 +40,7 @@ help:  ## List the commands
 setup: $(STAMP)  ## Make .venv with the pinned versions; does nothing when it is up to date
 
 quickstart: setup  ## Shards, ZeRO-3 GRPO of a tiny policy and a report, in out/quickstart
-	@.venv/bin/python launch/quickstart.py
+	@.venv/bin/python -m launch.quickstart
 
 test: setup lint  ## Lint, types, floors and every test that is not slow (minutes)
 	.venv/bin/pytest -m "not slow" $(WORKERS) $(SLOWEST)

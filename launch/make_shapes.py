@@ -50,14 +50,7 @@ def make_shape(seed: int, number: int) -> tuple[Image.Image, dict[str, Any]]:
     x1, y1 = (int(corner) for corner in rng.integers(0, SIDE - side + 1, 2))
     x2, y2 = x1 + side, y1 + side
     image = Image.new("RGB", (SIDE, SIDE), "white")
-    draw = ImageDraw.Draw(image)
-    last = (x2 - 1, y2 - 1)  # Pillow's ends are inclusive
-    if shape == "circle":
-        draw.ellipse(((x1, y1), last), fill=COLOURS[colour])
-    elif shape == "square":
-        draw.rectangle(((x1, y1), last), fill=COLOURS[colour])
-    else:
-        draw.polygon(((x1, y2 - 1), last, ((x1 + x2 - 1) / 2, y1)), fill=COLOURS[colour])
+    draw_shape(ImageDraw.Draw(image), shape, COLOURS[colour], (x1, y1, x2, y2))
     record = {
         "prompt": f"Click on the {colour} {shape}",
         "solution": [x1, y1, x2, y2],
@@ -67,6 +60,23 @@ def make_shape(seed: int, number: int) -> tuple[Image.Image, dict[str, Any]]:
         "colour": colour,
     }
     return image, record
+
+
+def draw_shape(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    colour: tuple[int, int, int],
+    box: tuple[int, int, int, int],
+) -> None:
+    """Fills a shape that touches all four sides of ``box``, in pixels, ends exclusive."""
+    x1, y1, x2, y2 = box
+    last = (x2 - 1, y2 - 1)  # Pillow's ends are inclusive
+    if shape == "circle":
+        draw.ellipse(((x1, y1), last), fill=colour)
+    elif shape == "square":
+        draw.rectangle(((x1, y1), last), fill=colour)
+    else:
+        draw.polygon(((x1, y2 - 1), last, ((x1 + x2 - 1) / 2, y1)), fill=colour)
 
 
 def write_set(out: Path, num_images: int, seed: int, *, quiet: bool = False) -> Path:

@@ -1,4 +1,4 @@
-"""The page of a training run: before and after, the reward's curve, held-out pictures."""
+"""The page of a training run and its control: accuracies, curves, held-out pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from grpo_stream.targets import read_target
 _SMOOTH_POINTS = 5
 _CURVES = (
     ("Reward while training (sampled)", "mean reward", "reward"),
-    ("Groups whose rewards are all equal: they teach nothing", "share", "frac_reward_zero_std"),
+    ("Groups whose rewards are all equal", "share", "frac_reward_zero_std"),
     ("Entropy of the policy, per answer token", "nats", "entropy"),
 )
 """Title, y label and logged name of each curve."""
@@ -46,19 +46,23 @@ class ShownSample(Protocol):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run left behind, as read from its files."""
+    """What a run and its control left behind, as read from their files."""
 
     title: str
     lead: str
     """What was trained on what, in a sentence or two."""
-    before: Mapping[str, Any]
-    """What an evaluation's ``results.json`` holds, before GRPO."""
-    after: Mapping[str, Any]
-    """The same of the same set after GRPO."""
+    evaluations: Mapping[str, Mapping[str, Any]]
+    """Name -> what an evaluation's ``results.json`` holds, all of the same set: before GRPO, after
+    the control if there is one, and last after GRPO."""
+    field: str
+    """Field of the records that tells apart the parts of that set."""
+    parts: Mapping[str, str]
+    """Value of the field -> what the page calls the part; the first one is the page's number."""
     answers: Sequence[Mapping[str, Any]]
     """The lines of ``answers.jsonl`` after GRPO."""
-    log_history: Sequence[Mapping[str, Any]]
-    """transformers' ``trainer_state.json``: one mapping per logging step."""
+    log_histories: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Name -> transformers' ``trainer_state.json``: one mapping per logging step; the run's, and
+    its control's if there is one."""
     samples: Sequence[ShownSample]
     """Held-out samples to show, at the model's size."""
     settings: Mapping[str, Any]
@@ -70,21 +74,17 @@ class TrainingRun:
 
 def training_report(run: TrainingRun) -> Report:
     """Lays a run out as a page."""
-    before, after = (
-        float(results["figures"]["point_accuracy"]["value"]) for results in (run.before, run.after)
-    )
-    num_samples = int(run.after["figures"]["num_samples"])
-    failures = sum(run.after["failures"].values())
+    before, *_, after = run.evaluations.values()
+    first = next(iter(run.parts))
+    low, high = (part_accuracy(results, run.field, first)["value"] for results in (before, after))
+    failures = sum(after["failures"].values())
     return Report(
         title=run.title,
         lead=run.lead,
         facts=[
-            (
-                "held-out accuracy, before and after",
-                f"{before:.1%} \N{RIGHTWARDS ARROW} {after:.1%}",
-            ),
-            ("gain", f"{after - before:+.1%}"),
-            ("held-out samples", f"{num_samples}"),
+            ("held-out accuracy, before and after", f"{low:.1%} \N{RIGHTWARDS ARROW} {high:.1%}"),
+            ("gain", f"{high - low:+.1%}"),
+            ("held-out questions", f"{after['figures']['num_samples']}"),
             ("unreadable answers", f"{failures}"),
             ("wall time", f"{sum(run.seconds.values()):.0f} s"),
         ],
@@ -92,6 +92,7 @@ def training_report(run: TrainingRun) -> Report:
         pictures=[_picture(sample, run.answers) for sample in run.samples],
         picture_title="Held-out images: the true box and the point that the policy answers",
         tables=[
+            _accuracy_table(run),
             Table("Seconds by phase", [(name, f"{s:.1f}") for name, s in run.seconds.items()]),
             Table("Settings", [(name, str(value)) for name, value in run.settings.items()]),
             Table("Versions", list(run.versions.items())),
@@ -100,21 +101,36 @@ def training_report(run: TrainingRun) -> Report:
     )
 
 
+def part_accuracy(results: Mapping[str, Any], field: str, value: str) -> dict[str, Any]:
+    """``point_accuracy`` of the samples of an evaluation whose ``field`` has ``value``.
+
+    Returns:
+        ``value``, ``low``, ``high`` and ``num_samples``.
+    """
+    (part,) = [part for part in results["slices"][field] if part["name"] == value]
+    accuracy: dict[str, Any] = part["point_accuracy"]
+    return accuracy
+
+
 def _charts(run: TrainingRun) -> list[Svg]:
     charts = [
         bar_chart(
-            "Held-out accuracy (greedy, point in box)",
-            [_bar("before GRPO", run.before), _bar("after GRPO", run.after)],
-            note="bars: 95 % bootstrap interval",
+            f"{words}: accuracy",
+            [
+                _bar(name, part_accuracy(results, run.field, value))
+                for name, results in run.evaluations.items()
+            ],
+            note="greedy answers, point in box; 95 % bootstrap intervals",
         )
+        for value, words in run.parts.items()
     ]
     for title, y_label, name in _CURVES:
-        curve = _series(run.log_history, name)
-        if curve.xs:
+        curves = [_series(label, log, name) for label, log in run.log_histories.items()]
+        if curves[0].xs:
             charts.append(
                 line_chart(
                     title,
-                    [curve],
+                    curves,
                     x_label="global step",
                     y_label=y_label,
                     smooth=_SMOOTH_POINTS,
@@ -124,16 +140,23 @@ def _charts(run: TrainingRun) -> list[Svg]:
     return charts
 
 
-def _bar(label: str, results: Mapping[str, Any]) -> Bar:
-    accuracy = results["figures"]["point_accuracy"]
+def _accuracy_table(run: TrainingRun) -> Table:
+    rows = []
+    for value, words in run.parts.items():
+        found = [part_accuracy(one, run.field, value) for one in run.evaluations.values()]
+        rows.append((words, *(f"{one['value']:.1%}" for one in found)))
+    return Table("Accuracy on held-out images", rows, ("", *run.evaluations))
+
+
+def _bar(label: str, accuracy: Mapping[str, Any]) -> Bar:
     value, low, high = (accuracy[end] for end in ("value", "low", "high"))
     # A set of one image has no interval.
     return Bar(label, value, 0.0 if low is None else low, 1.0 if high is None else high)
 
 
-def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> Series:
+def _series(label: str, log_history: Sequence[Mapping[str, Any]], name: str) -> Series:
     points = [(entry["step"], entry[name]) for entry in log_history if entry.get(name) is not None]
-    return Series(name, [x for x, _ in points], [y for _, y in points])
+    return Series(label, [x for x, _ in points], [y for _, y in points])
 
 
 def _picture(sample: ShownSample, answers: Sequence[Mapping[str, Any]]) -> PictureCard:

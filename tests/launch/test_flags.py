@@ -13,7 +13,7 @@ from torch import distributed
 
 from tests.launch.support import ROOT, load_script
 
-SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
+SCRIPTS = sorted(path for path in (ROOT / "launch").glob("*.py") if "__main__" in path.read_text())
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -61,7 +61,7 @@ def run_flags(tmp_path_factory):
 
 
 class TestNoRanksAreJoined:
-    @pytest.mark.parametrize("name", ["train", "sft", "preflight", "evaluate", "cold_start"])
+    @pytest.mark.parametrize("name", ["train", "sft", "preflight", "evaluate"])
     def test_for_help(self, name, alone, capsys):
         with pytest.raises(SystemExit) as ended:
             load_script(name).main(["--help"])
@@ -193,6 +193,11 @@ class TestBothSpellings:
         load_script("make_shapes").main(words)
         assert len(json.loads((tmp_path / "records.json").read_text())) == 1
 
+    def test_make_scenes(self, spelled, tmp_path):
+        words = ["--out", str(tmp_path), "--split=training", spelled("num-scenes") + "=1"]
+        load_script("make_scenes").main([*words, "--quiet"])
+        assert len(json.loads((tmp_path / "records.json").read_text())) == 1
+
     def test_convert_checkpoint(self, spelled, monkeypatch):
         script, seen = load_script("convert_checkpoint"), []
         monkeypatch.setattr(
@@ -221,7 +226,6 @@ class TestBothSpellings:
         [
             ("evaluate", ["--model", "no/such/model", "--report", "out"]),
             ("sft", ["--model-name-or-path", "no/such/model", "--output-dir", "out"]),
-            ("cold_start", ["--model-name-or-path", "no/such/model", "--output-dir", "out"]),
         ],
     )
     def test_scripts_of_dataclasses(self, name, words, spelled, capsys):

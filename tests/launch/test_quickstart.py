@@ -6,39 +6,80 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo_stream.boxes import Size
 from grpo_stream.grounding.evaluation_files import write_run
 from grpo_stream.grounding.evaluation_metrics import evaluation_figures
 from grpo_stream.grounding.scores import score_answer
+from grpo_stream.stream.ordered_reader import read_at
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.models.processor import load_processor
+from launch import phases as line
+from launch.make_scenes import ALL_WORDS, QUESTION_KINDS, write_set
+from shard_builder.cli import main as shard_builder
 from tests.launch.support import ROOT, load_script
 
 quickstart = load_script("quickstart")
+pretrain = load_script("pretrain")
 
 
 def test_every_phase_is_a_command_that_exists_and_ends_in_one_file(tmp_path):
     phases = list(quickstart.phases(tmp_path, 0, "accuracy_reward_coord", 2))
     assert [phase.name for phase in phases] == [
-        "shapes",
+        "scenes",
         "shards",
-        "tiny policy",
-        "cold start",
         "evaluation before",
         "grpo",
+        "control",
         "evaluation after",
+        "evaluation of the control",
     ]
+    check_phases(phases)
+
+
+def test_pretraining_too(tmp_path):
+    check_phases(pretrain.phases(tmp_path, 0))
+
+
+def check_phases(phases):
+    """Each has a file of its own, and what it runs and reads of this project is there."""
+    phases = list(phases)
     results = [phase.result for phase in phases]
     assert len(set(results)) == len(results)
-    scripts = [word for phase in phases for words in phase.commands for word in words]
-    for script in scripts:
-        if script.startswith("launch/"):
-            assert (ROOT / script).is_file()
+    for word in (word for phase in phases for words in phase.commands for word in words):
+        if word.startswith(("launch/", f"{ROOT}/")):
+            assert Path(ROOT, word).exists()
 
 
 def test_every_split_and_every_run_draws_from_a_seed_of_its_own():
-    offsets = [offset for _, offset in quickstart.SPLITS.values()]
+    splits = [*quickstart.SPLITS.values(), *pretrain.SPLITS.values()]
+    offsets = [offset for _, _, offset in splits]
     assert len(set(offsets)) == len(offsets)
     assert max(offsets) < 10  # seeds are 10 * seed + offset
+
+
+def test_the_control_differs_in_its_rewards_alone(tmp_path):
+    phases = quickstart.phases(tmp_path, 0, "accuracy_reward_coord", 2)
+    grpo, control = (phase for phase in phases if phase.name in ("grpo", "control"))
+    pairs = zip(grpo.commands[0], control.commands[0], strict=True)
+    assert [pair for pair in pairs if pair[0] != pair[1]] == [
+        (str(tmp_path / "grpo"), str(tmp_path / "control")),
+        ("accuracy_reward_coord", quickstart.CONTROL),
+    ]
+
+
+def test_the_policy_is_small_and_of_the_real_architecture():
+    files = list(quickstart.POLICY.iterdir())
+    assert sum(file.stat().st_size for file in files) < 3_000_000
+    model = load_policy(quickstart.POLICY, dtype="auto")
+    assert type(model) is Qwen2_5_VLForConditionalGeneration
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    tokenizer = load_processor(quickstart.POLICY).tokenizer
+    for words in ALL_WORDS:  # new combinations too: a token for each word
+        assert len(tokenizer(f"Click on the {words}")["input_ids"]) == 6
 
 
 def test_the_grpo_phase_uses_all_completions_whatever_the_ranks(tmp_path):
@@ -52,7 +93,7 @@ def test_the_grpo_phase_uses_all_completions_whatever_the_ranks(tmp_path):
 
 
 def test_flags_are_written_out():
-    assert quickstart.command(["a", "b"], some_flag=3, out=Path("x")) == [
+    assert line.command(["a", "b"], some_flag=3, out=Path("x")) == [
         "a",
         "b",
         "--some-flag",
@@ -63,12 +104,12 @@ def test_flags_are_written_out():
 
 
 def test_a_failing_command_says_so(capfd):
-    assert not quickstart.run([sys.executable, "-c", "raise SystemExit(7)"], 1)
+    assert not line.run([sys.executable, "-c", "raise SystemExit(7)"], 1)
     assert "exit code 7" in capfd.readouterr().err
 
 
 def test_a_working_command_is_shown_first(capfd):
-    assert quickstart.run([sys.executable, "-c", "print('done')"], 1)
+    assert line.run([sys.executable, "-c", "print('done')"], 1)
     shown, done = capfd.readouterr().out.splitlines()
     assert shown.startswith("$ ")
     assert done == "done"
@@ -77,7 +118,7 @@ def test_a_working_command_is_shown_first(capfd):
 def test_a_phase_that_is_up_to_date_is_skipped(tmp_path, monkeypatch, capsys):
     result = tmp_path / "made"
     count = f"import pathlib; p = pathlib.Path({str(result)!r}); p.open('a').write('x')"
-    phase = quickstart.Phase("count", [[sys.executable, "-c", count]], result)
+    phase = line.Phase("count", [[sys.executable, "-c", count]], result)
     monkeypatch.setattr(quickstart, "phases", lambda *_: iter([phase]))
     monkeypatch.setattr(quickstart, "report", lambda *_: None)
     monkeypatch.setattr(quickstart, "_num_gpus", lambda: 1)
@@ -85,13 +126,13 @@ def test_a_phase_that_is_up_to_date_is_skipped(tmp_path, monkeypatch, capsys):
         assert quickstart.main(["--out", str(tmp_path)]) == 0
     assert result.read_text() == "x"
     assert "count: up to date" in capsys.readouterr().out
-    monkeypatch.setattr(quickstart, "_code_fingerprint", lambda: "other code")
+    monkeypatch.setattr(line, "code_fingerprint", lambda: "other code")
     assert quickstart.main(["--out", str(tmp_path)]) == 0
     assert result.read_text() == "xx"
 
 
 def test_a_phase_without_its_file_has_failed(tmp_path, monkeypatch, capsys):
-    phase = quickstart.Phase("empty", [[sys.executable, "-c", ""]], tmp_path / "never")
+    phase = line.Phase("empty", [[sys.executable, "-c", ""]], tmp_path / "never")
     monkeypatch.setattr(quickstart, "phases", lambda *_: iter([phase]))
     monkeypatch.setattr(quickstart, "_num_gpus", lambda: 1)
     assert quickstart.main(["--out", str(tmp_path)]) == 1
@@ -103,9 +144,9 @@ def test_ending_the_script_ends_what_it_started(tmp_path):
     mark = tmp_path / "pid"
     child = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     script = (
-        "import signal, sys; from tests.launch.support import load_script;"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143));"
-        f"load_script('quickstart').run([sys.executable, '-c', {child!r}], 1)"
+        "import sys; from pathlib import Path; from launch.phases import Phase, run_phases;"
+        f"phase = Phase('child', [[sys.executable, '-c', {child!r}]], Path('never'));"
+        f"run_phases([phase], Path({str(tmp_path)!r}))"
     )
     outer = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -128,42 +169,55 @@ def test_ending_the_script_ends_what_it_started(tmp_path):
 @pytest.fixture
 def finished(tmp_path):
     """The files that a finished run leaves, for the page."""
-    from tests.train.support import write_shapes
-
-    shapes = write_shapes(tmp_path, 14)
-    (tmp_path / "shards").rename(tmp_path / "moved")
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "moved").rename(tmp_path / "shards/test")
-    for name, num_hits in (("before", 4), ("after", 9)):
-        answers = [
-            score_answer(
-                "(8, 8)",
-                [0, 0, 16, 16] if n < num_hits else [16, 16, 32, 32],
-                key=f"{n:06d}",
-                prompt=record["prompt"],
-                scales=Size(112, 112),
-                model_size=Size(112, 112),
-                answer_frame="model",
-                image=str(n),
+    write_set(tmp_path / "raw", "test", 8, 4, quiet=True)
+    words = ["build", tmp_path / "raw/records.json", "--images-root", tmp_path / "raw", "--out"]
+    assert shard_builder([str(word) for word in [*words, tmp_path / "shards/test", "--quiet"]]) == 0
+    source = ShardSource(str(tmp_path / "shards/test"))
+    samples = [read_at(source, ordinal) for ordinal in range(24)]
+    hits = {"before": (2, 4, 0), "after_control": (2, 2, 0), "after": (6, 4, 1)}
+    for name, numbers in hits.items():
+        left = dict(zip(QUESTION_KINDS, numbers, strict=True))
+        answers = []
+        for sample in samples:
+            kind = sample.extra["question_kind"]
+            left[kind] -= 1
+            answers.append(
+                score_answer(
+                    "(8, 8)",
+                    [0, 0, 16, 16] if left[kind] >= 0 else [16, 16, 32, 32],
+                    key=sample.key,
+                    prompt=sample.prompt,
+                    scales=Size(112, 112),
+                    model_size=Size(112, 112),
+                    answer_frame="model",
+                    image=sample.key,
+                    fields={"question_kind": kind},
+                )
             )
-            for n, record in enumerate(shapes.records)
-        ]
-        write_run(tmp_path / name, evaluation_figures(answers, asks_boxes=False), answers, "")
+        figures = evaluation_figures(answers, ["question_kind"], asks_boxes=False)
+        write_run(tmp_path / name, figures, answers, "")
     log = [{"step": n, "reward": n / 10, "frac_reward_zero_std": 0.1} for n in range(1, 6)]
-    (tmp_path / "grpo").mkdir()
-    (tmp_path / "grpo/trainer_state.json").write_text(json.dumps({"log_history": log}))
+    for name in ("grpo", "control"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     return tmp_path
 
 
 def test_report_and_metrics(finished, capsys):
-    quickstart.report(finished, 3, "accuracy_reward_coord", {"grpo": 2.0, "cold start": 1.0})
+    quickstart.report(finished, 3, "accuracy_reward_coord", {"grpo": 2.0, "scenes": 1.0})
     metrics = json.loads((finished / "report/metrics.json").read_text())
-    assert metrics["accuracy_before"] == 4 / 14
-    assert metrics["accuracy_after"] == 9 / 14
-    assert metrics["seconds"] == {"grpo": 2.0, "cold start": 1.0}
+    assert metrics["accuracy"] == {
+        "before": {"known words": 0.25, "new words": 0.5, "swapped": 0.0},
+        "shuffled": {"known words": 0.25, "new words": 0.25, "swapped": 0.0},
+        "after": {"known words": 0.75, "new words": 0.5, "swapped": 0.125},
+    }
+    assert metrics["num_held_out"] == 24
+    assert metrics["seconds"] == {"grpo": 2.0, "scenes": 1.0}
     assert metrics["seed"] == 3
     assert metrics["versions"]["torch"]
     page = (finished / "report/index.html").read_text()
     assert page.count("<img ") == quickstart.NUM_PICTURES
     assert "Reward while training" in page
+    for words in quickstart.PARTS.values():
+        assert words in page
     assert "index.html" in capsys.readouterr().out

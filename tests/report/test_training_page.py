@@ -21,11 +21,15 @@ class Shown:
     scales: Size
 
 
-def results(accuracy):
-    figure = {"value": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
+def results(known, new):
+    parts = [
+        {"name": name, "point_accuracy": {"value": one, "low": one - 0.1, "high": one + 0.1}}
+        for name, one in (("new", new), ("known", known))
+    ]
     return {
-        "figures": {"num_samples": 4, "point_accuracy": figure},
+        "figures": {"num_samples": 4},
         "failures": {"empty": 1},
+        "slices": {"kind": parts},
     }
 
 
@@ -38,10 +42,18 @@ def run(point, *, is_correct):
     return TrainingRun(
         title="Title",
         lead="Lead",
-        before=results(0.25),
-        after=results(0.75),
+        evaluations={
+            "before": results(0.25, 0.125),
+            "control": results(0.2, 0.1),
+            "after": results(0.75, 0.5),
+        },
+        field="kind",
+        parts={"known": "Known words", "new": "New words"},
         answers=[answer],
-        log_history=[{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.4, "entropy": None}],
+        log_histories={
+            "after": [{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.4, "entropy": None}],
+            "control": [{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.2}],
+        },
         samples=[sample],
         settings={"beta": 0.0},
         versions={"trl": "1"},
@@ -65,4 +77,7 @@ def test_the_page_says_what_came_of_the_run():
     page = render(training_report(run(None, is_correct=False)))
     for words in ("25.0% \N{RIGHTWARDS ARROW} 75.0%", "+50.0%", "3 s", "mean reward", "beta"):
         assert words in page
+    for words in ("Known words: accuracy", "New words: accuracy", "control from 0.15 to 0.15"):
+        assert words in page
+    assert "<th scope='row'>New words</th><td>12.5%</td><td>10.0%</td><td>50.0%</td>" in page
     assert "Entropy" not in page  # nothing was logged

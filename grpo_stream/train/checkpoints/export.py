@@ -23,17 +23,18 @@ _OTHERS = (
 )  # fmt: skip
 
 
-def export(checkpoint: Path, target: Path) -> str:
+def export(checkpoint: Path, target: Path, dtype: str | None = None) -> str:
     """Writes the model of a checkpoint to a folder, whole or not at all.
 
-    Weights that were saved whole are copied, bit for bit. Where ZeRO-3 left shards only
-    (``stage3_gather_16bit_weights_on_model_save`` false), they are put together in host memory, in
-    float32, and written in the type that the configuration names. A LoRA adapter is merged into its
-    base model.
+    Weights that were saved whole are copied, bit for bit, unless ``dtype`` is given. Where ZeRO-3
+    left shards only (``stage3_gather_16bit_weights_on_model_save`` false), they are put together in
+    host memory, in float32, and written in the type that the configuration names. A LoRA adapter is
+    merged into its base model.
 
     Args:
         checkpoint: ``checkpoint-N``, or the output folder of a finished run.
         target: Must not exist, or be empty.
+        dtype: What the weights become, as torch names it; None leaves them as said above.
 
     Returns:
         Where the weights came from, in words.
@@ -48,24 +49,27 @@ def export(checkpoint: Path, target: Path) -> str:
         check_files(checkpoint, read_marker(checkpoint))
     with _whole_folder(target) as folder:
         if (checkpoint / ADAPTER_NAME).is_file():
-            source = _merge_adapter(checkpoint, folder)
+            load_policy(checkpoint, dtype=dtype or "auto").save_pretrained(folder)
+            source = f"a LoRA adapter merged into {base_model_of(checkpoint)}"
         elif any((checkpoint / name).is_file() for name in _WEIGHTS):
-            _copy(checkpoint, folder, ("model*.safetensors", _WEIGHTS[1]))
-            source = "whole weights"
+            source = _take_whole(checkpoint, folder, dtype)
         elif (checkpoint / "latest").is_file():
-            source = _join_shards(checkpoint, folder)
+            source = _join_shards(checkpoint, folder, dtype)
         else:
             raise CheckpointError(f"{checkpoint} holds no model: neither {_WEIGHTS[0]} nor shards")
         _copy(checkpoint, folder, _OTHERS)
     return source
 
 
-def _merge_adapter(checkpoint: Path, folder: Path) -> str:
-    load_policy(checkpoint, dtype="auto").save_pretrained(folder)
-    return f"a LoRA adapter merged into {base_model_of(checkpoint)}"
+def _take_whole(checkpoint: Path, folder: Path, dtype: str | None) -> str:
+    if dtype is None:
+        _copy(checkpoint, folder, ("model*.safetensors", _WEIGHTS[1]))
+        return "whole weights"
+    load_policy(checkpoint, dtype=dtype).save_pretrained(folder)
+    return f"whole weights, in {dtype}"
 
 
-def _join_shards(checkpoint: Path, folder: Path) -> str:
+def _join_shards(checkpoint: Path, folder: Path, wanted: str | None) -> str:
     from deepspeed.utils.zero_to_fp32 import (  # noqa: PLC0415 - seconds to import
         get_fp32_state_dict_from_zero_checkpoint,
     )
@@ -75,7 +79,7 @@ def _join_shards(checkpoint: Path, folder: Path) -> str:
     with torch.device("meta"):
         model = architecture(config)
     weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
-    dtype = config.dtype or torch.float32
+    dtype = getattr(torch, wanted) if wanted else config.dtype or torch.float32
     model.load_state_dict({name: w.to(dtype) for name, w in weights.items()}, assign=True)
     model.tie_weights()
     model.save_pretrained(folder)

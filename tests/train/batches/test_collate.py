@@ -8,13 +8,11 @@ from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.grounding.prompts import PromptTemplate
 from grpo_stream.images import resize
 from grpo_stream.train.batches.collate import (
-    IGNORED_LABEL,
     PromptCollator,
 )
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.patches import image_inputs
 from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.supervised.cold_start_batches import ColdStartCollator, model_inputs
 from tests.train.support import (
     CPU,
     MIXED_SIZES,
@@ -187,64 +185,6 @@ class TestRawRecords:
         record = {"image": "a.png", "prompt": "Click", "solution": [10, 20]}
         with pytest.raises(ConfigError, match="images_root"):
             make_collator(processor)([record])
-
-
-class TestSupervised:
-    def collate(self, processor, samples, snap=1, **changes):
-        return ColdStartCollator(make_collator(processor, **changes), snap)(samples)
-
-    def test_only_the_answer_and_the_end_are_taught(self, processor, samples):
-        batch = self.collate(processor, samples)
-        tokenizer = processor.tokenizer
-        prompts = make_collator(processor)(samples)["prompt_ids"]
-        for row in range(3):
-            labels, length = batch["labels"][row], len(prompts[row])
-            is_taught = labels != IGNORED_LABEL
-            # The truth's centre (20, 30) is halved: the original is twice the model's size.
-            assert tokenizer.decode(labels[is_taught]) == "(10, 15)<|im_end|>"
-            assert torch.equal(labels[is_taught], batch["input_ids"][row][is_taught])
-            assert is_taught.nonzero().min() == length
-            assert torch.equal(batch["input_ids"][row][:length], prompts[row])
-
-    def test_is_padded_on_the_right(self, processor, samples):
-        batch = self.collate(processor, samples)
-        lengths = batch["attention_mask"].sum(dim=1)
-        assert len(set(lengths.tolist())) > 1
-        for row, length in enumerate(lengths.tolist()):
-            assert (batch["input_ids"][row, length:] == processor.tokenizer.pad_token_id).all()
-            assert (batch["labels"][row, length:] == IGNORED_LABEL).all()
-            assert (batch["mm_token_type_ids"][row, length:] == 0).all()
-            assert batch["attention_mask"][row, :length].all()
-        shapes = {batch[name].shape for name in batch if name.endswith(("ids", "mask", "labels"))}
-        assert len(shapes) == 1
-        assert [image.dtype for image in batch["pixel_values"]] == [torch.uint8] * 3
-
-    def test_the_model_takes_it(self, processor, samples, model):
-        loss = model(**model_inputs(self.collate(processor, samples), CPU)).loss
-        assert torch.isfinite(loss)
-
-    @pytest.mark.parametrize(
-        ("changes", "solution", "snap", "expected"),
-        [
-            ({}, (10, 20, 30, 40), 8, "(8, 16)"),
-            ({}, (20, 32), 1, "(10, 16)"),
-            ({"answer_frame": "original"}, (10, 20, 30, 40), 1, "(20, 30)"),
-            ({"answer_frame": "per_mille"}, (28, 56, 56, 84), 1, "(375, 625)"),
-            ({"answer_frame": "original"}, ((10, 20, 30, 40), (1, 2)), 1, "(20, 30)"),
-            ({"answer_frame": "original"}, (10, 20, 30, 20, 10, 40), 1, "(20, 30)"),
-            ({}, (), 1, "(-1, -1)"),
-            ({"template": "box"}, (10, 20, 30, 40), 1, '{"bbox_2d": [5, 10, 15, 20]}'),
-        ],
-    )
-    def test_answers(self, processor, changes, solution, snap, expected):
-        sample = make_stream_sample(solution=solution)
-        batch = self.collate(processor, [sample], snap, **changes)
-        labels = batch["labels"][0]
-        assert processor.tokenizer.decode(labels[labels >= 0]) == f"{expected}<|im_end|>"
-
-    def test_a_point_cannot_teach_boxes(self, processor):
-        with pytest.raises(ConfigError, match="answer"):
-            self.collate(processor, [make_stream_sample(solution=(10, 20))], template="box")
 
 
 def test_images_are_not_changed(processor, samples):

@@ -39,6 +39,18 @@ def test_whole_weights_are_copied(checkpoint, tmp_path, capsys):
     assert [path.name for path in target.parent.iterdir()] == ["plain"]
 
 
+def test_another_type_is_asked_for(checkpoint, tmp_path, capsys):
+    target = tmp_path / "half"
+    words = ["--checkpoint", str(checkpoint), "--to", str(target), "--dtype", "bfloat16"]
+    assert load_script("export").main(words) == 0
+    assert "whole weights, in bfloat16" in capsys.readouterr().out
+    model, expected = (load_policy(folder, dtype="auto") for folder in (target, checkpoint))
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, theirs.to(torch.bfloat16))
+    assert (target / "tokenizer.json").is_file()
+
+
 def test_a_lora_adapter_is_merged(checkpoint, tiny_folder, tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
