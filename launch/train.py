@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import get_peft_config
 
 from grpo_stream.stream.sample_views import OpenViews
-from grpo_stream.stream.sources import decode_sample
+from grpo_stream.stream.stream_sample import decode_sample
 from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.output_lease import holding_on_rank_0
 from grpo_stream.train.checkpoints.universal import fitting_marker

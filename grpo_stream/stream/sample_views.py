@@ -17,7 +17,7 @@ from grpo_stream.images import Pixels, resize
 from grpo_stream.order.permutation import derive_key
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.sources import StreamSample, decode_sample
+from grpo_stream.stream.stream_sample import StreamSample, decode_sample
 from grpo_stream.targets import bounds_of, read_shape
 
 VIEW_FIELD, REGION_FIELD = "view", "view_region"
@@ -52,7 +52,7 @@ class OpenViews:
         """The views of a sample.
 
         Raises:
-            ImageError, ShardFormatError: as :meth:`.sources.StreamSample.from_sample`.
+            ImageError, ShardFormatError: as :meth:`.stream_sample.StreamSample.from_sample`.
         """
         numbers = range(self.num_views)
         if len(sample.sizes) != 1:

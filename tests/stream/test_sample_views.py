@@ -13,7 +13,7 @@ from grpo_stream.grounding.frames import View, to_original
 from grpo_stream.image_encoding import encode_png
 from grpo_stream.images import ResizeRule
 from grpo_stream.shards.sample import Sample, make_meta
-from grpo_stream.stream import sample_views, sources
+from grpo_stream.stream import sample_views, stream_sample
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sample_views import OpenViews, SampleViews, crop_region
@@ -88,7 +88,9 @@ def test_crops_are_of_many_sizes_and_places():
 
 def test_the_first_view_is_the_whole_image():
     whole = views_of(make_sample())[0]
-    alone = sources.decode_sample(make_sample(), make_config(resize=ResizeRule(28, 784, 78400)))
+    alone = stream_sample.decode_sample(
+        make_sample(), make_config(resize=ResizeRule(28, 784, 78400))
+    )
     assert (whole.solution, whole.scales, whole.prompt) == (alone.solution, ORIGINAL, "Click")
     assert np.array_equal(whole.pixels, alone.pixels)
     assert whole.extra == {"view": 0, "view_region": [0, 0, 1280, 800]}
@@ -141,7 +143,11 @@ def test_several_places_are_all_in_every_view():
 
 def test_one_decode_and_a_resize_for_each_view(monkeypatch):
     counts = {"decode": 0, "resize": 0}
-    for module, name in ((sources, "decode"), (sources, "resize"), (sample_views, "resize")):
+    for module, name in (
+        (stream_sample, "decode"),
+        (stream_sample, "resize"),
+        (sample_views, "resize"),
+    ):
         function = getattr(module, name)
 
         def counted(*args, function=function, name=name):
