@@ -28,6 +28,32 @@ SPLITS = {
 """Name -> split of launch/make_scenes.py, number of scenes, offset of its seed; the quickstart's
 are others."""
 
+LESSONS: dict[str, tuple[str, dict[str, object]]] = {
+    # Alone, a shape teaches in minutes where it is; among others, that takes far longer.
+    "one_shape": (
+        "one_shape_dev",
+        {
+            "per_device_train_batch_size": 32,
+            "max_steps": 500,
+            "eval_steps": 50,
+            "stop_accuracy": 0.7,
+        },
+    ),
+    "scenes": ("scenes_dev", {}),
+    # Leaves GRPO something to do.
+    "loose": (
+        "scenes_dev",
+        {
+            "answer_key": "answer",
+            "max_steps": 120,
+            "learning_rate": 3e-4,
+            "warmup_steps": 10,
+            "eval_steps": 40,
+        },
+    ),
+}
+"""Set that is learnt from -> set for the learning curve, and settings other than the file's."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs what is not up to date; returns the process's exit code."""
@@ -58,34 +84,8 @@ def phases(out: Path, seed: int) -> Iterator[Phase]:
         seed=seed,
     )
     yield Phase("random policy", [make_random], random / "model.safetensors")
-    lessons: list[tuple[str, str, dict[str, object]]] = [
-        # Alone, a shape teaches in minutes where it is; among others, that takes far longer.
-        (
-            "one_shape",
-            "one_shape_dev",
-            {
-                "per_device_train_batch_size": 32,
-                "max_steps": 500,
-                "eval_steps": 50,
-                "stop_accuracy": 0.7,
-            },
-        ),
-        ("scenes", "scenes_dev", {}),
-        # Leaves GRPO something to do.
-        (
-            "loose",
-            "scenes_dev",
-            {
-                "answer_key": "answer",
-                "max_steps": 120,
-                "learning_rate": 3e-4,
-                "warmup_steps": 10,
-                "eval_steps": 40,
-            },
-        ),
-    ]
     pupil = random
-    for name, dev, changes in lessons:
+    for name, (dev, changes) in LESSONS.items():
         lesson = command(
             [*PYTHON, "launch/sft.py", "--config", str(CONFIG.relative_to(ROOT))],
             model_name_or_path=pupil,
@@ -99,7 +99,7 @@ def phases(out: Path, seed: int) -> Iterator[Phase]:
         yield Phase(f"sft {name}", [lesson], pupil / "model.safetensors", os.cpu_count() or 1)
     policy = out / "tiny_policy"
     export = command([*PYTHON, "launch/export.py"], checkpoint=pupil, to=policy, dtype="bfloat16")
-    yield Phase("export", [export], policy / "model.safetensors")
+    yield Phase("export", [["rm", "-rf", str(policy)], export], policy / "model.safetensors")
 
 
 if __name__ == "__main__":
