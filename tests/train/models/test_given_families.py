@@ -71,7 +71,8 @@ CONFIGS = {
     ),
     "kimi_k25": (
         {"model_type": "deepseek_v3", "num_key_value_heads": 4, "q_lora_rank": 32,
-         "kv_lora_rank": 16, "qk_rope_head_dim": 8, "head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+         "kv_lora_rank": 16, "qk_rope_head_dim": 8, "head_dim": 8, "qk_nope_head_dim": 16,
+         "v_head_dim": 16,
          "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
          "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_shared_experts": 1},
         {"pos_emb_height": 8, "pos_emb_width": 8},
