@@ -5,7 +5,8 @@ read from them and not repeated here. So a family without a row works, too: its 
 each prompt, its groups are computed in trl's layout, and its answer frame must be set.
 
 A new family is a row here; for tests, its recipe under the same key in
-``grpo_stream/train/models/tiny.py`` and its figures in ``tests/train/models/test_families.py``.
+``grpo_stream/train/models/tiny.py``, and its figures in ``tests/train/models/test_families.py``;
+where its image processor needs torchvision, in ``test_given_families.py``.
 """
 
 from collections.abc import Mapping
@@ -40,6 +41,9 @@ class Family:
     """None for any other kind: it encodes each prompt by itself (``processor_only.py``)."""
     is_packed: bool = False
     """Whether its text layers attend fully, so that a group may be tried as one packed row."""
+    is_prefix_lm: bool = False
+    """Whether its prompt sees itself in both directions: token types are 0 in the prompt and 1
+    behind it, and a prompt without its last token would be another one."""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Built-in prompt templates, and those that it is asked with in their place."""
     vision_tokens: tuple[str, ...] = ()
@@ -88,11 +92,20 @@ FAMILIES: dict[str, Family] = {
             "llava_onevision",
             "smolvlm",
             "idefics3",
+            "gemma4",
+            "mistral3",
+            "lfm2_vl",
+            "kimi_k25",
+            "minicpmv4_7",
         ),
         Family(answer_frame="per_mille"),
     ),
+    "paligemma": Family(answer_frame="per_mille", is_prefix_lm=True),
 }
 """transformers' ``config.model_type`` -> the family."""
+
+PREFIX_LMS = frozenset(model_type for model_type, row in FAMILIES.items() if row.is_prefix_lm)
+"""Those whose prompt sees itself in both directions."""
 
 QWEN_PROCESSORS = {row.processor.name: row.processor for row in FAMILIES.values() if row.processor}
 """The processors of the table by their class's name."""

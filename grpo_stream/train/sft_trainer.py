@@ -49,6 +49,7 @@ from grpo_stream.train.setup.settings_checks import check_policy
 from grpo_stream.train.supervised.supervised_arguments import SupervisedArguments
 from grpo_stream.train.supervised.supervised_batches import MicroBatches, SupervisedCollator
 from grpo_stream.train.supervised.supervised_checks import (
+    check_no_balancing_loss,
     check_packed,
     check_streams,
     check_supervised,
@@ -124,6 +125,7 @@ class StreamingSFTTrainer(SFTTrainer):
             prompt_template=self._task.prompt_template,
             answer_frame=self._task.answer_frame,
         )
+        check_no_balancing_loss(config, args)
         check_template(template, train_dataset.sources)
         check_all_have_images(train_dataset.sources, args.world_size)
         has_adapter = kwargs.get("peft_config") is not None or base_model_of(model_id)

@@ -28,7 +28,7 @@ def headers(path):
     for command in commands:
         ranks = re.search(r"--num[-_](?:ranks|gpus) (\d+)", command)
         if ranks:
-            more = re.search(r"--per_device_train_batch_size \d+", command)
+            more = re.search(r"--(?:per_device_train_batch|gradient_accumulation)_\w+ \d+", command)
             yield int(ranks[1]), more[0].split() if more else []
 
 

@@ -75,8 +75,12 @@ def test_a_forked_prefix_equals_trls_layout(forked):
             found, expected = rank[name], rank[pairs[name]]
             assert (found["way"], expected["way"]) == ("forked", "plain")
             assert found["num_leaves"] == 0  # grpo_stream.train.models.zero_leaves
-            assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
-            assert found["weights"] == pytest.approx(expected["weights"], abs=1e-5)
+            # Two experts a rank have all its tokens: a rounding grows in four steps to 2e-5, also
+            # between two runs of the plain layout.
+            limit = 1e-4 if name == "uneven" else 1e-5
+            assert found["losses"][:2] == pytest.approx(expected["losses"][:2], abs=1e-5)
+            assert found["losses"] == pytest.approx(expected["losses"], abs=limit)
+            assert found["weights"] == pytest.approx(expected["weights"], abs=limit)
     assert forked[0]["checkpointing"]["losses"] != forked[1]["checkpointing"]["losses"]
 
 

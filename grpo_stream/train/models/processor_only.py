@@ -14,7 +14,7 @@ from grpo_stream.errors import ConfigError, RecordError
 from grpo_stream.images import Pixels
 from grpo_stream.train.models.patches import image_tensor
 
-_TEXT = {"input_ids", "attention_mask"}
+_TEXT = {"input_ids", "attention_mask", "labels"}
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 

@@ -165,9 +165,10 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
         text={"model_type": "gemma"},
         tower=_SIGLIP,
         config={"projection_dim": _WIDTH},
-        ids={"image_token_index": _IMAGE},
+        ids={"image_token_index": "<image>"},
         images={"size": _SQUARE, "image_seq_length": _NUM_PATCHES},
-        named_tokens={"image_token": _IMAGE},
+        named_tokens={"bos_token": "<|object_ref_start|>"},
+        image_token="<image>",
     ),
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
@@ -212,7 +213,9 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
 
 def special_tokens(recipe: OwnRecipe) -> tuple[str, ...]:
     """Tokens that the family has beside those of every tiny policy."""
-    return _IDEFICS_TOKENS if recipe.processor == "Idefics3Processor" else ()
+    if recipe.processor == "Idefics3Processor":
+        return _IDEFICS_TOKENS
+    return () if recipe.image_token.startswith("<|") else (recipe.image_token,)
 
 
 def own_config(family: str, tokenizer: PreTrainedTokenizerFast, ends: dict[str, Any]) -> Any:

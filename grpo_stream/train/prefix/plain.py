@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from grpo_stream.families import PREFIX_LMS
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.backbone import accepted_media, base_model
 from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
@@ -102,6 +103,7 @@ def plain_inputs(model: Any, group: PromptGroups, size: int, length: int) -> dic
     media = accepted_media(model, group.media[0])
     inputs = {name: repeat(name, value) for name, value in media.items()}
     if group.types_name is not None:
-        types = torch.nn.functional.pad(group.mm_token_type_ids[0], (0, length))
+        behind = int(base_model(model).config.model_type in PREFIX_LMS)
+        types = torch.nn.functional.pad(group.mm_token_type_ids[0], (0, length), value=behind)
         inputs[group.types_name] = types.expand(size, -1)
     return inputs

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils import extract_model_from_parallel
 
+from grpo_stream.families import PREFIX_LMS
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.backbone import backbone_of, prepare_prompts, prompt_positions
 from grpo_stream.train.prefix.forked import sample_forked, score_forked
@@ -237,6 +238,8 @@ def forked_obstacle(config: Any) -> str | None:
     """
     if getattr(config, "is_encoder_decoder", False):
         return f"model_type {config.model_type!r} has an encoder for its text"
+    if config.model_type in PREFIX_LMS:
+        return "its prompt sees itself in both directions: without its last token it is another"
     return None
 
 

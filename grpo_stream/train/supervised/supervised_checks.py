@@ -1,6 +1,6 @@
 """The checks of a supervised run's settings, before weights are loaded."""
 
-from typing import get_args
+from typing import Any, get_args
 
 from trl import SFTConfig
 
@@ -50,6 +50,23 @@ def check_supervised(args: SFTConfig, *, has_eval_data: bool) -> None:
     if args.eval_strategy != "no" and not has_eval_data:
         expected = "needs eval_shards=DIR_OR_URL (in Python eval_dataset=...); or use 'no'"
         raise ConfigError("eval_strategy", args.eval_strategy.value, expected)
+
+
+def check_no_balancing_loss(config: Any, args: SFTConfig) -> None:
+    """Refuses a mixture of experts whose own settings ask for a loss that is not computed.
+
+    Args:
+        config: The model's configuration (transformers 5.23).
+        args: With ``router_aux_loss_coef``, which wins over the model's.
+
+    Raises:
+        ConfigError: naming that setting.
+    """
+    text = config.get_text_config()
+    own = getattr(text, "router_aux_loss_coef", None)
+    if args.router_aux_loss_coef is None and own and hasattr(text, "output_router_logits"):
+        expected = f"would be the model's own {own}, and that loss is not computed; use 0"
+        raise ConfigError("router_aux_loss_coef", None, expected)
 
 
 def check_packed(shared_prefix: str, obstacle: str | None) -> None:

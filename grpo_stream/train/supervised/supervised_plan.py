@@ -46,6 +46,7 @@ from grpo_stream.train.setup.settings_checks import check_zero
 from grpo_stream.train.setup.settings_parser import SettingsParser
 from grpo_stream.train.supervised.supervised_arguments import SupervisedArguments
 from grpo_stream.train.supervised.supervised_checks import (
+    check_no_balancing_loss,
     check_packed,
     check_supervised,
     num_eval_lanes,
@@ -113,6 +114,8 @@ def plan_supervised(settings: SupervisedSettings) -> RunPlan:
     check_launcher()
     check_supervised(args, has_eval_data=has_eval_data)
     template, frame, rule = check_model(settings)
+    if Path(settings.model.model_name_or_path).is_dir():
+        check_no_balancing_loss(policy_config(settings.model.model_name_or_path), args)
     TaughtAnswers(template, frame or "model", task.answer_key, task.snap)
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = num_train_lanes(args, num_ranks)

@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from grpo_stream.errors import ConfigError, RecordError
-from grpo_stream.families import FAMILIES
+from grpo_stream.families import FAMILIES, PREFIX_LMS
 from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.models.processor_only import encode_by_processor
 from grpo_stream.train.models.tiny import TINY_FAMILIES, make_tiny_policy
@@ -32,6 +32,7 @@ from tests.train.prefix.test_packing import (
 from tests.train.support import QUIET, TASK_TEXTS, load_model, make_groups, make_mixed_groups
 
 FEW = ("qwen2_5_vl", "qwen3_5", "gemma3", "smolvlm")
+SHARED = [name for name in TINY_FAMILIES if name not in PREFIX_LMS]
 PACKED = [name for name, row in FAMILIES.items() if row.is_packed]
 
 
@@ -52,8 +53,11 @@ def test_a_row_is_as_transformers_has_it(model_type, processor):
     assert processor.resize_multiple == tower.patch_size * tower.spatial_merge_size
 
 
-def test_every_row_is_tested_here():
-    assert set(TINY_FAMILIES) >= set(FAMILIES)
+def test_every_row_is_tested_here_or_beside():
+    # Here, as it imports this module.
+    from tests.train.models.test_given_families import CONFIGS
+
+    assert {*SHARED, *CONFIGS, *PREFIX_LMS} >= set(FAMILIES)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +152,7 @@ def train_theirs(folder, args, samples, texts):
     return trained(trainer, processor.tokenizer)
 
 
-@pytest.mark.parametrize("family", families(TINY_FAMILIES))
+@pytest.mark.parametrize("family", families(SHARED))
 def test_every_way_trains_what_trl_trains(folder_of, family, shapes, tmp_path):
     folder, asks = folder_of(family), {}
     if family not in FAMILIES:
@@ -238,7 +242,7 @@ def make_family_groups(folder, num_generations):
     return processor, make_groups(processor, sizes, num_generations)
 
 
-@pytest.mark.parametrize("family", families(TINY_FAMILIES))
+@pytest.mark.parametrize("family", families(SHARED))
 def test_answers_behind_a_forked_prompt(folder_of, family):
     """Log-probabilities, gradients and greedy tokens are those of each completion alone."""
     processor, groups = make_family_groups(folder_of(family), 4)

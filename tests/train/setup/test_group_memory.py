@@ -5,10 +5,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.families import FAMILIES, PREFIX_LMS
+from grpo_stream.train.models.tiny import TINY_FAMILIES, tiny_config, train_tokenizer
 from grpo_stream.train.prefix.forked_cache import new_cache, repeated
 from grpo_stream.train.setup import group_memory as module
 from grpo_stream.train.setup.group_memory import Batch, group_memory
 from grpo_stream.train.setup.model_sizes import MetaModel
+from tests.train.models.test_given_families import CONFIGS, given_config
 from tests.train.setup.small_configs import MODEL_TYPES, small_config
 
 BATCH = Batch(prompt_tokens=30, image_tokens=16, completion_tokens=6, num_generations=3)
@@ -102,6 +105,20 @@ def test_blocks_of_a_tower(family):
     extra = 17 / 16 if family == "llava" else 1  # CLIP's token for the class
     assert found.blocks == pytest.approx([size / extra for size in kept], rel=0.03)
     assert found.block_input == 4 * ROWS * 16 * 32
+
+
+@pytest.mark.slow(reason="a model of each of twenty families")
+def test_every_family_is_counted():
+    configs = {f: tiny_config(train_tokenizer(["a"], family=f), f) for f in TINY_FAMILIES}
+    for family in CONFIGS:
+        configs[family] = given_config(family)
+    assert set(configs) >= set(FAMILIES)
+    for family, config in configs.items():
+        found = group_memory(MetaModel(config), BATCH, 2)
+        row = FAMILIES.get(family)
+        way = "forked" if row is None else "packed" if row.is_packed else "forked"
+        assert found.layout == ("plain" if family in PREFIX_LMS else way)
+        assert min(*found.layers, *found.layer_inputs, found.cache, found.prefill) > 0, family
 
 
 def test_a_packed_group_has_its_prompt_once(monkeypatch):
