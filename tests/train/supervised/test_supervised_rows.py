@@ -1,12 +1,21 @@
 """An image paid once, beside a row for each of its records."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from grpo_stream.errors import RecordError
 from grpo_stream.train.supervised.supervised_batches import SupervisedCollator
 from grpo_stream.train.supervised.supervised_rows import packed_inputs, plain_inputs
 from tests.train.supervised.test_supervised_batches import answers
-from tests.train.support import CPU, load_model, make_collator, make_stream_sample
+from tests.train.support import (
+    CPU,
+    load_model,
+    make_collator,
+    make_mixed_stream,
+    make_stream_sample,
+)
 
 WORDS = ["Click on the red circle", "the blue square", "Click on it, it is far down on the left"]
 
@@ -86,3 +95,23 @@ def test_a_question_sees_no_other(tiny_folder, collate, groups):
     )
     torch.testing.assert_close(before[-12:], after[-12:], rtol=0, atol=1e-6)
     assert not torch.allclose(before[:4], after[:4], atol=1e-3)
+
+
+def test_any_number_of_images(tiny_folder, processor):
+    """Records of one, no and two images: each is taught its own answer, packed or alone."""
+    model = load_model(tiny_folder)
+    samples = [
+        replace(one, extra=one.extra | {"words": f"({number}, 3)"})
+        for number, one in enumerate(make_mixed_stream(processor, (0, 1, 2)))
+    ]
+    collate = SupervisedCollator(make_collator(processor), answers(answer_key="words"), 8)
+    pad = processor.tokenizer.pad_token_id
+    (batch,) = collate(samples)["micro_batches"]
+    found, _ = loss_and_gradients(model, packed_inputs(model, batch, pad, CPU))
+    alone = [
+        loss_and_gradients(model, plain_inputs(model, row, pad, CPU))[0]
+        for row in (collate([one])["micro_batches"][0] for one in samples)
+    ]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-5)
+    with pytest.raises(RecordError, match=r"no_answer: 000001 has no images and asks for no place"):
+        SupervisedCollator(make_collator(processor), answers(), 8)(samples)
