@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Here, because the builder's worker processes import this module again.
     from benchmarks.build import build, memory, parts, upload  # noqa: PLC0415
     from benchmarks.fuzz import fuzz  # noqa: PLC0415
-    from benchmarks.gpu import launches  # noqa: PLC0415
+    from benchmarks.gpu import gpu_check, launches  # noqa: PLC0415
     from benchmarks.kill import kill_resume  # noqa: PLC0415
     from benchmarks.loaders import (  # noqa: PLC0415
         byte_counts,
@@ -28,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (order, loader, first_batch, byte_counts, workers, plan_size):
         module.add_command(commands)
-    commands_of = (build, upload, memory, parts, step, growth, scale, kill_resume, fuzz, launches)
-    for module in commands_of:
+    for module in (build, upload, memory, parts, step, growth, scale, kill_resume, fuzz):
+        module.add_command(commands)
+    for module in (launches, gpu_check):
         module.add_command(commands)
     args = parser.parse_args(argv)
     try:

@@ -44,14 +44,28 @@ def make_deep_policy(
         is_ours: Whether it attends as this project has it, and not as transformers loads it.
         dtype: Of the weights.
     """
+    config = deep_config(family, depth)
+    return build_policy(config, torch.device("cpu"), dtype, is_ours=is_ours)
+
+
+def deep_config(family: str, depth: Depth) -> Any:
+    """Small widths, so many layers."""
     config = tiny_config(train_tokenizer(["Click on the button. (12, 345)"]), family)
     text, vision = config.text_config, config.vision_config
     text.num_hidden_layers, vision.depth = depth.num_layers, depth.num_blocks
     text.layer_types = ["full_attention"] * depth.num_layers
     if depth.full_blocks:
         vision.fullatt_block_indexes = list(depth.full_blocks)
+    return config
+
+
+def build_policy(config: Any, device: torch.device, dtype: torch.dtype, *, is_ours: bool) -> Any:
+    """The same of any configuration, on any device."""
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").to(dtype)
+    with device:
+        model = AutoModelForImageTextToText.from_config(
+            config, attn_implementation="sdpa", dtype=dtype
+        )
     if is_ours:
         batch_windows(model)
         use_shared_prefix_attention(model)

@@ -23,7 +23,7 @@ def add_command(commands: Commands) -> None:
     add("--family", choices=FAMILIES, default="qwen2_5_vl", help="(%(default)s)")
     add("--groups", type=int, default=1, help="of a micro-step (%(default)s)")
     add("--num-generations", type=int, default=8, metavar="G", help="(%(default)s)")
-    add("--grid", type=int, nargs=2, default=(52, 92), help="patches, rows and columns (52 92)")
+    add("--grid", type=int, nargs=2, default=(12, 20), help="patches, rows and columns (12 20)")
     add("--gradient-checkpointing", action="store_true", help="of both")
     add("--json", action="store_true", help="print the counts as JSON")
     command.set_defaults(run=run)

@@ -196,7 +196,8 @@ def _for_each_query_head(states: torch.Tensor, query: torch.Tensor) -> torch.Ten
 
 def _below_the_prefix(states: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
     """(G, H, C, D) -> (1, K, H / K * G * C, D): all that reads one head of the prefix's keys."""
-    split = states.unflatten(1, (num_kv_heads, -1))
+    number, heads, *rest = states.shape
+    split = states.reshape(number, num_kv_heads, heads // num_kv_heads, *rest)
     return split.permute(1, 2, 0, 3, 4).reshape(1, num_kv_heads, -1, states.size(-1))
 
 
