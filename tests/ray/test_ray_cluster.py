@@ -9,6 +9,7 @@ import ray
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.storage.store import LocalStore
+from shard_builder.build import ray_crew
 from shard_builder.build.build import TooManyRejectsError, build
 from shard_builder.build.kept_results import result_names
 from shard_builder.build.progress import Progress
@@ -64,4 +65,22 @@ def test_what_a_node_says_is_what_the_user_reads(cluster, raw, tmp_path, monkeyp
     monkeypatch.undo()
     with pytest.raises(TooManyRejectsError, match="at most 3 are allowed"):
         build(replace(settings, max_rejects=3))
-    assert build(settings).num_samples > 500  # what was done before is kept
+
+
+def test_a_task_that_is_lost_is_sent_anew(cluster, raw, tmp_path, monkeypatch):
+    settings = make_settings(raw, tmp_path / "out", executor="ray", ray_address="auto")
+    result_of = ray_crew._result
+    lost: list[bool] = []
+
+    def lose_the_first(ref, *, is_last_try):
+        if len(lost) < 5:
+            ray.get(ref)
+            lost.append(is_last_try)
+            return None
+        return result_of(ref, is_last_try=is_last_try)
+
+    monkeypatch.setattr(ray_crew, "_result", lose_the_first)
+    build(settings)
+    assert lost == [False] * 5
+    build(make_settings(raw, tmp_path / "here"))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "here")

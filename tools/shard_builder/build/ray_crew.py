@@ -26,6 +26,8 @@ from shard_builder.build.worker import DoneChunk, Job, News, Worker
 
 _MAX_RETRIES = 20
 """Nodes that a task may lose; what fails by itself is not tried again."""
+_MAX_LOST = 3
+"""Times that it is then sent anew, with its records, which Ray does not do."""
 _WAITING_PER_TASK = 1
 """Tasks in line for each that runs: a node never waits for the coordinator."""
 _SECONDS_BETWEEN_LOOKS = 10.0
@@ -62,7 +64,7 @@ class RayCrew:
         )
         # While a shard is uploaded its task needs no core, so two share one.
         self._num_cpus = 0.5 if is_object_store(job.out) else 1.0
-        self._in_flight: set[Any] = set()
+        self._in_flight: dict[Any, tuple[Chunk, int]] = {}
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             _connect(address)
@@ -70,7 +72,7 @@ class RayCrew:
     def run(self, chunks: Iterator[Chunk], tell: Callable[[News], None]) -> Iterator[DoneChunk]:
         """See :func:`~shard_builder.build.worker_pool.run_chunks`."""
         task = ray.remote(num_cpus=self._num_cpus, max_retries=_MAX_RETRIES)(_build_chunk)
-        facts = ray.put(self._facts())
+        facts = self._facts()
         in_flight = self._in_flight
         is_all_given = False
         while True:
@@ -79,17 +81,20 @@ class RayCrew:
                 if chunk is None:
                     is_all_given = True
                 else:
-                    in_flight.add(task.remote(facts, chunk))
+                    in_flight[task.remote(facts, chunk)] = (chunk, 0)
             if not in_flight:
                 return
             # Not without an end: meanwhile nodes may come, and this thread may be interrupted.
             done, _ = ray.wait(list(in_flight), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
             for ref in done:
-                in_flight.remove(ref)
-                chunk_done, news = _result(ref)
-                for one in news:
+                chunk, num_lost = in_flight.pop(ref)
+                result = _result(ref, is_last_try=num_lost == _MAX_LOST)
+                if result is None:
+                    in_flight[task.remote(facts, chunk)] = (chunk, num_lost + 1)
+                    continue
+                for one in result[1]:
                     tell(one)
-                yield chunk_done
+                yield result[0]
 
     def stop(self) -> None:
         """Drops what is in flight and leaves the cluster, which ends if it was started for this."""
@@ -120,20 +125,23 @@ def _connect(address: str | None) -> None:
         raise ConfigError("--ray-address", address or "", expected) from error
 
 
-def _result(ref: Any) -> tuple[DoneChunk, list[News]]:
+def _result(ref: Any, *, is_last_try: bool) -> tuple[DoneChunk, list[News]] | None:
+    """What a task gave; None where it, or the records that it was sent, were lost on their way."""
     try:
         done, news = ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, ray.exceptions.RayError):
+            if not is_last_try:
+                return None
+            line = (str(cause).splitlines() or [""])[0]
+            raise WorkerDiedError(
+                f"a task of Ray was lost again and again, the last time so: {line}; what is "
+                "finished is kept: run the same command again"
+            ) from error
         if isinstance(cause, (GrpoStreamError, OSError)):
             raise cause from error
         raise RuntimeError(f"a task of Ray failed:\n{error}") from error
-    except ray.exceptions.RayError as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise WorkerDiedError(
-            f"a task of Ray was lost {_MAX_RETRIES + 1} times, the last time so: {line}; what is "
-            "finished is kept: run the same command again"
-        ) from error
     return done, news
 
 
