@@ -8,11 +8,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements.lock", "requirements-torch.lock")
+LOCKS = ("requirements.lock", "requirements-torch.lock", "tests/ray/requirements.lock")
 
 
 def locked():
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in LOCKS)
+    # What two of them have is taken from the first.
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in reversed(LOCKS))
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", text, re.MULTILINE))
     return {canonicalize_name(name): version for name, version in pins.items()}
 
