@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.deep_policy import Depth, build_policy, deep_config, make_groups
+from benchmarks.gpu.deep_policy import DEPTHS, Depth, build_policy, deep_config, make_groups
 from benchmarks.gpu.launch_counts import make_completions, sampling_config
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.models.cuda_settings import (
@@ -33,17 +33,18 @@ class Bench:
     """A device and the policy's size.
 
     Args:
-        model: ``3B``, ``small`` or ``auto``.
+        model: ``3B``; ``deep``, of its depth and small widths; ``small``, of few layers, too; or
+            ``auto``.
     """
 
     def __init__(self, model: str) -> None:
         self.is_cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.is_cuda else "cpu")
-        is_small = model == "small" or (model == "auto" and not self.is_cuda)
-        self.config: Any = (
-            deep_config("qwen2_5_vl", Depth(2, 3, (1,))) if is_small else find_config("3B")
-        )
-        self.grid = (12, 20) if is_small else (52, 92)
+        if model == "auto":
+            model = "3B" if self.is_cuda else "small"
+        depth = {"small": Depth(2, 3, (1,)), "deep": DEPTHS["qwen2_5_vl"]}.get(model)
+        self.config: Any = find_config(model) if depth is None else deep_config("qwen2_5_vl", depth)
+        self.grid = (52, 92) if depth is None else (12, 20)
 
     def policy(self, dtype: torch.dtype = torch.bfloat16, *, is_ours: bool = True) -> Any:
         """A policy with random weights, the same each time."""

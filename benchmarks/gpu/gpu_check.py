@@ -35,7 +35,7 @@ def add_command(commands: Commands) -> None:
     add = command.add_argument
     add("--out", type=Path, default=Path("gpu_check.json"), help="(%(default)s)")
     add("--blocks", nargs="+", choices=list(EXPECTED), default=list(EXPECTED), help="(all)")
-    add("--model", default="auto", help="3B or small; auto: 3B where there is a GPU")
+    add("--model", default="auto", help="3B, deep or small; auto: 3B on a GPU, else small")
     add("--seconds", type=float, default=100.0, help="limit of a block (%(default)s)")
     command.set_defaults(run=run)
 
