@@ -5,8 +5,8 @@
     python launch/estimate.py --models out/my_model Qwen/Qwen3-VL-8B-Instruct --gpus 8 --json
 
 A model is a name (3B, 7B, 32B, 72B: Qwen2.5-VL), a folder that needs to hold no more than its
-config.json, or a hub id. What is left out: grpo_stream/train/setup/memory_estimate.py. Gigabytes
-are 10^9 bytes.
+config.json, or a hub id. What is left out: grpo_stream/train/setup/memory/memory_estimate.py.
+Gigabytes are 10^9 bytes.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from typing import Any
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.flags import with_dashes
-from grpo_stream.train.setup.group_memory import Batch, group_memory
-from grpo_stream.train.setup.memory_estimate import MemoryEstimate, Zero, estimate
-from grpo_stream.train.setup.model_sizes import SIZE_NAMES, MetaModel, find_config
+from grpo_stream.train.setup.memory.group_memory import Batch, group_memory
+from grpo_stream.train.setup.memory.memory_estimate import MemoryEstimate, Zero, estimate
+from grpo_stream.train.setup.memory.model_sizes import SIZE_NAMES, MetaModel, find_config
 
 _COLUMNS = (
     "states", "update", "rollout", "layerwise", "engine", "host", "DeepSpeed", "layout", "fits",

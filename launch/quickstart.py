@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from grpo_stream.flags import with_dashes
-from grpo_stream.grounding.evaluation_files import read_run
+from grpo_stream.grounding.evaluation.evaluation_files import read_run
 from grpo_stream.images import ResizeRule
 from grpo_stream.report.html_page import write_report
 from grpo_stream.report.training_page import TrainingRun, part_accuracy, training_report

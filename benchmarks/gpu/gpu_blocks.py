@@ -21,7 +21,7 @@ from grpo_stream.train.models.vision_attention import batch_windows
 from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.prefix.log_sums import gives_log_sums
 from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay
-from grpo_stream.train.setup.model_sizes import find_config
+from grpo_stream.train.setup.memory.model_sizes import find_config
 
 Figures = dict[str, Any]
 

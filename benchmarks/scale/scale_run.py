@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from benchmarks.scale.scale_store import Floats, StoreModel, StoreTimes
 from grpo_stream.order.stream_plan import SourceCounts, StreamPlan
 from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.look_ahead import LookAhead
+from grpo_stream.stream.pipeline.look_ahead import LookAhead
 from grpo_stream.stream.world import World
 
 Indices = NDArray[np.int64]

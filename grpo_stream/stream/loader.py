@@ -28,12 +28,12 @@ from typing import Any, Generic, TypeVar
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.order.cursor import Cursor
-from grpo_stream.stream.decode_processes import DecodeProcesses, worker_died
-from grpo_stream.stream.fetcher import Fetcher, Wanted
-from grpo_stream.stream.look_ahead import LookAhead
-from grpo_stream.stream.malloc_tuning import keep_freed_memory
-from grpo_stream.stream.pending_samples import Arrivals
-from grpo_stream.stream.priority_pool import PriorityPool
+from grpo_stream.stream.pipeline.decode_processes import DecodeProcesses, worker_died
+from grpo_stream.stream.pipeline.fetcher import Fetcher, Wanted
+from grpo_stream.stream.pipeline.look_ahead import LookAhead
+from grpo_stream.stream.pipeline.malloc_tuning import keep_freed_memory
+from grpo_stream.stream.pipeline.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Outcome, PromptStream, SlotPlace, is_damage
 from grpo_stream.stream.stream_sample import StreamSample
 

@@ -11,9 +11,9 @@ import numpy as np
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, ResizeRule
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.sample import Sample
-from grpo_stream.stream.fetcher import Fetcher, Wanted
-from grpo_stream.stream.pending_samples import Arrivals
-from grpo_stream.stream.priority_pool import PriorityPool
+from grpo_stream.stream.pipeline.fetcher import Fetcher, Wanted
+from grpo_stream.stream.pipeline.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Place, is_damage
 from grpo_stream.stream.sources import Source
 from grpo_stream.stream.stream_sample import StreamSample

@@ -11,7 +11,7 @@ from benchmarks.scale.scale_store import StoreModel, StoreTimes
 from grpo_stream.storage.retry_policy import RetryRules
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.loader import PromptLoader
-from grpo_stream.stream.look_ahead import LookAhead
+from grpo_stream.stream.pipeline.look_ahead import LookAhead
 from tests.stream.support import make_stream, write_numbered_set
 
 SMALL = Cluster(num_ranks=16, ranks_per_node=4, num_shards=200, samples_per_shard=20, num_sampled=8)

@@ -9,7 +9,7 @@ import json
 
 from transformers import AutoConfig
 
-from grpo_stream.train.setup.model_sizes import find_config
+from grpo_stream.train.setup.memory.model_sizes import find_config
 
 _TOWER = {
     "depth": 27,

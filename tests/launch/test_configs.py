@@ -8,7 +8,7 @@ import yaml
 
 from grpo_stream.families import FAMILIES
 from grpo_stream.train.models.tiny import train_tokenizer, write_processor
-from grpo_stream.train.setup.model_sizes import MetaModel
+from grpo_stream.train.setup.memory.model_sizes import MetaModel
 from grpo_stream.train.setup.run_plan import parse_settings, plan_run
 from tests.launch.published_sizes import published_config, write_published
 from tests.stream.support import write_numbered_set

@@ -3,7 +3,7 @@ import json
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
-from grpo_stream.train.setup.model_sizes import MetaModel, find_config
+from grpo_stream.train.setup.memory.model_sizes import MetaModel, find_config
 from tests.launch.support import load_script
 from tests.train.setup.small_configs import small_config
 

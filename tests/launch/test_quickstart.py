@@ -10,8 +10,8 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from grpo_stream.boxes import Size
-from grpo_stream.grounding.evaluation_files import write_run
-from grpo_stream.grounding.evaluation_metrics import evaluation_figures
+from grpo_stream.grounding.evaluation.evaluation_files import write_run
+from grpo_stream.grounding.evaluation.evaluation_metrics import evaluation_figures
 from grpo_stream.grounding.scores import score_answer
 from grpo_stream.stream.ordered_reader import read_at
 from grpo_stream.stream.sources import ShardSource

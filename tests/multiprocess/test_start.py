@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from grpo_stream.train.setup.memory_estimate import Zero, state_memory
-from grpo_stream.train.setup.model_sizes import MetaModel
+from grpo_stream.train.setup.memory.memory_estimate import Zero, state_memory
+from grpo_stream.train.setup.memory.model_sizes import MetaModel
 from tests.multiprocess.ranks import NUM_RANKS, run_ranks
 
 pytestmark = pytest.mark.multiprocess

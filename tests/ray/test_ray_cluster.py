@@ -9,11 +9,11 @@ import ray
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.storage.store import LocalStore
-from shard_builder.build import ray_crew
 from shard_builder.build.build import TooManyRejectsError, build
-from shard_builder.build.kept_results import result_names
+from shard_builder.build.output.kept_results import result_names
 from shard_builder.build.progress import Progress
-from shard_builder.build.ray_crew import RayCrew
+from shard_builder.build.workers import ray_crew
+from shard_builder.build.workers.ray_crew import RayCrew
 from tests.shard_builder.support import files_of, make_settings, write_raw
 
 pytestmark = pytest.mark.slow(reason="starts the nodes of a cluster, half a minute")

@@ -19,7 +19,7 @@ from grpo_stream.storage.store import LocalStore
 from shard_builder.build import build as build_module
 from shard_builder.build.build import BuildSettings, build
 from shard_builder.build.chunk_plan import ShardLimits, Splits
-from shard_builder.build.worker_pool import run_chunks
+from shard_builder.build.workers.worker_pool import run_chunks
 from shard_builder.datasets.verify import verify
 from tests.shard_builder.support import (
     files_of,

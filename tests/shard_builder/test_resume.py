@@ -21,9 +21,9 @@ from shard_builder.build import build_result
 from shard_builder.build.assemble import assemble
 from shard_builder.build.build import build
 from shard_builder.build.chunk_plan import Splits
-from shard_builder.build.output_folder import Output
-from shard_builder.build.worker import NUM_FINISHING
-from shard_builder.build.worker_pool import run_chunks
+from shard_builder.build.output.output_folder import Output
+from shard_builder.build.workers.worker import NUM_FINISHING
+from shard_builder.build.workers.worker_pool import run_chunks
 from tests.shard_builder.support import build_and_die, files_of, make_settings, write_raw
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

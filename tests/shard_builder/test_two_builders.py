@@ -13,9 +13,9 @@ import pytest
 from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage.store import LocalStore, open_store
-from shard_builder.build import output_folder, output_lock
 from shard_builder.build.build import build
-from shard_builder.build.output_lock import LEASE_NAME, FolderLock, Lease, lock_output
+from shard_builder.build.output import output_folder, output_lock
+from shard_builder.build.output.output_lock import LEASE_NAME, FolderLock, Lease, lock_output
 from shard_builder.datasets.rewrite import head, merge
 from shard_builder.datasets.verify import verify
 from tests.shard_builder.support import files_of, make_settings, write_raw

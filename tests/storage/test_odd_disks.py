@@ -14,7 +14,7 @@ from grpo_stream.storage import local_store
 from grpo_stream.storage.atomic_files import read_at, write_atomic
 from grpo_stream.storage.hashed_file import HashedFile
 from grpo_stream.storage.store import LocalStore
-from shard_builder.build.temp_folder import temp_folder
+from shard_builder.build.output.temp_folder import temp_folder
 from tests.shards.support import make_sample
 
 

@@ -10,10 +10,11 @@ from grpo_stream.errors import BadSamplesError, StoreError
 from grpo_stream.shards.index import ShardIndex, index_name
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.storage.store import LocalStore
-from grpo_stream.stream import fetcher, sources
-from grpo_stream.stream.fetcher import Fetcher, Wanted
+from grpo_stream.stream import sources
 from grpo_stream.stream.loader import PromptLoader
-from grpo_stream.stream.pending_samples import Arrivals
+from grpo_stream.stream.pipeline import fetcher
+from grpo_stream.stream.pipeline.fetcher import Fetcher, Wanted
+from grpo_stream.stream.pipeline.pending_samples import Arrivals
 from grpo_stream.stream.prompt_stream import Place, PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.stream_sample import decode_sample

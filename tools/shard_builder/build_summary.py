@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 from shard_builder.build.build_result import BuildResult
+from shard_builder.build.output.reject_lists import REJECTS_NAME, WARNINGS_NAME
 from shard_builder.build.progress import ProgressMode
-from shard_builder.build.reject_lists import REJECTS_NAME, WARNINGS_NAME
 from shard_builder.parts.run_part import PartResult
 
 _NUM_NAMED = 20

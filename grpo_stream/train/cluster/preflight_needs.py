@@ -9,8 +9,8 @@ from grpo_stream.train.cluster.preflight import RunChecks
 from grpo_stream.train.cluster.preflight_report import Needs
 from grpo_stream.train.cluster.same_settings import run_settings
 from grpo_stream.train.setup.accelerate_launch import deepspeed_config_of, precision_of
-from grpo_stream.train.setup.memory_estimate import Zero, state_memory
-from grpo_stream.train.setup.model_sizes import MetaModel, find_config
+from grpo_stream.train.setup.memory.memory_estimate import Zero, state_memory
+from grpo_stream.train.setup.memory.model_sizes import MetaModel, find_config
 from grpo_stream.train.setup.run_plan import Settings
 from grpo_stream.train.supervised.supervised_plan import SupervisedSettings
 

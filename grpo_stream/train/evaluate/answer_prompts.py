@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from grpo_stream.boxes import Frame, Size
 from grpo_stream.errors import BadSamplesError, ConfigError
-from grpo_stream.grounding.evaluation_metrics import pick_fields
+from grpo_stream.grounding.evaluation.evaluation_metrics import pick_fields
 from grpo_stream.grounding.frames import View
 from grpo_stream.grounding.scores import ScoredAnswer, score_answer
 from grpo_stream.shards.sample import Sample

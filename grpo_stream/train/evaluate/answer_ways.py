@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from grpo_stream.grounding.answer_metrics import with_first_look, with_samples
 from grpo_stream.grounding.cases import Case
+from grpo_stream.grounding.evaluation.answer_metrics import with_first_look, with_samples
+from grpo_stream.grounding.evaluation.region_vote import voted_answer
 from grpo_stream.grounding.frames import View
-from grpo_stream.grounding.region_vote import voted_answer
 from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits
 from grpo_stream.shards.sample import Sample

@@ -9,14 +9,14 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.evaluation_files import (
+from grpo_stream.grounding.evaluation.evaluation_files import (
     ANSWERS_NAME,
     RESULTS_NAME,
     SavedRun,
     check_same_data,
     read_run,
 )
-from grpo_stream.grounding.evaluation_metrics import DEFAULT_FIELDS, pick_fields
+from grpo_stream.grounding.evaluation.evaluation_metrics import DEFAULT_FIELDS, pick_fields
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import load_template
 from grpo_stream.printable import mask_secrets

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import grpo_stream
-from grpo_stream.grounding.answer_metrics import first_look_of
-from grpo_stream.grounding.evaluation_files import write_run
-from grpo_stream.grounding.evaluation_metrics import compare_answers, evaluation_figures
+from grpo_stream.grounding.evaluation.answer_metrics import first_look_of
+from grpo_stream.grounding.evaluation.evaluation_files import write_run
+from grpo_stream.grounding.evaluation.evaluation_metrics import compare_answers, evaluation_figures
 from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.report.answer_cards import answer_card, pick_answers
 from grpo_stream.report.evaluation_page import evaluation_page

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answer_metrics import is_right
-from grpo_stream.grounding.evaluation_files import ANSWERS_NAME
+from grpo_stream.grounding.evaluation.answer_metrics import is_right
+from grpo_stream.grounding.evaluation.evaluation_files import ANSWERS_NAME
 from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.stream.record_source import RecordSource
 from grpo_stream.stream.selected_source import MAX_WEIGHT, SelectedSource, count_copies

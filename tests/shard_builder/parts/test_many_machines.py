@@ -9,7 +9,7 @@ import pytest
 
 from grpo_stream.storage.store import open_store
 from shard_builder.build.build import build
-from shard_builder.build.kept_results import PLAN_NAME, result_names
+from shard_builder.build.output.kept_results import PLAN_NAME, result_names
 from tests.shard_builder.support import files_of, make_settings, write_raw
 from tests.shard_builder.test_bucket import objects_of
 from tests.shard_builder.two_builders import command_of, end, start

@@ -13,8 +13,8 @@ from grpo_stream.errors import ConfigError, RecordError, StoreError
 from grpo_stream.storage.store import LocalStore
 from shard_builder.build.build import TooManyRejectsError, build
 from shard_builder.build.chunk_plan import Splits
-from shard_builder.build.kept_results import PLAN_NAME, REQUEST_NAME, ROWS_FOLDER
-from shard_builder.build.output_lock import FolderLock
+from shard_builder.build.output.kept_results import PLAN_NAME, REQUEST_NAME, ROWS_FOLDER
+from shard_builder.build.output.output_lock import FolderLock
 from shard_builder.build.surveyed_inputs import survey_inputs
 from shard_builder.parts import make_plan, run_part
 from shard_builder.parts.finish_parts import PartsMissingError, finish

@@ -5,7 +5,7 @@ import pytest
 from grpo_stream.train.cluster import preflight_needs as module
 from grpo_stream.train.cluster.preflight_needs import find_needs, run_checks
 from grpo_stream.train.cluster.preflight_report import Needs
-from grpo_stream.train.setup.model_sizes import MetaModel
+from grpo_stream.train.setup.memory.model_sizes import MetaModel
 from tests.train.setup.small_configs import small_config
 
 N = 3_754_622_976

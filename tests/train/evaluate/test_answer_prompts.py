@@ -7,7 +7,7 @@ from PIL import Image
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import BadSamplesError, ConfigError, GrpoStreamError
-from grpo_stream.grounding.evaluation_metrics import evaluation_figures
+from grpo_stream.grounding.evaluation.evaluation_metrics import evaluation_figures
 from grpo_stream.grounding.rewards import accuracy_reward_coord
 from grpo_stream.grounding.scores import ScoredAnswer
 from grpo_stream.report.answer_cards import answer_card

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.evaluation_metrics import evaluation_figures, pick_fields
+from grpo_stream.grounding.evaluation.evaluation_metrics import evaluation_figures, pick_fields
 from grpo_stream.grounding.scores import score_answer
 from grpo_stream.stream.ordered_reader import read_at
 from grpo_stream.stream.world import World

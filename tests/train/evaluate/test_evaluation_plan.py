@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
-from grpo_stream.grounding.evaluation_files import write_run
+from grpo_stream.grounding.evaluation.evaluation_files import write_run
 from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.task_file import Task

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grpo_stream.errors import ConfigError, CursorError
-from grpo_stream.grounding.answer_metrics import with_samples
+from grpo_stream.grounding.evaluation.answer_metrics import with_samples
 from grpo_stream.stream.world import World
 from grpo_stream.train.setup.arguments import DataArguments
 from grpo_stream.train.setup.difficulty_file import (

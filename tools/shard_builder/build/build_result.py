@@ -11,11 +11,11 @@ from grpo_stream.storage.store import Store
 from shard_builder.build.assemble import Assembled, assemble
 from shard_builder.build.build_settings import BuildSettings
 from shard_builder.build.chunk_plan import Survey
-from shard_builder.build.output_folder import Output
+from shard_builder.build.output.output_folder import Output
 from shard_builder.build.progress import Progress, Tell
 from shard_builder.build.reject_share import share_text, warning_line
 from shard_builder.build.surveyed_inputs import BuildPlan
-from shard_builder.build.worker import split_store
+from shard_builder.build.workers.worker import split_store
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from grpo_stream.records.stored_image import PictureRules
 from grpo_stream.shards.sample import SCHEMA_VERSION
 from grpo_stream.storage.store import LocalStore, Store, open_store
 from shard_builder.build.chunk_plan import ShardLimits, Splits, Survey
-from shard_builder.build.output_folder import OUR_NAMES
-from shard_builder.build.worker import Job
+from shard_builder.build.output.output_folder import OUR_NAMES
+from shard_builder.build.workers.worker import Job
 
 Executor = Literal["local", "ray"]
 

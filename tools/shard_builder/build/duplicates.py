@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_builder.build.spill_buckets import NUM_BUCKETS, Buckets
-from shard_builder.build.worker import ChunkResult
+from shard_builder.build.workers.worker import ChunkResult
 
 CauseDetail = tuple[str, str]
 """Cause and detail of a warning."""

@@ -11,8 +11,8 @@ from grpo_stream.records.formats.rules import Rules
 from grpo_stream.records.stored_image import ImageReader
 from shard_builder.build.build_settings import BuildSettings, content_of
 from shard_builder.build.chunk_plan import Reading, Survey
-from shard_builder.build.cut_chunks import Cutter
 from shard_builder.build.progress import Progress, Tell
+from shard_builder.build.workers.cut_chunks import Cutter
 
 
 @dataclass(frozen=True)

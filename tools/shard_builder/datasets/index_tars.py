@@ -22,7 +22,7 @@ from grpo_stream.shards.index import (
 from grpo_stream.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.shards.sample import SCHEMA_VERSION, Sample, uses_schema_3
 from grpo_stream.storage.store import LocalStore, Store, open_store
-from shard_builder.build.kept_results import SETTINGS_NAME
+from shard_builder.build.output.kept_results import SETTINGS_NAME
 from shard_builder.datasets.judge_reading import judge_reading, places_of
 from shard_builder.datasets.scan_shards import (
     KeyBook,

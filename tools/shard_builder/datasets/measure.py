@@ -16,7 +16,7 @@ from grpo_stream.shards.index import PART_KINDS, ShardIndex
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.storage.store import Store
 from grpo_stream.targets import bounds_of, read_shape, shape_numbers
-from shard_builder.build.reject_lists import WARNINGS_NAME
+from shard_builder.build.output.reject_lists import WARNINGS_NAME
 from shard_builder.datasets.read_json_members import as_sample, iter_metas
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
 from shard_builder.datasets.streaming_quantiles import BoundedCounter, Spread

@@ -15,7 +15,7 @@ from grpo_stream.shards.sample_runs import split_name
 from grpo_stream.shards.tar import read_sample
 from grpo_stream.shards.tar_headers import iter_members
 from grpo_stream.storage.store import Store
-from shard_builder.build.reject_lists import WARNINGS_NAME
+from shard_builder.build.output.reject_lists import WARNINGS_NAME
 from shard_builder.datasets.read_json_members import read_meta
 
 _MAX_OPEN_INDEXES = 32

@@ -7,11 +7,11 @@ from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.storage.store import open_store
 from shard_builder.build.build_result import BuildResult, finish_build, result_found
 from shard_builder.build.build_settings import BuildSettings
-from shard_builder.build.output_folder import Output
-from shard_builder.build.output_lock import PlaceTakenError
+from shard_builder.build.output.output_folder import Output
+from shard_builder.build.output.output_lock import PlaceTakenError
+from shard_builder.build.output.temp_folder import temp_folder
 from shard_builder.build.progress import Tell, tell_nobody
-from shard_builder.build.temp_folder import temp_folder
-from shard_builder.build.worker import rare_collections, split_store
+from shard_builder.build.workers.worker import rare_collections, split_store
 from shard_builder.parts.plan_files import StoredPlan, load_plan
 
 _NUM_NAMED = 20

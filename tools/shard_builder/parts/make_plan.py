@@ -13,13 +13,13 @@ from grpo_stream.records.stored_image import ImageReader
 from grpo_stream.storage.store import open_store
 from shard_builder.build.build_result import BuildResult, result_found
 from shard_builder.build.build_settings import BuildSettings
-from shard_builder.build.kept_results import PLAN_NAME, REQUEST_NAME
-from shard_builder.build.output_folder import Output
-from shard_builder.build.output_lock import PlaceTakenError
+from shard_builder.build.output.kept_results import PLAN_NAME, REQUEST_NAME
+from shard_builder.build.output.output_folder import Output
+from shard_builder.build.output.output_lock import PlaceTakenError
+from shard_builder.build.output.temp_folder import temp_folder
 from shard_builder.build.progress import Progress, Tell
 from shard_builder.build.surveyed_inputs import survey_inputs
-from shard_builder.build.temp_folder import temp_folder
-from shard_builder.build.worker import rare_collections
+from shard_builder.build.workers.worker import rare_collections
 from shard_builder.parts.plan_files import StoredPlan, load_plan, load_request, write_chunks
 from shard_builder.parts.plan_request import Part, check_same
 

@@ -15,7 +15,7 @@ from grpo_stream.records.formats.byte_chunks import is_remote, local_path
 from grpo_stream.records.formats.open_inputs import InputSource
 from grpo_stream.storage.store import open_store
 from shard_builder.build.build_settings import BuildSettings
-from shard_builder.build.output_folder import images_root_digest
+from shard_builder.build.output.output_folder import images_root_digest
 
 _NUM_PIECES = 16
 _PIECE_BYTES = 64 * 2**10

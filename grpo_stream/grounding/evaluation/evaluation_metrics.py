@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answer_metrics import REFUSAL_METRICS, metrics_of
+from grpo_stream.grounding.evaluation.answer_metrics import REFUSAL_METRICS, metrics_of
 from grpo_stream.grounding.scores import ABSENT_SIZE, FAILURES, POINT_SIZE, SIZES, ScoredAnswer
 from grpo_stream.report.intervals import bootstrap_intervals, wilson_interval
 

@@ -8,9 +8,9 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.families import FAMILIES, PREFIX_LMS
 from grpo_stream.train.models.tiny import TINY_FAMILIES, tiny_config, train_tokenizer
 from grpo_stream.train.prefix.forked_cache import new_cache, repeated
-from grpo_stream.train.setup import group_memory as module
-from grpo_stream.train.setup.group_memory import Batch, group_memory
-from grpo_stream.train.setup.model_sizes import MetaModel
+from grpo_stream.train.setup.memory import group_memory as module
+from grpo_stream.train.setup.memory.group_memory import Batch, group_memory
+from grpo_stream.train.setup.memory.model_sizes import MetaModel
 from tests.train.models.test_given_families import CONFIGS, given_config
 from tests.train.setup.small_configs import MODEL_TYPES, small_config
 

@@ -20,9 +20,9 @@ from grpo_stream.errors import ConfigError, GrpoStreamError, StoreError, WorkerD
 from grpo_stream.image_encoding import codec_versions
 from grpo_stream.storage.store import is_object_store, open_store
 from shard_builder.build.chunk_plan import Chunk
-from shard_builder.build.kept_results import SETTINGS_NAME
-from shard_builder.build.temp_folder import temp_folder
-from shard_builder.build.worker import DoneChunk, Job, News, Worker
+from shard_builder.build.output.kept_results import SETTINGS_NAME
+from shard_builder.build.output.temp_folder import temp_folder
+from shard_builder.build.workers.worker import DoneChunk, Job, News, Worker
 
 _MAX_RETRIES = 20
 """Nodes that a task may lose; what fails by itself is not tried again."""
@@ -44,7 +44,7 @@ class _Facts:
 
 
 class RayCrew:
-    """A crew for :mod:`shard_builder.build.worker_pool`.
+    """A crew for :mod:`shard_builder.build.workers.worker_pool`.
 
     Args:
         job: What to do with the chunks; its paths must mean the same on all nodes.
@@ -70,7 +70,7 @@ class RayCrew:
             _connect(address)
 
     def run(self, chunks: Iterator[Chunk], tell: Callable[[News], None]) -> Iterator[DoneChunk]:
-        """See :func:`~shard_builder.build.worker_pool.run_chunks`."""
+        """See :func:`~shard_builder.build.workers.worker_pool.run_chunks`."""
         task = ray.remote(num_cpus=self._num_cpus, max_retries=_MAX_RETRIES)(_build_chunk)
         facts = self._facts()
         in_flight = self._in_flight

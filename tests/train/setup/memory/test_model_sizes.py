@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.train.setup.model_sizes import SIZE_NAMES, MetaModel, find_config
+from grpo_stream.train.setup.memory.model_sizes import SIZE_NAMES, MetaModel, find_config
 from tests.train.setup.small_configs import MODEL_TYPES, small_config
 
 ON_THE_HUB = {

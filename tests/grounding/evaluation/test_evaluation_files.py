@@ -3,7 +3,7 @@ import json
 import pytest
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.evaluation_files import check_same_data, read_run, write_run
+from grpo_stream.grounding.evaluation.evaluation_files import check_same_data, read_run, write_run
 from grpo_stream.storage import atomic_files
 from grpo_stream.storage.atomic_files import no_room_line
 from tests.grounding.support import answer

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.look_ahead import LookAhead
+from grpo_stream.stream.pipeline.look_ahead import LookAhead
 from grpo_stream.stream.world import World
 
 AHEAD = 2**20

@@ -1,8 +1,8 @@
 """Who builds the chunks: this machine's processes, or a Ray cluster. The bytes are the same."""
 
 from shard_builder.build.build_settings import BuildSettings
-from shard_builder.build.worker import Job
-from shard_builder.build.worker_pool import Crew, start_crew
+from shard_builder.build.workers.worker import Job
+from shard_builder.build.workers.worker_pool import Crew, start_crew
 
 
 def crew_of(settings: BuildSettings, job: Job) -> Crew:
@@ -16,7 +16,7 @@ def crew_of(settings: BuildSettings, job: Job) -> Crew:
         ConfigError: no Ray cluster can be reached or started.
     """
     if settings.executor == "ray":
-        from shard_builder.build.ray_crew import RayCrew  # noqa: PLC0415 - an extra
+        from shard_builder.build.workers.ray_crew import RayCrew  # noqa: PLC0415 - an extra
 
         return RayCrew(job, settings.ray_address)
     return start_crew(job, settings.num_workers)

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.prefix.forked_cache import new_cache, repeated
 from grpo_stream.train.prefix.ways import ways_to_try
-from grpo_stream.train.setup.model_sizes import MetaModel
+from grpo_stream.train.setup.memory.model_sizes import MetaModel
 
 _COUNTED = "counted"
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}

@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from grpo_stream.stream.malloc_tuning import keep_freed_memory
+from grpo_stream.stream.pipeline.malloc_tuning import keep_freed_memory
 
 # Page faults of making and freeing an array of 3 MB, a hundred times.
 _COUNT = """
 import resource, sys
 import numpy as np
-from grpo_stream.stream.malloc_tuning import keep_freed_memory
+from grpo_stream.stream.pipeline.malloc_tuning import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(3):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from grpo_stream.stream.pending_samples import Arrivals
-from grpo_stream.stream.priority_pool import PriorityPool
+from grpo_stream.stream.pipeline.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Place, is_damage
 from grpo_stream.stream.sources import Source
 

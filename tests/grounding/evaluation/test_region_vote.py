@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from grpo_stream.boxes import Box, Size
 from grpo_stream.grounding.cases import Case
-from grpo_stream.grounding.region_vote import voted_answer
+from grpo_stream.grounding.evaluation.region_vote import voted_answer
 
 SIZE = Size(1000, 500)  # a point votes for a square of 30
 

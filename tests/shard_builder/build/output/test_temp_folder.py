@@ -4,7 +4,7 @@ import tempfile
 
 import pytest
 
-from shard_builder.build.temp_folder import temp_folder
+from shard_builder.build.output.temp_folder import temp_folder
 
 
 @pytest.fixture(autouse=True)

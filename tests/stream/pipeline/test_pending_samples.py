@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grpo_stream.errors import StoreError
-from grpo_stream.stream.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.pending_samples import Arrivals
 
 SAMPLES: list[Any] = ["a", "b", "c"]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.answer_metrics import METRICS
-from grpo_stream.grounding.evaluation_metrics import (
+from grpo_stream.grounding.evaluation.answer_metrics import METRICS
+from grpo_stream.grounding.evaluation.evaluation_metrics import (
     DEFAULT_FIELDS,
     compare_answers,
     default_fields,
@@ -15,7 +15,7 @@ from grpo_stream.grounding.evaluation_metrics import (
 from grpo_stream.grounding.scores import SIZES
 from tests.grounding.support import answer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # The true box is [100, 100, 200, 200], its centre (150, 150); the image's diagonal is 500.
 ANSWERS = [

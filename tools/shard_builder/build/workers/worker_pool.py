@@ -15,7 +15,14 @@ from typing import Any, Protocol
 
 from grpo_stream.errors import GrpoStreamError, WorkerDiedError
 from shard_builder.build.chunk_plan import Chunk
-from shard_builder.build.worker import NUM_FINISHING, DoneChunk, Job, News, Worker, rare_collections
+from shard_builder.build.workers.worker import (
+    NUM_FINISHING,
+    DoneChunk,
+    Job,
+    News,
+    Worker,
+    rare_collections,
+)
 
 _MAX_WAITING = 2  # one is judged, one waits; more would leave others idle at the end
 _PACKED = "packed"

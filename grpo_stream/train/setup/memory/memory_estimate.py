@@ -2,8 +2,8 @@
 
 Letters: N weights of the model, R ranks, e bytes of a weight or activation (2 in bf16, 4 in fp32),
 H hidden size, V vocabulary; G completions of C tokens a prompt. What depends on the architecture is
-counted on a model without memory (:mod:`~grpo_stream.train.setup.group_memory`); what ZeRO-3, the
-optimizer and trl's head add is the same for all and is computed here.
+counted on a model without memory (:mod:`~grpo_stream.train.setup.memory.group_memory`); what
+ZeRO-3, the optimizer and trl's head add is the same for all and is computed here.
 
 Not in it: the CUDA context and NCCL's buffers (1 to 2 GB), and what the allocator cannot use for
 being in pieces.
@@ -11,8 +11,8 @@ being in pieces.
 
 from dataclasses import asdict, dataclass
 
-from grpo_stream.train.setup.group_memory import Batch, group_memory
-from grpo_stream.train.setup.model_sizes import MetaModel
+from grpo_stream.train.setup.memory.group_memory import Batch, group_memory
+from grpo_stream.train.setup.memory.model_sizes import MetaModel
 
 _FP32 = 4
 _OPTIMIZER_BYTES = 12
@@ -135,7 +135,7 @@ def estimate(model: MetaModel, zero: Zero, batch: Batch) -> MemoryEstimate:
       weights one gathered parameter after the other
 
     Raises:
-        ConfigError: see :func:`~grpo_stream.train.setup.group_memory.group_memory`.
+        ConfigError: see :func:`~grpo_stream.train.setup.memory.group_memory.group_memory`.
     """
     e, prompts, num_weights = zero.element_bytes, batch.prompts_per_rollout, model.num_weights
     group = group_memory(model, batch, e)

@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from grpo_stream.stream.priority_pool import PriorityPool
+from grpo_stream.stream.pipeline.priority_pool import PriorityPool
 
 pytestmark = pytest.mark.timeout(30)
 

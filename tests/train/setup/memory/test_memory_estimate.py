@@ -8,9 +8,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
-from grpo_stream.train.setup.group_memory import Batch
-from grpo_stream.train.setup.memory_estimate import Zero, activation_bytes, estimate
-from grpo_stream.train.setup.model_sizes import MetaModel, find_config
+from grpo_stream.train.setup.memory.group_memory import Batch
+from grpo_stream.train.setup.memory.memory_estimate import Zero, activation_bytes, estimate
+from grpo_stream.train.setup.memory.model_sizes import MetaModel, find_config
 from tests.train.prefix.test_packing import make_completions, score_together
 from tests.train.support import make_groups
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grpo_stream.grounding.answer_metrics import (
+from grpo_stream.grounding.evaluation.answer_metrics import (
     first_look_of,
     is_right,
     metrics_of,
@@ -12,7 +12,7 @@ from grpo_stream.grounding.answer_metrics import (
     with_first_look,
     with_samples,
 )
-from grpo_stream.grounding.evaluation_metrics import compare_answers, evaluation_figures
+from grpo_stream.grounding.evaluation.evaluation_metrics import compare_answers, evaluation_figures
 from grpo_stream.grounding.scores import ScoredAnswer
 from tests.grounding.support import answer
 

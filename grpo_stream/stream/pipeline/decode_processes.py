@@ -14,7 +14,7 @@ from typing import Any
 
 from grpo_stream.errors import WorkerDiedError
 from grpo_stream.stream.config import StreamConfig
-from grpo_stream.stream.malloc_tuning import keep_freed_memory
+from grpo_stream.stream.pipeline.malloc_tuning import keep_freed_memory
 from grpo_stream.stream.prompt_stream import Open, Outcome, is_damage
 from grpo_stream.stream.sources import Encoded
 
