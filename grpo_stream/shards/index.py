@@ -86,7 +86,11 @@ class IndexEntry(NamedTuple):
     @property
     def size(self) -> Size:
         """Size of the (first) stored image in pixels; zeros without one."""
-        sizes = (Size(part.width, part.height) for part in self.parts if part.is_image)
+        sizes = (
+            Size(part.width, part.height)
+            for part in self.parts
+            if part.is_image and part.image == 0
+        )
         return next(sizes, Size(0, 0))
 
 
