@@ -191,8 +191,8 @@ class _Attention:
         self.packed = packed
         self.repeats_keys = repeats_keys and packed is None
         self.num_copied_bytes = 0
-        """What the two parts of packed attention (``prefix/log_sums.py``) keep besides: queries, keys
-        and values of the completions, and the parts' outputs with a log-sum each."""
+        """What the two parts of packed attention (``prefix/log_sums.py``) keep besides: queries,
+        keys and values of the completions, and the parts' outputs with a log-sum each."""
 
     def __call__(
         self,
