@@ -59,7 +59,7 @@ HELD = {
     "token": {"operations": 317, "kernels": 144, "attention": 0, "syncs": 2},
     "scoring": {"operations": 885, "kernels": 429, "attention": 13, "syncs": 18},
     "forward": {"operations": 909, "kernels": 429, "attention": 13, "syncs": 18},
-    "backward": {"operations": 1040, "kernels": 526, "attention": 13, "syncs": 0},
+    "backward": {"operations": 1056, "kernels": 530, "attention": 13, "syncs": 0},
 }
 """With torch 2.13, transformers 5.23, trl 1.16; another version may need other numbers."""
 

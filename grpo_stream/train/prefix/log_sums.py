@@ -41,10 +41,10 @@ class _Merged(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         """See :func:`merged_attention`."""
-        key, value = (_for_each_query_head(one, query) for one in (key, value))
         by_prefix = _below_the_prefix(query, prefix_key.size(1))
         shared = _attend(by_prefix, prefix_key, prefix_value, scaling, is_causal=False)
-        own = _attend(query, key, value, scaling, is_causal=True)
+        repeated = [_for_each_query_head(one, query) for one in (key, value)]
+        own = _attend(query, repeated[0], repeated[1], scaling, is_causal=True)
         to_prefix = _by_completion(shared.log_sums[..., None], query)[..., 0]
         log_sums = torch.logaddexp(to_prefix, own.log_sums)
         from_prefix = _by_completion(shared.output, query)
@@ -68,7 +68,9 @@ class _Merged(torch.autograd.Function):
         rows, scaling = (by_prefix[1], prefix_key, prefix_value), ctx.scaling
         to_prefix, *of_prefix = _attend_back(by_prefix[0], rows, call, scaling, is_causal=False)
         call, gradient = _Call(output, log_sums, ctx.own), gradients[0].contiguous()
-        to_own, *of_own = _attend_back(gradient, (query, key, value), call, scaling, is_causal=True)
+        repeated = [_for_each_query_head(one, query) for one in (key, value)]
+        inputs = (query, repeated[0], repeated[1])
+        to_own, *of_own = _attend_back(gradient, inputs, call, scaling, is_causal=True)
         of_own = [one.unflatten(1, (num_kv_heads, -1)).sum(dim=2) for one in of_own]
         return _by_completion(to_prefix, query) + to_own, *of_own, *of_prefix, None
 

@@ -191,9 +191,8 @@ class _Attention:
         self.packed = packed
         self.repeats_keys = repeats_keys and packed is None
         self.num_copied_bytes = 0
-        """What the two parts of packed attention (``prefix/log_sums.py``) keep besides: queries, keys
-        and values of the completions, the latter for each head of queries, and the parts' outputs
-        with a log-sum each."""
+        """What the two parts of packed attention (``prefix/log_sums.py``) keep besides: queries,
+        keys and values of the completions, and the parts' outputs with a log-sum each."""
 
     def __call__(
         self,
@@ -210,7 +209,8 @@ class _Attention:
             key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
         if self.packed is not None:
             own = self.packed.num_generations * self.packed.completion_tokens
-            copied = query[0, :, 0].numel() * (3 * own + query.size(2))
+            queries, keys = (states[0, :, 0].numel() for states in (query, key))
+            copied = queries * (own + query.size(2)) + 2 * keys * own
             self.num_copied_bytes = query.element_size() * copied + 4 * query.size(1) * own
         output: torch.Tensor = _KeepingAttention.apply(query, key, value)
         return output, None
