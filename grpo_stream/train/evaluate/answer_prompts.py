@@ -29,6 +29,7 @@ from grpo_stream.train.batches.collate import PromptCollator, one_or_list
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.cluster.process_group import joining_ranks, leave_process_group
 from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
+from grpo_stream.train.prefix.plain import sample_plain
 
 Answer: TypeAlias = Callable[
     [Sequence[StreamSample], Sequence[Sample], int], Sequence[ScoredAnswer]
@@ -169,10 +170,23 @@ def generate_texts(
     model: Any, tokenizer: Any, prompts: PromptGroups, config: GenerationConfig
 ) -> list[str]:
     """One answer to each of the prompts, without control words."""
-    pad = tokenizer.pad_token_id
+    if prompts.types_name == "mm_token_type_ids":
+        rows = [_generate_together(model, prompts, config, tokenizer.pad_token_id)]
+    else:  # padding and a batch's tensors are each family's own affair: prompts stay alone
+        alone = [prompts.rows(row, row + 1) for row in range(len(prompts.prompt_ids))]
+        rows = [sample_plain(model, group, config) for group in alone]
+    completions = [one for row in rows for one in trim_completions(row, config.eos_token_id)]
+    texts: list[str] = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return texts
+
+
+def _generate_together(
+    model: Any, prompts: PromptGroups, config: GenerationConfig, pad: int
+) -> torch.Tensor:
+    """Answers of a family whose images follow each other in a batch: (prompts, longest answer)."""
     ids = pad_left(prompts.prompt_ids, pad)
     with torch.no_grad():
-        sequences = model.generate(
+        sequences: torch.Tensor = model.generate(
             input_ids=ids,
             attention_mask=pad_left([torch.ones_like(row) for row in prompts.prompt_ids], 0),
             # Without it M-RoPE falls back to text positions, silently.
@@ -180,9 +194,7 @@ def generate_texts(
             **prompts.images(),
             generation_config=config,
         )
-    completions = trim_completions(sequences[:, ids.size(1) :], config.eos_token_id)
-    texts: list[str] = tokenizer.batch_decode(completions, skip_special_tokens=True)
-    return texts
+    return sequences[:, ids.size(1) :]
 
 
 def greedy_config(model: Any, tokenizer: Any, max_completion_length: int) -> GenerationConfig:

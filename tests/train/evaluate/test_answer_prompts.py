@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from grpo_stream.boxes import Size
 from grpo_stream.errors import BadSamplesError, ConfigError, GrpoStreamError
@@ -17,8 +18,16 @@ from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.evaluate.answer_prompts import answer_share, evaluate, score
+from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.tiny import make_tiny_policy
 from tests.shards.support import write_set
-from tests.train.support import CPU, make_collator, make_stream_sample, write_mixed_set
+from tests.train.support import (
+    CPU,
+    TASK_TEXTS,
+    make_collator,
+    make_stream_sample,
+    write_mixed_set,
+)
 
 # The truth is [10, 20, 30, 40] in the original, which is twice as large as the model's image.
 ANSWERS = [
@@ -124,6 +133,19 @@ class TestEvaluate:
         for answer in found:
             assert ScoredAnswer.from_dict(json.loads(json.dumps(answer.to_dict()))) == answer
             answer_card(answer.to_dict(), Image.new("RGB", (84, 140)))
+
+    @pytest.mark.parametrize("family", ["gemma3", "internvl"])
+    def test_families_with_tensors_of_their_own(self, family, source, tmp_path):
+        """Their models refuse arguments of Qwen's, and tell images apart in other ways."""
+        folder = make_tiny_policy(tmp_path, TASK_TEXTS, family=family)
+        own = AutoModelForImageTextToText.from_pretrained(folder)
+        collator = make_collator(load_processor(str(folder)), answer_frame="per_mille")
+        found, alone = (
+            evaluate(own, collator, source, batch_size=size, max_completion_length=6).answers
+            for size in (5, 1)
+        )
+        assert found == alone
+        assert len(found) == 13
 
     def test_a_models_own_repetition_penalty_is_not_taken(self, model, processor, source):
         collator = make_collator(processor)
