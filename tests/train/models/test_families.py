@@ -274,7 +274,7 @@ def test_answers_behind_a_forked_prompt(folder_of, family):
     assert torch.equal(plain, forked)
 
 
-@pytest.mark.parametrize("family", families(TINY_FAMILIES))
+@pytest.mark.parametrize("family", families(SHARED))
 def test_one_no_and_two_images(folder_of, family):
     """The same for prompts of any number of images; a text has a rank look at a small image."""
     groups = make_mixed_groups(load_processor(folder_of(family)), (0, 1, 2), num_ranks=2)
