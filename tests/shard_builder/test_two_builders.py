@@ -44,7 +44,7 @@ def is_sound(url):
     return verify(store, Manifest.load(store)).num_samples
 
 
-@pytest.mark.slow(reason="four times two builders at once, each a process that imports all it needs")
+@pytest.mark.slow(reason="four times two builders, each a process that imports all it needs")
 @pytest.mark.parametrize("flags", [(), ("--overwrite",)])
 @pytest.mark.parametrize("which", ["equal", "different"])
 def test_of_two_builders_one_builds_and_the_other_is_told(bucket, raws, which, flags):
