@@ -63,14 +63,6 @@ class Target:
         shapes = tuple(shape.scaled(from_size, to_size, frame) for shape in self.shapes)
         return replace(self, shapes=shapes)
 
-    def scaled_each(
-        self, from_sizes: Sequence[Size], to_sizes: Sequence[Size], frame: Frame
-    ) -> "Target":
-        """As :meth:`scaled`, of several images each with sizes of its own."""
-        places = [(shape, self.image_of(place)) for place, shape in enumerate(self.shapes)]
-        shapes = tuple(s.scaled(from_sizes[at], to_sizes[at], frame) for s, at in places)
-        return replace(self, shapes=shapes)
-
 
 def read_target(
     solution: Any, wanted: Any = None, images: Any = None, num_images: int = 1

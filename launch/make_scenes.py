@@ -7,7 +7,6 @@ of them. Scene i depends on the seed, the split and i alone.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from grpo_stream.flags import with_dashes
-from launch.make_shapes import COLOURS, SHAPES, SIDE, draw_shape
+from launch.make_shapes import COLOURS, SHAPES, SIDE, draw_shape, write_drawn
 
 SIZES = {"small": (14, 18), "large": (26, 32)}
 """Name -> smallest and largest side of a shape's box in pixels, both included."""
@@ -200,16 +199,11 @@ def write_set(out: Path, split: str, num_scenes: int, seed: int, *, quiet: bool 
     Returns:
         The path of ``records.json``, which is written last.
     """
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    lines = []
-    scenes = SPLITS[split](num_scenes, seed)
-    for number, (scene, found) in enumerate(tqdm(scenes, split, unit=" images", disable=quiet)):
-        name = f"images/{number:06d}.png"
-        draw_scene(scene).save(out / name)
-        lines += [json.dumps({"image": name, "num_shapes": len(scene), **one}) for one in found]
-    records = out / "records.json"
-    records.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-    return records
+    drawn = (
+        (draw_scene(scene), [{"num_shapes": len(scene), **one} for one in found])
+        for scene, found in SPLITS[split](num_scenes, seed)
+    )
+    return write_drawn(out, tqdm(drawn, split, num_scenes, unit=" images", disable=quiet))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ alone, so a smaller set is the beginning of a larger one; use other seeds for ot
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +85,30 @@ def write_set(out: Path, num_images: int, seed: int, *, quiet: bool = False) -> 
     Returns:
         The path of ``records.json``, which is written last.
     """
-    folder = out / "images"
-    folder.mkdir(parents=True, exist_ok=True)
+    shapes = (make_shape(seed, number) for number in range(num_images))
+    drawn = ((image, [record]) for image, record in shapes)
+    return write_drawn(out, tqdm(drawn, "shapes", num_images, unit=" images", disable=quiet))
+
+
+def write_drawn(out: Path, drawn: Iterable[tuple[Image.Image, Sequence[dict[str, Any]]]]) -> Path:
+    """Writes images and, behind them, the records of all in their order.
+
+    Args:
+        out: Gets ``images/`` and ``records.json``.
+        drawn: Each image with its records, to which its name is added.
+
+    Returns:
+        The path of ``records.json``, which is written last.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
     lines = []
-    for number in tqdm(range(num_images), "shapes", unit=" images", disable=quiet):
-        image, record = make_shape(seed, number)
-        name = f"{number:06d}.png"
-        image.save(folder / name)
-        lines.append(json.dumps({"image": f"images/{name}", **record}))
-    records = out / "records.json"
-    records.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-    return records
+    for number, (image, records) in enumerate(drawn):
+        name = f"images/{number:06d}.png"
+        image.save(out / name)
+        lines += [json.dumps({"image": name, **record}) for record in records]
+    path = out / "records.json"
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> None:

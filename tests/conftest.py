@@ -54,12 +54,13 @@ def full_disk(monkeypatch):
     """Makes the disk full for a file that is to appear whole: give its path."""
 
     def fill(path):
-        temporary = path.with_name(f".{path.name}.tmp")
+        drawn = atomic_files.temp_beside
+        temporary = drawn(path)
         temporary.symlink_to("/dev/full")
         monkeypatch.setattr(
             atomic_files,
             "temp_beside",
-            lambda other: temporary if other == path else other.with_name(f"{other.name}.tmp"),
+            lambda other: temporary if other == path else drawn(other),
         )
 
     return fill

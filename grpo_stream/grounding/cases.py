@@ -151,11 +151,6 @@ class Case:
         return self.answers.is_refusal
 
     @property
-    def can_score(self) -> bool:
-        """Any true place is a point or a valid region, whose area is no rounding error either."""
-        return any(map(has_extent, self.target.shapes))
-
-    @property
     def is_outside(self) -> bool | None:
         """The predicted point is outside the image; None without a point or without the size."""
         if self.point is None or self.size is None:

@@ -7,7 +7,7 @@ groups as it goes over samples, and an image is decoded once for all its records
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.source_over_source import SourceOverSource
 from grpo_stream.stream.sources import Encoded, ShardSource
 from grpo_stream.stream.stream_sample import StreamSample
 
@@ -43,7 +44,18 @@ class EncodedGroup:
         return SampleGroup(tuple(member.sample() for member in self.members))
 
 
-def open_image_group(group: Any, config: StreamConfig) -> tuple[StreamSample, ...]:
+class OpenGroup(tuple[StreamSample, ...]):
+    """The samples of an image, opened."""
+
+    __slots__ = ()
+
+    @property
+    def key(self) -> str:
+        """That of the first, by which a group is named that no batch can be made of."""
+        return self[0].key
+
+
+def open_image_group(group: Any, config: StreamConfig) -> OpenGroup:
     """What a stream of groups does with one: its image is decoded and resized once.
 
     Args:
@@ -55,10 +67,10 @@ def open_image_group(group: Any, config: StreamConfig) -> tuple[StreamSample, ..
     """
     first = StreamSample.from_sample(group.samples[0], config.resize, config.limits)
     others = (StreamSample.over(sample, first.pixels) for sample in group.samples[1:])
-    return first, *others
+    return OpenGroup((first, *others))
 
 
-class ImageGroupSource:
+class ImageGroupSource(SourceOverSource[ShardSource]):
     """A source of image groups over shards; as :class:`grpo_stream.stream.sources.Source`.
 
     Args:
@@ -70,7 +82,7 @@ class ImageGroupSource:
     """
 
     def __init__(self, samples: ShardSource) -> None:
-        self._samples = samples
+        super().__init__(samples)
         manifest = samples.manifest
         self._counts: Indices = np.asarray(manifest.group_counts, dtype=np.int64)
         if len(self._counts) != len(manifest.shards):
@@ -99,16 +111,6 @@ class ImageGroupSource:
         """int64, shape (num_shards,): groups per shard."""
         return self._counts
 
-    @property
-    def is_remote(self) -> bool:
-        """As the shards."""
-        return self._samples.is_remote
-
-    @property
-    def keeps_shards(self) -> bool:
-        """As the shards."""
-        return self._samples.keeps_shards
-
     def sample_bytes(self, shard: int) -> int:
         """About how many bytes a group has."""
         num_samples = int(self._samples.shard_counts[shard])
@@ -136,27 +138,15 @@ class ImageGroupSource:
         (encoded,) = self.fetch(shard, [sample])
         return encoded.sample()
 
-    def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
-        """See :meth:`grpo_stream.stream.sources.Source.expect`."""
-        self._samples.expect(shards, num_shards_at_once)
-
     def distrust(self, shard: int) -> None:
         """See :meth:`grpo_stream.stream.sources.Source.distrust`."""
         self._starts.cache_clear()
-        self._samples.distrust(shard)
+        super().distrust(shard)
 
     def describe(self, shard: int, sample: int) -> str:
         """Names a group for people, without reading it."""
         name = self._samples.manifest.shards[shard].name
         return f"{self._samples.describe(shard, 0).partition(name)[0]}{name} image {sample}"
-
-    def metrics(self) -> dict[str, float]:
-        """What reading took so far."""
-        return self._samples.metrics()
-
-    def close(self) -> None:
-        """Ends what runs in the background."""
-        self._samples.close()
 
     def _members(self, shard: int, group: int) -> list[int]:
         starts = self._starts(shard)

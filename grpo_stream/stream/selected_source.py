@@ -5,7 +5,7 @@ are: its digest depends on the choice, and a position in one choice is none in a
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ from grpo_stream.errors import ConfigError
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.order.permutation import derive_key
 from grpo_stream.shards.sample import Sample
+from grpo_stream.stream.source_over_source import SourceOverSource
 from grpo_stream.stream.sources import Encoded, Source
 
 Copies = NDArray[np.uint8]
@@ -69,7 +70,7 @@ def _copies(key: str, weight: float) -> int:
     return int(whole) + (rest > 0 and derive_key("copies", key) < rest * 2**64)
 
 
-class SelectedSource:
+class SelectedSource(SourceOverSource[Source]):
     """Some samples of a source, some of them several times; as :class:`.sources.Source`.
 
     Args:
@@ -79,7 +80,8 @@ class SelectedSource:
     """
 
     def __init__(self, samples: Source, copies: Copies, reading: str = "") -> None:
-        self._samples, self._copies = samples, copies
+        super().__init__(samples)
+        self._copies = copies
         counts = samples.shard_counts
         self._ends = np.cumsum(counts)
         starts = self._ends - counts
@@ -100,16 +102,6 @@ class SelectedSource:
     def shard_counts(self) -> Indices:
         """int64, shape (num_shards,): places per shard; a shard may have none."""
         return self._counts
-
-    @property
-    def is_remote(self) -> bool:
-        """As the samples."""
-        return self._samples.is_remote
-
-    @property
-    def keeps_shards(self) -> bool:
-        """As the samples."""
-        return self._samples.keeps_shards
 
     def sample_bytes(self, shard: int) -> int:
         """See :meth:`.sources.Source.sample_bytes`."""
@@ -134,14 +126,6 @@ class SelectedSource:
         """See :meth:`.sources.Source.read`."""
         return self._samples.read(shard, self._at(shard, sample))
 
-    def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
-        """See :meth:`.sources.Source.expect`."""
-        self._samples.expect(shards, num_shards_at_once)
-
-    def distrust(self, shard: int) -> None:
-        """See :meth:`.sources.Source.distrust`."""
-        self._samples.distrust(shard)
-
     def describe(self, shard: int, sample: int) -> str:
         """See :meth:`.sources.Source.describe`."""
         return self._samples.describe(shard, self._at(shard, sample))
@@ -149,14 +133,6 @@ class SelectedSource:
     def identity(self, shard: int, sample: int) -> str:
         """See :meth:`.sources.Source.identity`: that of the sample, whatever was chosen."""
         return self._samples.identity(shard, self._at(shard, sample))
-
-    def metrics(self) -> dict[str, float]:
-        """See :meth:`.sources.Source.metrics`."""
-        return self._samples.metrics()
-
-    def close(self) -> None:
-        """Ends what runs in the background."""
-        self._samples.close()
 
     def _at(self, shard: int, place: int) -> int:
         return int(self._chosen(shard)[place])

@@ -126,6 +126,22 @@ def test_ranks_and_threads_change_nothing_and_positions_resume(built):
         assert found == [batch[rank : rank + 1] for batch in expected[1:]]
 
 
+def test_a_group_that_no_batch_can_be_made_of_is_bad_and_another_stands_in(built):
+    folder = built()
+    stream = groups_of(folder, max_bad_samples=3)
+
+    def collate(groups):
+        if any("3 0" in prompts(group) for group in groups):
+            raise OverflowError("int too large")
+        return list(map(prompts, groups))
+
+    with PromptLoader(stream, collate) as loader:
+        found = [group for batch in loader for group in batch]
+    assert len(found) == len(SIZES)
+    assert not any("3 0" in group for group in found)
+    assert stream.counters.num_bad_by_cause == {"not_collated": 1}
+
+
 def test_from_object_storage(built, bucket):
     folder = built()
     built(out=bucket)

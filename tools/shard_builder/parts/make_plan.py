@@ -63,7 +63,7 @@ def plan_of(
             check_same(request, plan.request, part)
             return plan
         try:
-            return _make(settings, sources, rules, request, part, tell)
+            return make_plan(settings, sources, rules, request, part, tell)
         except PlaceTakenError:
             planned = load_request(store)
             if planned is not None:
@@ -76,7 +76,7 @@ def plan_of(
         time.sleep(_POLL_SECONDS)
 
 
-def renew_plan(
+def make_plan(
     settings: BuildSettings,
     sources: Sequence[InputSource],
     rules: Sequence[Rules],
@@ -84,22 +84,11 @@ def renew_plan(
     part: Part,
     tell: Tell,
 ) -> StoredPlan | BuildResult:
-    """A plan in place of whatever is there: ``--part plan/N --overwrite``.
+    """A new plan, or that of another process which made one meanwhile.
 
     Args and errors are those of :func:`plan_of`; where another process is at work, it does not
-    wait.
+    wait. With ``overwrite`` (``--part plan/N --overwrite``) whatever is there is replaced.
     """
-    return _make(settings, sources, rules, request, part, tell)
-
-
-def _make(
-    settings: BuildSettings,
-    sources: Sequence[InputSource],
-    rules: Sequence[Rules],
-    request: dict[str, Any],
-    part: Part,
-    tell: Tell,
-) -> StoredPlan | BuildResult:
     store = open_store(settings.out)
     with ExitStack() as stack:
         output = Output(settings.out, settings.split_names, settings.images_root)

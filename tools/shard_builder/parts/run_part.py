@@ -18,7 +18,7 @@ from shard_builder.build.progress import Tell, tell_nobody
 from shard_builder.build.workers.executors import crew_of
 from shard_builder.build.workers.worker import ChunkResult, rare_collections, split_store
 from shard_builder.parts.finish_parts import clear_leftovers, finish, is_finished
-from shard_builder.parts.make_plan import plan_of, renew_plan
+from shard_builder.parts.make_plan import make_plan, plan_of
 from shard_builder.parts.plan_files import StoredPlan, load_plan, stored_chunks
 from shard_builder.parts.plan_request import Part, digest_of, request_of
 
@@ -69,7 +69,7 @@ def build_part(settings: BuildSettings, part: Part, tell: Tell = tell_nobody) ->
     sources = expand_inputs(settings.inputs, settings.input_format, settings.category_prompt)
     rules = [rules_of(source, settings.rules, settings.flags) for source in sources]
     request = request_of(settings, sources, part.num_parts)
-    make = renew_plan if settings.overwrite else plan_of
+    make = make_plan if settings.overwrite else plan_of
     plan = make(settings, sources, rules, request, part, tell)
     if isinstance(plan, BuildResult):
         return PartResult(part, 0, finished=plan)

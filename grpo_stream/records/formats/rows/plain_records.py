@@ -11,7 +11,7 @@ from typing import Any
 from grpo_stream.errors import RecordError
 from grpo_stream.records.formats.chats.conversations import solution_of
 from grpo_stream.records.formats.chats.places import places_in
-from grpo_stream.records.formats.forms import NAMES_OF_IMAGES, Context, Form, Formed
+from grpo_stream.records.formats.forms import Context, Form, Formed
 from grpo_stream.records.formats.image_values import unwrapped_image
 from grpo_stream.records.formats.rules import BoxFormat, Rules
 from grpo_stream.targets import WANTED_FIELD
@@ -92,8 +92,3 @@ def _with_places(record: dict[str, Any], value: Any, form: Form, context: Contex
 
 def _is_of_objects(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def names_an_image(row: Mapping[str, Any]) -> bool:
-    """Whether a row has a field in which people name an image."""
-    return any(row.get(name) is not None for name in NAMES_OF_IMAGES)
