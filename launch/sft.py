@@ -9,7 +9,6 @@ as in launch/train.py; what is trained here can be the policy that GRPO begins w
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,8 @@ from grpo_stream.train.checkpoints.output_lease import holding_on_rank_0
 from grpo_stream.train.checkpoints.universal import fitting_marker
 from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
 from grpo_stream.train.cluster.early_end import end_process
-from grpo_stream.train.cluster.launched_run import exit_code_of
-from grpo_stream.train.cluster.preflight import run_preflight
-from grpo_stream.train.cluster.preflight_needs import run_checks
-from grpo_stream.train.cluster.process_group import (
-    BoundWaiting,
-    joining_ranks,
-    leave_process_group,
-    start_process_group,
-    stay_alone,
-)
+from grpo_stream.train.cluster.launched_run import run_script
+from grpo_stream.train.cluster.process_group import BoundWaiting
 from grpo_stream.train.cluster.same_settings import check_agreement, run_settings
 from grpo_stream.train.cluster.stop_on_request import StopOnDemand
 from grpo_stream.train.cluster.waiting import WaitForFirstStep, waiting_for
@@ -39,7 +30,7 @@ from grpo_stream.train.observe.known_warnings import ignore_known_warnings
 from grpo_stream.train.observe.metrics import SHOWN_OF_SUPERVISED, ShortProgressCallback
 from grpo_stream.train.observe.stragglers import HealthLog
 from grpo_stream.train.setup.open_data import make_stream
-from grpo_stream.train.setup.run_plan import RunPlan, use_cpu_only
+from grpo_stream.train.setup.run_plan import RunPlan
 from grpo_stream.train.sft_trainer import StreamingSFTTrainer
 from grpo_stream.train.supervised.supervised_checks import num_eval_lanes
 from grpo_stream.train.supervised.supervised_plan import (
@@ -58,31 +49,14 @@ def main(argv: list[str]) -> int:
     0 done, 1 another rank was lost, 2 settings or data that cannot work, 75 stopped on demand.
     """
     ignore_known_warnings()
-    return exit_code_of(partial(run, argv))
-
-
-def run(argv: list[str], stop: StopOnDemand) -> None:
-    """Reads the settings, checks that they can work, and trains."""
-    use_cpu = use_cpu_only()
-    parser, flags = read_flags(argv, use_cpu=use_cpu, description=__doc__)
-    is_alone = flags.dry_run and World.from_env().world_size == 1
-    if is_alone:
-        stay_alone()
-    else:
-        start_process_group(use_cpu=use_cpu)
-    with joining_ranks():
-        settings = make_settings(parser, flags, is_alone=is_alone)
-    if not settings.run.dry_run and not settings.run.skip_preflight:
-        run_preflight(run_checks(settings), say=partial(print, flush=True))
-    with waiting_for("the data to be opened"):
-        plan = plan_supervised(settings)
-    if settings.args.process_index == 0:
-        print(plan.describe(), flush=True)
-    if not settings.run.dry_run:
-        train(settings, plan, stop)
-    elif settings.args.process_index == 0:
-        print("dry run: the settings fit together; no weights were loaded")
-    leave_process_group()
+    return run_script(
+        argv,
+        __doc__,
+        read_flags=read_flags,
+        make_settings=make_settings,
+        plan_run=plan_supervised,
+        train=train,
+    )
 
 
 def train(

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from grpo_stream.train.cluster import preflight, process_group
+from grpo_stream.train.cluster import launched_run, preflight, process_group
 from tests.launch.support import load_script
 
 train = load_script("train")
@@ -20,7 +20,7 @@ PLACES = {
     "lock": (process_group, "wait_for_compilers"),
     "rendezvous": (process_group, "joining_ranks"),
     "preflight": (preflight, "_collect"),
-    "silent": (train, "run_preflight"),
+    "silent": (launched_run, "run_preflight"),
     "loading": (train, "PersonalizedGRPOTrainer"),
     "swallowed": (train, "load_processor"),
 }

@@ -46,17 +46,16 @@ def main(folder: Path, learning_rate: float, names: list[str]) -> None:
     leave_process_group()
 
 
-def run(
+def make_trainer(
     folder: Path,
     learning_rate: float,
     *,
-    shared_prefix: str = "on",
-    freeze_vision_tower: bool = False,
-    is_forced: bool = True,
-    is_uneven: bool = False,
-    lora: bool = False,
+    shared_prefix: str,
+    freeze_vision_tower: bool,
+    is_proven: bool,
+    lora: bool,
     **changes: Any,
-) -> dict[str, Any]:
+) -> Any:
     settings: dict[str, Any] = {
         "output_dir": str(folder / "out"),
         **QUIET,
@@ -74,7 +73,7 @@ def run(
         "beta": 0.1,
         "seed": 1,
     }
-    trainer: Any = PersonalizedGRPOTrainer(
+    return PersonalizedGRPOTrainer(
         str(folder / "tiny"),
         graded,
         GRPOConfig(**(settings | changes)),
@@ -85,8 +84,30 @@ def run(
         images_root=ROOT / "data/screenshots",
         shared_prefix=shared_prefix,
         freeze_vision_tower=freeze_vision_tower,
-        shared_prefix_check=not freeze_vision_tower and is_forced,  # calls the tower, too
+        shared_prefix_check=is_proven,
         peft_config=LoraConfig(target_modules=["q_proj", "v_proj"], r=4) if lora else None,
+    )
+
+
+def run(
+    folder: Path,
+    learning_rate: float,
+    *,
+    shared_prefix: str = "on",
+    freeze_vision_tower: bool = False,
+    is_forced: bool = True,
+    is_uneven: bool = False,
+    lora: bool = False,
+    **changes: Any,
+) -> dict[str, Any]:
+    trainer = make_trainer(
+        folder,
+        learning_rate,
+        shared_prefix=shared_prefix,
+        freeze_vision_tower=freeze_vision_tower,
+        is_proven=not freeze_vision_tower and is_forced,  # that calls the tower, too
+        lora=lora,
+        **changes,
     )
     completions: list[list[list[int]]] = []
     losses: list[float] = []

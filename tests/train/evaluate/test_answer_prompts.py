@@ -145,7 +145,20 @@ class TestEvaluate:
             for size in (5, 1)
         )
         assert found == alone
-        assert len(found) == 13
+        sample = StreamSample.from_sample(read_at(source, 12), collator.rule)
+        (conversation,) = collator([sample])["prompt"]
+        own_words = collator.processor.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+        inputs = collator.processor(
+            images=[sample.pixels], text=[own_words], add_special_tokens=False, return_tensors="pt"
+        )
+        inputs.pop("num_crops", None)  # no argument of the model
+        ids = own.generate(**inputs, do_sample=False, max_new_tokens=6)
+        (text,) = collator.processor.batch_decode(
+            ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        assert found[12].text == text
 
     def test_a_models_own_repetition_penalty_is_not_taken(self, model, processor, source):
         collator = make_collator(processor)
