@@ -197,14 +197,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         streams = open_datasets(
             train_dataset, eval_dataset, args, checked.num_lanes, images, checks_sizes=is_ours
         )
-        for stream in filter(None, streams):
-            check_template(template, stream.sources)
-        check_view_settings(
-            views_of(streams[0]),
-            args.num_generations,
-            refill_zero_variance=refill_zero_variance,
-            use_vllm=args.use_vllm,
-        )
+        _check_streams(streams, args, template, refill_zero_variance)
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
@@ -685,6 +678,22 @@ def _check_arguments(old_checkpoints: str, max_bad_steps: int, others: dict[str,
 def _check_weights(model_id: str, config: Any, args: GRPOConfig, master_weights: str) -> None:
     if not base_model_of(model_id):  # the adapter's weights are trained, not the base's
         check_dtype((args.model_init_kwargs or {}).get("dtype"), config, args, master_weights)
+
+
+def _check_streams(
+    streams: tuple[PromptStream, PromptStream | None],
+    args: GRPOConfig,
+    template: PromptTemplate,
+    refill_zero_variance: int,
+) -> None:
+    for stream in filter(None, streams):
+        check_template(template, stream.sources)
+    check_view_settings(
+        views_of(streams[0]),
+        args.num_generations,
+        refill_zero_variance=refill_zero_variance,
+        use_vllm=args.use_vllm,
+    )
 
 
 def _own_collator(
