@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from grpo_stream.train.cluster import launched_run, preflight, process_group
+from grpo_stream.train.cluster.early_end import end_process
 from tests.launch.support import load_script
 
 train = load_script("train")
@@ -57,4 +58,4 @@ def send(number):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    end_process(main(*sys.argv[1:]))  # as the script does

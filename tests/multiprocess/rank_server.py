@@ -21,6 +21,8 @@ import time
 
 import numpy as np
 
+from grpo_stream.train.cluster.early_end import end_process
+
 _PRELOADED = ("deepspeed", "grpo_stream.train.trainer", "grpo_stream.train.setup.open_data")
 
 
@@ -34,7 +36,7 @@ def main():
         for rank in job["ranks"]:
             pid = os.fork()
             if pid == 0:
-                return _run(**rank)  # and so this process ends as any other does
+                return _run(**rank)
             pids.append(pid)
         codes = _exit_codes(pids, job["timeout_seconds"])
         sys.stdout.write(f"{json.dumps(codes)}\n")
@@ -53,6 +55,7 @@ def _run(words, environment, log):
     np.random.seed()  # noqa: NPY002 - what a library may draw from
     module, *sys.argv[1:] = words
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+    end_process(0)  # as launch scripts do: a thread in torch may abort one that ends otherwise
 
 
 def _exit_codes(pids, timeout_seconds):

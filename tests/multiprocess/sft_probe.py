@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.run_state import RunState
 from tests.launch.support import load_script
 
@@ -25,4 +26,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())  # as the script does

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
+from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.launch.support import load_script
 from tests.vllm.engines import EXACT, SyncOff, use_engines
@@ -40,4 +41,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())  # as the script does
