@@ -40,6 +40,14 @@ def add_command(commands: Commands) -> None:
         default=28 * 28 * 1280,
         help="of the image; 1280x720 screenshots then take some 1,200 tokens (%(default)s)",
     )
+    add(
+        "--image-width",
+        type=int,
+        choices=(1280, 1440, 1920),
+        default=1280,
+        help="of the screenshots; families with larger patches need larger ones for as many tokens"
+        " (%(default)s)",
+    )
     add("--num-steps", type=int, default=2, help="timed, each round (%(default)s)")
     add("--rounds", type=int, default=2, help="(%(default)s)")
     names = [name for name, row in FAMILIES.items() if row.processor]
@@ -90,7 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "model": str(make_policy(folder / "policy", args.hidden_size, args.family)),
             "way": args.way,
             "gradient_checkpointing": args.gradient_checkpointing,
-            "records": str(_records(folder)),
+            "records": str(_records(folder, args.image_width)),
             "images_root": str(SCREENSHOTS),
             "out": str(folder / "out"),
             "max_pixels": args.max_pixels,
@@ -125,11 +133,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _records(folder: Path) -> Path:
-    """The committed 1280x720 screenshots' records."""
+def _records(folder: Path, width: int) -> Path:
+    """The records of the committed screenshots that are so many pixels wide."""
     records = json.loads((SCREENSHOTS / "records.json").read_text())
     path = folder / "records.json"
-    path.write_text(json.dumps([one for one in records if one["width"] == 1280]))
+    path.write_text(json.dumps([one for one in records if one["width"] == width]))
     return path
 
 

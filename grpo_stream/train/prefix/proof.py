@@ -6,7 +6,7 @@ must agree as well as the model's own arithmetic allows: that is measured on the
 padded to another length. Nothing of the run is changed, neither random numbers nor gradients.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -125,14 +125,14 @@ class _Plain:
             if weight.requires_grad and getattr(weight, "ds_numel", weight.numel()) <= _MAX_WEIGHTS
         ]
         self._floor = Distance(*_FLOORS[_precision(self._model, accelerator)])
-        self._plain = self._scored(lambda: self._rows(0))
-        self._noise = self._distance(self._scored(lambda: self._rows(_PADDING)))
+        self._plain = self._scored(self._rows(0))
+        self._noise = self._distance(self._scored(self._rows(_PADDING)))
 
     def verdict(self, way: PrefixWay) -> Verdict:
         """What ``way`` makes of the group."""
         error = None
         try:
-            distance = self._distance(self._scored(lambda: self._shared(way)))
+            distance = self._distance(self._scored(self._shared(way)))
         except Exception as raised:  # noqa: BLE001 - a model's code may raise anything
             distance = Distance(torch.inf, torch.inf)
             error = f"{type(raised).__name__}: {str(raised).strip().partition(chr(10))[0]}"
@@ -143,43 +143,57 @@ class _Plain:
             error = "another rank has the reason"
         return Verdict(Distance(*worst[:2]), Distance(*worst[2:]), self._floor, error)
 
-    def _rows(self, padding: int) -> torch.Tensor:
+    def _rows(self, padding: int) -> Iterator[torch.Tensor]:
         """Row by row, each behind its own prompt, filled up by ``padding`` tokens."""
         alone = replace(self._group, sizes=[1])
-        rows = []
+        width = self._mask.size(1)
         for row, length in enumerate(self._mask.sum(dim=1).tolist()):
             ids = torch.nn.functional.pad(self._ids[row : row + 1, :length], (0, padding))
             mask = torch.nn.functional.pad(self._mask[row : row + 1, :length], (0, padding))
             scored, _ = score_plain(self._model, alone, ids, mask, compute_entropy=False)
-            rows.append(scored[0, :length])
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            yield torch.nn.functional.pad(scored[:, :length], (0, width - length))
 
-    def _shared(self, way: PrefixWay) -> torch.Tensor:
+    def _shared(self, way: PrefixWay) -> Iterator[torch.Tensor]:
+        """All rows behind one prompt."""
         group = way.prepare(self._model, self._group, self._accelerator.autocast)
         scored, _ = way.score(self._model, group, self._ids, self._mask, compute_entropy=False)
-        return scored
+        yield scored
 
-    def _scored(self, score: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and gradient, each as one vector."""
+    def _scored(self, parts: Iterator[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and gradient, each as one vector, of rows that come in ``parts``."""
         try:
-            return self._log_probs_and_gradient(score)
+            return self._log_probs_and_gradient(parts)
         finally:
             _release_weights(self._model)
 
     def _log_probs_and_gradient(
-        self, score: Callable[[], torch.Tensor]
+        self, parts: Iterator[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Neither all the same nor of one sign: what is wrong must not add up to nothing.
+        signs = torch.linspace(-1, 1, self._mask.numel(), device=self._mask.device)
+        signs = signs.view(self._mask.shape)
+        scored: list[torch.Tensor] = []
+        sums: list[torch.Tensor | None] = [None] * len(self._weights)
         with _no_dropout(self._model), torch.enable_grad(), checkpointing_keeps_cache(self._model):
-            with self._accelerator.autocast():
-                log_probs = score()
-            if not self._weights:
-                return log_probs.detach(), log_probs.new_zeros(1)
-            # Neither all the same nor of one sign: what is wrong must not add up to nothing.
-            signs = torch.linspace(-1, 1, log_probs.numel(), device=log_probs.device)
-            loss = (log_probs.float() * signs.view(log_probs.shape)).sum()
-            gradients = torch.autograd.grad(loss, self._weights, allow_unused=True)
-        found = [own.float().flatten() for own in gradients if own is not None]
-        return log_probs.detach().float(), torch.cat(found)
+            while (part := self._next(parts)) is not None:
+                start = sum(map(len, scored))
+                scored.append(part.detach().float())
+                if not self._weights:
+                    continue
+                # A part's activations are gone before the next is scored: those of one plain row
+                # are as many as those of a whole shared group.
+                loss = (part.float() * signs[start : start + len(part)]).sum()
+                gradients = torch.autograd.grad(loss, self._weights, allow_unused=True)
+                sums = [
+                    old if new is None else new.float() if old is None else old + new.float()
+                    for old, new in zip(sums, gradients, strict=True)
+                ]
+        found = [own.flatten() for own in sums if own is not None]
+        return torch.cat(scored), torch.cat(found or [scored[0].new_zeros(1)])
+
+    def _next(self, parts: Iterator[torch.Tensor]) -> torch.Tensor | None:
+        with self._accelerator.autocast():
+            return next(parts, None)
 
     def _distance(self, found: tuple[torch.Tensor, torch.Tensor]) -> Distance:
         (log_probs, gradient), (expected, own) = found, self._plain
