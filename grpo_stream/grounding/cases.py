@@ -71,7 +71,7 @@ class Case:
             None where nothing needs it.
         model: The same of the resized image.
         frame: Frame of the answer.
-        view: The part of the original that was shown, where that is not all of it.
+        view: The part of the (one) original that was shown, where that is not all of it.
 
     An answer names no image: of several it is read in the one whose place it is compared with.
     Measures of one answer look at the first one of the text. Each is None where it does not apply
@@ -124,10 +124,11 @@ class Case:
             "model_size": size_at(self._models, image) or _UNUSED,
             "original_size": size_at(self._originals, image) or _UNUSED,
         }
+        view = self._view if self._view is not None and self._view.image == image else None
         if box is None:
-            point: Point | None = to_original(answer.point(self._frame), view=self._view, **sizes)
+            point: Point | None = to_original(answer.point(self._frame), view=view, **sizes)
         else:
-            box = to_original(box, view=self._view, **sizes)
+            box = to_original(box, view=view, **sizes)
             valid = box if box.is_valid else None
             point = None if valid is None else valid.centre
         # Numbers near the largest float become infinite when they are scaled or added.

@@ -53,6 +53,8 @@ class View:
     """In frame ``original``."""
     size: Size
     """Width and height in pixels of the image that is shown, before any resize for the model."""
+    image: int = 0
+    """Which of a sample's images it is a part of, from 0; the others are shown whole."""
 
 
 def to_original(

@@ -230,11 +230,11 @@ def score(
     fields: Sequence[str] = (),
     *,
     view: View | None = None,
-    shown: Size | None = None,
+    shown: Size | Sequence[Size] | None = None,
 ) -> list[ScoredAnswer]:
     """Compares answers with their truths; see :func:`~grpo_stream.grounding.scores.score_answer`.
 
-    Of a view ``shown`` is the size at which the model saw it.
+    Of a view ``shown`` is the size at which the model saw it; of several images that of each.
 
     Samples whose resized pixels are equal are of one image, whatever their files are called.
     """

@@ -109,8 +109,9 @@ class Answerer:
     ) -> list[ScoredAnswer]:
         """The answers to closer looks, where the first one is a place and the second one is, too.
 
-        Where all of several places are wanted, a look at one of them would lose the others; of
-        several images it would lose the others, too.
+        Of several images the look is at the one that the answer is read in; a sample that says of
+        none where its place is gets no second look. Where all of several places are wanted, a look
+        at one of them would lose the others.
         """
         assert self._way.zoom is not None  # noqa: S101 - only called with a zoom
         places = [
@@ -119,7 +120,7 @@ class Answerer:
             if answer.point is not None
             and not answer.is_refusal
             and answer.wanted != "all"
-            and answer.num_images == 1
+            and (answer.num_images == 1 or answer.solution_images)
         ]
         if not places:
             return answers
@@ -127,7 +128,9 @@ class Answerer:
         for number in places:
             point = answers[number].point or (0.0, 0.0)
             rule = self._collator.rule
-            looks.append(zoom_in(stored[number], point, self._way.zoom, rule, self._limits))
+            image = answers[number].image_number
+            shown = samples[number], stored[number], point, self._way.zoom, rule, self._limits
+            looks.append(zoom_in(*shown, image))
         crops = [crop for crop, _ in looks]
         (texts,) = answer_texts(self._model, self._collator, crops, self._config)
         done = list(answers)
@@ -146,5 +149,5 @@ class Answerer:
         crop: StreamSample | None = None,
     ) -> list[ScoredAnswer]:
         frame = self._collator.answer_frame
-        shown = None if crop is None else crop.model_size
+        shown = None if crop is None else one_or_list(crop.model_sizes)
         return score(samples, texts, frame, self._radius, self._fields, view=view, shown=shown)

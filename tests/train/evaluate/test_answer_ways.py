@@ -3,10 +3,12 @@ import pytest
 from grpo_stream.stream.ordered_reader import OrderedReader
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
+from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.evaluate.answer_prompts import answer_share, evaluate
 from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
+from tests.shards.support import write_set
 from tests.stream.remote_support import RemoteStore
-from tests.train.support import make_collator
+from tests.train.support import MIXED_SIZES, make_collator, make_mixed_sample, write_mixed_set
 
 WAYS = [AnswerWay(zoom=2.0), AnswerWay(num_samples=4, temperature=0.9, seed=3)]
 
@@ -76,6 +78,42 @@ def test_a_closer_look_is_asked_around_the_first_answer(policy, processor, sourc
         assert (x2 - x1, y2 - y1) == (112, 112)  # all of a small image
         assert x1 <= before.point[0] <= x2
         assert after.key == before.key
+
+
+def test_of_several_images_the_look_is_at_the_one_of_the_place(
+    policy, processor, tmp_path, monkeypatch
+):
+    shown = []
+    seen = PromptCollator.__call__
+
+    def spied(collator, samples):
+        shown.append([sample.original_sizes for sample in samples])
+        return seen(collator, samples)
+
+    monkeypatch.setattr(PromptCollator, "__call__", spied)
+    mixed = ShardSource(str(write_mixed_set(tmp_path / "mixed", 4)))
+    found = answers_of(policy, processor, mixed, AnswerWay(zoom=2.0)).answers
+    assert [answer.num_images for answer in found] == [1, 0, 2, 3]
+    for answer in found:
+        assert (answer.first_look is None) == (answer.num_images == 0)
+    crops = {len(sizes): sizes for batch in shown[1::2] for sizes in batch}
+    assert crops[2] == ((56, 56), (84, 112))  # of MIXED_SIZES the last, by its least side
+    assert crops[3] == ((84, 84), (56, 112), (112, 56))
+
+
+def test_several_images_without_a_place_get_no_closer_look(
+    policy, processor, tmp_path, monkeypatch
+):
+    stored = make_mixed_sample("000000", MIXED_SIZES[2])
+    absent = {"solution": [], "solution_images": [], "solution_wanted": "none"}
+    write_set(tmp_path, [stored._replace(meta={**stored.meta, **absent})])
+    (answer,) = answers_of(
+        policy, processor, ShardSource(str(tmp_path)), AnswerWay(zoom=2.0)
+    ).answers
+    assert answer.num_images == 2
+    assert answer.wanted == "none"
+    assert answer.point is not None
+    assert answer.first_look is None
 
 
 def test_what_gives_no_place_gets_no_closer_look(model, processor, source, monkeypatch):

@@ -7,11 +7,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grpo_stream.boxes import Point, Size
+from grpo_stream.grounding.cases import Case
 from grpo_stream.grounding.frames import to_original
 from grpo_stream.images import DEFAULT_LIMITS, ResizeRule, decode
 from grpo_stream.shards.sample import Sample, make_meta
+from grpo_stream.stream.stream_sample import StreamSample
+from grpo_stream.targets import read_target
 from grpo_stream.train.evaluate.second_look import LEAST_SIDE, zoom_in
 from tests.shards.support import image_bytes
+from tests.train.support import make_mixed_sample
 
 RULE = ResizeRule(28, 56 * 56, 224 * 224)
 
@@ -21,8 +25,9 @@ def stored_sample(size, original=None, image=None):
     return Sample("k", image or image_bytes(size), "png", meta)
 
 
-def look(sample, point, zoom, rule: ResizeRule | None = RULE):
-    return zoom_in(sample, point, zoom, rule, DEFAULT_LIMITS)
+def look(stored, point, zoom, rule: ResizeRule | None = RULE, image=0):
+    sample = StreamSample.from_sample(stored, rule)
+    return zoom_in(sample, stored, point, zoom, rule, DEFAULT_LIMITS, image)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +87,38 @@ def test_answers_to_the_crop_are_places_in_the_original(width, height, scale, zo
         )
         assert (back.x, back.y) == pytest.approx(point, abs=1e-6)
         assert back.frame == "original"
+
+
+several = st.lists(st.tuples(sides, sides), min_size=2, max_size=4)
+
+
+@given(several, st.data(), st.floats(1.1, 6), st.floats(0, 1), st.floats(0, 1))
+def test_of_several_images_one_is_cropped_and_answers_to_it_come_back(
+    sizes, data, zoom, across, down
+):
+    """The place is in that image alone; the others are shown, and read, as before."""
+    number = data.draw(st.integers(0, len(sizes) - 1))
+    stored = make_mixed_sample("k", sizes)
+    before = StreamSample.from_sample(stored, RULE)
+    point = (across * sizes[number][0], down * sizes[number][1])
+    sample, view = look(stored, point, zoom, image=number)
+    assert view.image == number
+    for place, size in enumerate(sizes):
+        if place != number:
+            assert np.array_equal(sample.images[place], before.images[place])
+            assert sample.original_sizes[place] == size
+    assert sample.original_sizes[number] == view.size
+    assert sample.model_sizes[number] == RULE.target(view.size)
+    region = view.region
+    x = (point[0] - region.x1) / region.width * sample.model_sizes[number].width
+    y = (point[1] - region.y1) / region.height * sample.model_sizes[number].height
+    for image in range(len(sizes)):
+        target = read_target([0, 0, 9, 9], None, [image], len(sizes))
+        case = Case(f"({x}, {y})", target, before.original_sizes, sample.model_sizes, "model", view)
+        assert case.point is not None
+        if image == number:
+            assert (case.point.x, case.point.y) == pytest.approx(point, abs=1e-6)
+        else:
+            wide, high = sizes[image][0] / sample.model_sizes[image].width, sizes[image][1]
+            high /= sample.model_sizes[image].height
+            assert (case.point.x, case.point.y) == pytest.approx((x * wide, y * high))
