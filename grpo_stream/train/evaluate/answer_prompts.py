@@ -1,6 +1,5 @@
 """Answers of a policy on every sample of a set, on one rank or on many."""
 
-import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,10 +8,8 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from grpo_stream.boxes import Frame, Size
 from grpo_stream.errors import BadSamplesError, ConfigError
@@ -26,10 +23,8 @@ from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.stream.world import World
 from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD
 from grpo_stream.train.batches.collate import PromptCollator, one_or_list
-from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.cluster.process_group import joining_ranks, leave_process_group
-from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
-from grpo_stream.train.prefix.plain import sample_plain
+from grpo_stream.train.evaluate.policy_texts import PolicyTexts
 
 Answer: TypeAlias = Callable[
     [Sequence[StreamSample], Sequence[Sample], int], Sequence[ScoredAnswer]
@@ -75,20 +70,22 @@ def evaluate(
         ConfigError: the set is empty, or its solutions are points; accuracy needs boxes.
         GrpoStreamError: a sample cannot be read.
     """
-    reader = OrderedReader(source, collator.rule, batch_size)
-    return answer_share(
-        model, collator, reader, max_completion_length=max_completion_length, title=title
-    )
+    texts = PolicyTexts(model, collator, max_completion_length)
+
+    def answer(
+        samples: Sequence[StreamSample], stored: Sequence[Sample], first: int
+    ) -> list[ScoredAnswer]:
+        del stored, first
+        return score(samples, texts.greedy(samples), collator.answer_frame)
+
+    return answer_share(OrderedReader(source, collator.rule, batch_size), answer, title=title)
 
 
 def answer_share(
-    model: Any,
-    collator: PromptCollator,
     reader: OrderedReader,
+    answer: Answer,
     *,
-    max_completion_length: int,
     max_bad_samples: int = 0,
-    answer: Answer | None = None,
     title: str | None = "evaluate",
 ) -> Evaluation:
     """Answers the samples of this rank's batches once and scores the answers.
@@ -96,13 +93,10 @@ def answer_share(
     Parser, frames and comparisons are those of the rewards.
 
     Args:
-        model: A policy on its device; left in evaluation mode.
-        collator: Encodes prompts as in training.
         reader: This rank's batches.
-        max_completion_length: Tokens per answer at most.
-        max_bad_samples: More samples that cannot be read end it; so many are left out.
         answer: Answers and scores a batch, given its samples, the same at rest, and its place in
-            the set; None for greedy answers.
+            the set.
+        max_bad_samples: More samples that cannot be read end it; so many are left out.
         title: Stands beside the progress bar; None for no bar.
 
     Raises:
@@ -112,8 +106,6 @@ def answer_share(
     """
     if reader.num_samples_in_all == 0:
         raise ConfigError("source", "0 samples", "must hold at least one sample to be evaluated")
-    config = greedy_config(model, collator.processor.tokenizer, max_completion_length)
-    model.eval()
     done = Evaluation([], [])
     with tqdm(
         total=reader.num_samples,
@@ -134,92 +126,10 @@ def answer_share(
                     samples.append(outcome)
                     stored.append(at_rest)
                     done.ordinals.append(ordinal)
-            if samples and answer is not None:
+            if samples:
                 done.answers.extend(answer(samples, stored, batch.first))
-            elif samples:
-                (texts,) = answer_texts(model, collator, samples, config)
-                done.answers.extend(score(samples, texts, collator.answer_frame))
             progress.update(len(batch.outcomes))
     return done
-
-
-def answer_texts(
-    model: Any,
-    collator: PromptCollator,
-    samples: Sequence[StreamSample],
-    config: GenerationConfig,
-    seeds: Sequence[int | None] = (None,),
-) -> list[list[str]]:
-    """What the policy answers, without control words: per seed a text for each sample.
-
-    Prompts are encoded once. A seed is that of one round of sampling, and leaves the process's own
-    random numbers as they were; None is for greedy answers.
-    """
-    device = next(model.parameters()).device
-    prompts = PromptGroups.from_batch(collator(samples), 1, device)
-    rounds = []
-    for seed in seeds:
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            if seed is not None:
-                torch.manual_seed(seed)
-            rounds.append(generate_texts(model, collator.processor.tokenizer, prompts, config))
-    return rounds
-
-
-def generate_texts(
-    model: Any, tokenizer: Any, prompts: PromptGroups, config: GenerationConfig
-) -> list[str]:
-    """One answer to each of the prompts, without control words."""
-    if prompts.types_name == "mm_token_type_ids":
-        rows = [_generate_together(model, prompts, config, tokenizer.pad_token_id)]
-    else:  # padding and a batch's tensors are each family's own affair: prompts stay alone
-        alone = [prompts.rows(row, row + 1) for row in range(len(prompts.prompt_ids))]
-        rows = [sample_plain(model, group, config) for group in alone]
-    completions = [one for row in rows for one in trim_completions(row, config.eos_token_id)]
-    texts: list[str] = tokenizer.batch_decode(completions, skip_special_tokens=True)
-    return texts
-
-
-def _generate_together(
-    model: Any, prompts: PromptGroups, config: GenerationConfig, pad: int
-) -> torch.Tensor:
-    """Answers of a family whose images follow each other in a batch: (prompts, longest answer)."""
-    ids = pad_left(prompts.prompt_ids, pad)
-    with torch.no_grad():
-        sequences: torch.Tensor = model.generate(
-            input_ids=ids,
-            attention_mask=pad_left([torch.ones_like(row) for row in prompts.prompt_ids], 0),
-            # Without it M-RoPE falls back to text positions, silently.
-            mm_token_type_ids=pad_left(prompts.mm_token_type_ids, 0),
-            **prompts.images(),
-            generation_config=config,
-        )
-    return sequences[:, ids.size(1) :]
-
-
-def greedy_config(model: Any, tokenizer: Any, max_completion_length: int) -> GenerationConfig:
-    """Greedy sampling under the conditions of training."""
-    declared = model.generation_config.eos_token_id
-    several = declared if isinstance(declared, list) else [declared]
-    return GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_completion_length,
-        # Every token that the model or its tokenizer ends an answer with, as trl 1.16 takes them.
-        eos_token_id=sorted({tokenizer.eos_token_id, *(n for n in several if n is not None)}),
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=suppressed_token_ids(tokenizer),
-        # What is not set here is taken from the model, and Qwen2.5-VL's files say 1.05: answers
-        # would be other ones than training sees, which samples without it.
-        repetition_penalty=1.0,
-        disable_compile=True,
-    )
-
-
-def sampling(greedy: GenerationConfig, temperature: float) -> GenerationConfig:
-    """The same, but drawn from the whole distribution, as trl draws in training."""
-    config = copy.deepcopy(greedy)
-    config.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
-    return config
 
 
 def score(

@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from grpo_stream.grounding.cases import Case
 from grpo_stream.grounding.evaluation.answer_metrics import with_first_look, with_samples
@@ -15,8 +12,9 @@ from grpo_stream.images import DEFAULT_LIMITS, ImageLimits
 from grpo_stream.shards.sample import Sample
 from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.targets import target_of
-from grpo_stream.train.batches.collate import PromptCollator, one_or_list
-from grpo_stream.train.evaluate.answer_prompts import answer_texts, greedy_config, sampling, score
+from grpo_stream.train.batches.collate import one_or_list
+from grpo_stream.train.evaluate.answer_prompts import score
+from grpo_stream.train.evaluate.policy_texts import Texts
 from grpo_stream.train.evaluate.second_look import zoom_in
 
 
@@ -41,9 +39,7 @@ class Answerer:
     rank or on what was answered before.
 
     Args:
-        model: A policy on its device, in evaluation mode.
-        collator: Encodes prompts as in training.
-        max_completion_length: Tokens per answer at most.
+        texts: What the policy answers.
         way: How.
         point_radius: See :func:`~grpo_stream.grounding.scores.score_answer`.
         fields: The record's own fields to keep beside each answer.
@@ -52,17 +48,14 @@ class Answerer:
 
     def __init__(
         self,
-        model: Any,
-        collator: PromptCollator,
-        max_completion_length: int,
+        texts: Texts,
         way: AnswerWay,
         *,
         point_radius: float | None = None,
         fields: Sequence[str] = (),
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
-        self._model, self._collator, self._way = model, collator, way
-        self._config = greedy_config(model, collator.processor.tokenizer, max_completion_length)
+        self._texts, self._collator, self._way = texts, texts.collator, way
         self._radius, self._fields, self._limits = point_radius, fields, limits
 
     def __call__(
@@ -77,15 +70,13 @@ class Answerer:
         """
         if self._way.num_samples > 1:
             return self._voted(samples, first)
-        (texts,) = answer_texts(self._model, self._collator, samples, self._config)
-        answers = self._score(samples, texts)
+        answers = self._score(samples, self._texts.greedy(samples))
         return answers if self._way.zoom is None else self._look_again(samples, stored, answers)
 
     def _voted(self, samples: Sequence[StreamSample], first: int) -> list[ScoredAnswer]:
         way = self._way
-        draws = np.random.SeedSequence([way.seed, first]).generate_state(way.num_samples)
-        config = sampling(self._config, way.temperature)
-        rounds = answer_texts(self._model, self._collator, samples, config, draws.tolist())
+        seed = way.seed, first
+        rounds = self._texts.sampled(samples, way.num_samples, way.temperature, seed)
         scored = [self._score(samples, texts) for texts in rounds]
         answers = []
         for sample, texts, given in zip(
@@ -131,8 +122,7 @@ class Answerer:
             image = answers[number].image_number
             shown = samples[number], stored[number], point, self._way.zoom, rule, self._limits
             looks.append(zoom_in(*shown, image))
-        crops = [crop for crop, _ in looks]
-        (texts,) = answer_texts(self._model, self._collator, crops, self._config)
+        texts = self._texts.greedy([crop for crop, _ in looks])
         done = list(answers)
         for number, text, (crop, view) in zip(places, texts, looks, strict=True):
             (second,) = self._score([samples[number]], [text], view, crop)

@@ -57,6 +57,12 @@ class EvaluateArguments:
     num_processes: int = setting(1, "Ranks to start on this machine; 1 under a launcher.")
     device: str = setting("auto", "auto, cpu or cuda.")
     dtype: str = setting("auto", "auto (bfloat16 on a GPU, float32 on the CPU), bfloat16, ...")
+    use_vllm: bool = setting(False, "Answer through a vLLM engine in this process.")
+    vllm_gpu_memory_utilization: float = setting(0.9, "Share of each GPU's memory for the engine.")
+    vllm_tensor_parallel_size: int = setting(1, "GPUs that the engine spans.")
+    vllm_max_model_length: int | None = setting(
+        None, "Tokens of prompt and answer at most; None: the model's own context."
+    )
     attn_implementation: str | None = setting(None, "As transformers names it, for example sdpa.")
     cudnn_attention: bool = same_setting(RunArguments, "cudnn_attention")
     num_resamples: int = setting(2000, "Bootstrap resamples behind the intervals.")

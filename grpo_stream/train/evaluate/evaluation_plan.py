@@ -1,6 +1,7 @@
 """The checks of an evaluation that come before the policy is loaded."""
 
 import dataclasses
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,9 @@ from grpo_stream.stream.sources import Source
 from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.task_file import Task, read_task
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
+from grpo_stream.train.models.model_path import base_model_of
 from grpo_stream.train.models.policy import policy_config
-from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.setup.arguments import TaskArguments
 from grpo_stream.train.setup.open_data import check_template, image_limits, open_source
 
@@ -75,6 +77,8 @@ def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:
     _check_numbers(args, world)
     check_report_folder(args.report, overwrite=args.overwrite)
     config = policy_config(args.model)
+    if args.use_vllm:
+        check_engine(args, world)
     task, template_name = _task(args, config)
     source = _open_source(args)
     if int(source.shard_counts.sum()) == 0:
@@ -85,6 +89,9 @@ def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:
     for other in others:
         check_same_data(other, source.digest)
     processor = load_processor(args.model, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    if args.use_vllm and known_rule(processor.image_processor) is None:
+        expected = f"is for families with Qwen-VL's patches, not {config.model_type}; leave it out"
+        raise ConfigError("use_vllm", True, expected)
     fields = tuple(dict.fromkeys((*(args.by or ()), *DEFAULT_FIELDS)))
     return EvaluationPlan(args, world, source, task, template_name, processor, fields, others)
 
@@ -152,6 +159,42 @@ def _check_way(args: EvaluateArguments) -> None:
         raise ConfigError("temperature", args.temperature, expected)
     if not args.temperature > 0:
         raise ConfigError("temperature", args.temperature, "must be above 0, for example 0.7")
+
+
+def check_engine(args: EvaluateArguments, world: World) -> None:
+    """Checks what an engine needs, before anything is loaded.
+
+    Raises:
+        ConfigError: naming what does not go with it, and a way out.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        expected = "needs the package vllm: pip install 'trl[vllm]'; or leave it out"
+        raise ConfigError("use_vllm", True, expected)
+    num_ranks = max(world.world_size, args.num_processes)
+    if num_ranks > 1:
+        expected = (
+            f"is one process that spans GPUs, not {num_ranks} ranks; start one, with "
+            f"vllm_tensor_parallel_size={num_ranks}"
+        )
+        raise ConfigError("use_vllm", True, expected)
+    if base_model_of(args.model) is not None:
+        expected = (
+            "is a LoRA adapter, which use_vllm does not merge; merge it with "
+            "launch/export.py --checkpoint CHECKPOINT --to FOLDER, or leave out use_vllm"
+        )
+        raise ConfigError("model", args.model, expected)
+    for name, default in (("attn_implementation", None), ("device", "auto")):
+        value = getattr(args, name)
+        if value != default:
+            expected = f"is chosen by the engine of use_vllm; leave it at {default}"
+            raise ConfigError(name, value, expected)
+    if not 0 < args.vllm_gpu_memory_utilization <= 1:
+        expected = "must be above 0 and at most 1, for example 0.9"
+        raise ConfigError("vllm_gpu_memory_utilization", args.vllm_gpu_memory_utilization, expected)
+    for name in ("vllm_tensor_parallel_size", "vllm_max_model_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(name, value, "must be at least 1, or left out")
 
 
 def _task(args: EvaluateArguments, config: PreTrainedConfig) -> tuple[Task, str]:

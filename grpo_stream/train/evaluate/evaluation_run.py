@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ from grpo_stream.train.evaluate.answer_prompts import (
     join_ranks,
 )
 from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
+from grpo_stream.train.evaluate.engine_texts import EngineTexts, make_engine
+from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import EvaluationPlan
+from grpo_stream.train.evaluate.policy_texts import PolicyTexts, Texts
 from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.models.vision_attention import batch_windows
 from grpo_stream.train.setup.open_data import image_limits
@@ -55,7 +58,6 @@ def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
     args, world = plan.args, plan.world
     join_ranks(world)
     device = _device(plan)
-    model = _load(plan, device)
     collator = PromptCollator(
         plan.processor,
         plan.task.template,
@@ -75,23 +77,20 @@ def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
     )
     started = time.monotonic()
     ranks = "" if world.world_size == 1 else f", rank 0 of {world.world_size}"
-    share = answer_share(
-        model,
-        collator,
-        reader,
-        max_completion_length=args.max_completion_length,
-        max_bad_samples=args.max_bad_samples,
-        answer=Answerer(
-            model,
-            collator,
-            args.max_completion_length,
+    with _texts(plan, collator, device) as texts:
+        answer = Answerer(
+            texts,
             AnswerWay(args.zoom, args.num_samples, args.temperature or 1.0, args.seed),
             point_radius=args.point_radius,
             fields=plan.fields,
             limits=limits,
-        ),
-        title=None if world.rank else f"evaluate{ranks}",
-    )
+        )
+        share = answer_share(
+            reader,
+            answer,
+            max_bad_samples=args.max_bad_samples,
+            title=None if world.rank else f"evaluate{ranks}",
+        )
     evaluation = gather_shares(share, world)
     if evaluation is None:
         return None
@@ -102,6 +101,11 @@ def _run(plan: EvaluationPlan) -> tuple[dict[str, Any], Path] | None:
     return results, write_run(args.report, results, evaluation.answers, page)
 
 
+def _packages(args: EvaluateArguments) -> tuple[str, ...]:
+    """What answers depend on."""
+    return ("torch", "transformers", *(["vllm"] if args.use_vllm else []))
+
+
 def _device(plan: EvaluationPlan) -> torch.device:
     wanted = plan.args.device
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
@@ -109,11 +113,25 @@ def _device(plan: EvaluationPlan) -> torch.device:
     return torch.device("cuda", plan.world.local_rank % max(1, torch.cuda.device_count()))
 
 
-def _load(plan: EvaluationPlan, device: torch.device) -> Any:
+@contextmanager
+def _texts(plan: EvaluationPlan, collator: PromptCollator, device: torch.device) -> Iterator[Texts]:
+    """The policy, ready to answer; an engine ends with it."""
     args = plan.args
     dtype = args.dtype
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
+    if args.use_vllm:
+        engine = make_engine(
+            args.model,
+            dtype,
+            args.seed,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            max_model_length=args.vllm_max_model_length,
+        )
+        with closing(EngineTexts(engine, collator, args.max_completion_length)) as texts:
+            yield texts
+        return
     more = (
         {}
         if args.attn_implementation is None
@@ -121,7 +139,7 @@ def _load(plan: EvaluationPlan, device: torch.device) -> Any:
     )
     model = load_policy(args.model, dtype=dtype, **more).to(device)
     batch_windows(model)
-    return model
+    yield PolicyTexts(model, collator, args.max_completion_length)
 
 
 def _results(
@@ -159,7 +177,7 @@ def _results(
         "settings": args.shown() | {"world_size": plan.world.world_size},
         "versions": {
             "grpo_stream": grpo_stream.__version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+            **{name: importlib.metadata.version(name) for name in _packages(args)},
             "python": platform.python_version(),
         },
         "timing": {

@@ -13,7 +13,7 @@ from grpo_stream.grounding.scores import score_answer
 from grpo_stream.targets import IMAGES_FIELD, WANTED_FIELD
 from grpo_stream.train.batches.collate import IGNORED_LABEL, Batch
 from grpo_stream.train.batches.groups import PromptGroups
-from grpo_stream.train.evaluate.answer_prompts import generate_texts, greedy_config
+from grpo_stream.train.evaluate.policy_texts import generate_texts, greedy_config
 
 _NOT_SCORED = -1
 ACCURACY = "eval_point_accuracy"

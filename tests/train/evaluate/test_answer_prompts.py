@@ -18,6 +18,8 @@ from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.evaluate.answer_prompts import answer_share, evaluate, score
+from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
+from grpo_stream.train.evaluate.policy_texts import PolicyTexts
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.models.tiny import make_tiny_policy
 from tests.shards.support import write_set
@@ -202,12 +204,13 @@ class TestEvaluate:
             )
         collator = make_collator(processor)
         reader = OrderedReader(records, collator.rule, 3)
-        share = answer_share(model, collator, reader, max_completion_length=2, max_bad_samples=2)
+        answer = Answerer(PolicyTexts(model, collator, 2), AnswerWay())
+        share = answer_share(reader, answer, max_bad_samples=2)
         assert share.ordinals == [0, 1]
         assert len(share.answers) == 2
         assert [where.partition(":")[0] for where in share.bad_samples] == ["record 2", "record 3"]
         with pytest.raises(BadSamplesError, match=r"2 samples.*max_bad_samples=1"):
-            answer_share(model, collator, reader, max_completion_length=2, max_bad_samples=1)
+            answer_share(reader, answer, max_bad_samples=1)
 
     def test_an_empty_set_is_refused(self, model, processor, tmp_path):
         write_set(tmp_path, [])

@@ -6,6 +6,7 @@ from grpo_stream.stream.world import World
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.evaluate.answer_prompts import answer_share, evaluate
 from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
+from grpo_stream.train.evaluate.policy_texts import PolicyTexts
 from tests.shards.support import write_set
 from tests.stream.remote_support import RemoteStore
 from tests.train.support import MIXED_SIZES, make_collator, make_mixed_sample, write_mixed_set
@@ -33,10 +34,8 @@ def policy(model, processor, monkeypatch):
 def answers_of(policy, processor, source, way, world=None, **changes):
     collator = make_collator(processor, **changes)
     reader = OrderedReader(source, collator.rule, 3, world)
-    answer = Answerer(policy, collator, 3, way)
-    return answer_share(
-        policy, collator, reader, max_completion_length=3, answer=answer, title=None
-    )
+    answer = Answerer(PolicyTexts(policy, collator, 3), way)
+    return answer_share(reader, answer, title=None)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["zoom", "vote"])
