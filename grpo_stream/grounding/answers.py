@@ -109,7 +109,11 @@ def is_refusal(parsed: Parsed) -> bool:
 
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,32}\|>")
 _WIDE = str.maketrans(
-    "\uff08\uff09\uff0c\uff1a\uff1b\uff3b\uff3d\u3010\u3011\uff5b\uff5d", "(),:;[][]{}"
+    {
+        # "fullwidth" forms of marks and digits, and other signs for the same
+        **{chr(0xFEE0 + ord(mark)): mark for mark in "(),:;[]{}.-=0123456789"},
+        **dict(zip("\u3010\u3011\u3001\u2212", "[],-", strict=True)),
+    }
 )
 _SCOPES = (("<|box_start|>", "<|box_end|>"), ("<point>", "</point>"), ("<box>", "</box>"))
 _MAX_CACHED_CHARS = 2_048
@@ -207,7 +211,7 @@ def _read_piece(said: str) -> tuple[Parsed, list[Answer]]:
     """The first answer of a text without tags, and all of its places where that is one."""
     said = _SPECIAL_TOKEN.sub(" ", said)
     if not said.isascii():
-        said = said.translate(_WIDE)  # Chinese punctuation, as Qwen writes at times
+        said = said.translate(_WIDE)  # as Qwen writes at times, in Chinese
     if not said.strip():
         return ParseFailure("empty"), []
     found = NumberGroups(said)

@@ -78,6 +78,8 @@ class NumberGroups:
             if kind in {"number", "special"}:
                 run, value = stack[-1], float(word)
                 self.num_numbers += 1
+                if len(stack) == 1:
+                    gap_is_glue = False  # as the number of the next item of a list
                 run.numbers.append(value)
                 if axis is not None:
                     run.axes.setdefault(axis, value)
@@ -111,7 +113,7 @@ class NumberGroups:
     def shapes(self) -> list[list[float]]:
         """Groups of 2 or 4 numbers in their order: behind a known key if any is, or else all.
 
-        Two pairs side by side, and no third, are one of four.
+        Two pairs side by side, and no third, are one of four, unless each says x and y.
         """
         fitting = [i for i, group in enumerate(self.groups) if group.fits]
         fitting = [i for i in fitting if self.groups[i].has_key] or fitting
@@ -124,8 +126,10 @@ class NumberGroups:
             end = start + 1
             while end < len(self.groups) and self.groups[end].follows:
                 end += 1
-            run = [group.values() for group in self.groups[start:end]]
+            near = self.groups[start:end]
+            run = [group.values() for group in near]
             is_pair = len(run) == 2 and all(len(numbers) == 2 for numbers in run)
+            is_pair &= not all(group.values() is not group.numbers for group in near)
             shapes.append(run[0] + run[1] if is_pair else run[0])
         return shapes
 

@@ -45,7 +45,7 @@ def test_answers_are_read(start, end, numbers):
 
 def test_all_answers_of_a_text_are_read():
     table = rows(section("| text | answers |", "**Refusals.**"))
-    assert len(table) == 5
+    assert len(table) == 6
     for text, shown in table:
         expected = [tuple(map(float, one.split(","))) for one in re.findall(r"\((.*?)\)", shown)]
         assert [a.numbers for a in parse_answers(text.strip("`")).places] == expected

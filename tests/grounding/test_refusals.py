@@ -39,6 +39,32 @@ TERMINATE = '{"name": "computer_use", "arguments": {"action": "terminate", "stat
         "The 2nd of 3 buttons was not found.",
         "<think>is it at (1, 2)?</think><answer>not found</answer>",
         "<point>not found</point>",
+        "[null, null]",
+        '{"point_2d": [null, null]}',
+        '{"boxes": []}',
+        "Not applicable.",
+        "```FAIL```",
+        "terminate",
+        "Action: call_user()",
+        '{"action_type": "status", "goal_status": "infeasible"}',
+        '{"result": "negative"}',
+        '{"found": false, "reason": "no button here"}',
+        '[{"name": "computer_use", "arguments": {"action": "wait"}}, {"name": "terminate"}]',
+        "Target not present",
+        "Element not visible on the screen.",
+        'There is no "Save" button in this image.',
+        "There isn't a save button.",
+        "Unable to locate the element.",
+        "The save button is missing from the screen",
+        "The task is infeasible.",
+        "图中没有保存按钮",
+        "目标不在图像中。",
+        "无法定位该元素",
+        "屏幕上未出现该图标",
+        "没有对应的元素",
+        "看不到这个按钮",
+        "无",
+        "图片中不包含该元素",
     ],
 )
 def test_a_refusal_in_words_is_read(text):
@@ -57,6 +83,8 @@ def test_a_refusal_in_words_is_read(text):
         "<answer>(-1, -1)</answer>",
         '{"action": "terminate", "coordinate": [-1, -1]}',
         "(-1, -1), or maybe at (3, 4)",
+        "\uff3b\uff0d\uff11\uff0c\uff0d\uff11\uff3d",
+        "[\u22121, \u22121]",
     ],
 )
 def test_a_refusal_in_numbers_has_them(text):
@@ -81,12 +109,34 @@ def test_a_refusal_in_numbers_has_them(text):
         "nonetheless",
         "a nullable type",
         "determinate (",
+        "There is no doubt: the button at the top",
+        "failing that, the menu",
+        "Can you tell me which one? None of them is named.",
+        '{"found": true}',
+        "finished(content='done')",
+        "没问题, 点击保存",
+        "There is no such button, but the nearest is at (3, 4)",
     ],
 )
 def test_what_is_no_refusal(text):
     assert not is_refusal(parse_answer(text))
 
 
-@pytest.mark.parametrize("unit", ["no ", "no element ", "[", "[ ", "bbox : ", "terminate ", "no_"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "there is no ",
+        "没",
+        "图",
+        "[null,",
+        "no ",
+        "no element ",
+        "[",
+        "[ ",
+        "bbox : ",
+        "terminate ",
+        "no_",
+    ],
+)
 def test_the_longest_text_takes_no_time_to_speak_of(unit):
     assert isinstance(parse_answer((unit * 60_000)[:60_000]), (ParseFailure, Refusal))

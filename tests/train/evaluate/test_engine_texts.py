@@ -1,5 +1,6 @@
 """Evaluation through an engine, with a stand-in that keeps what it is handed."""
 
+import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -10,7 +11,7 @@ from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.stream.ordered_reader import OrderedReader
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.evaluate import evaluation_plan, second_look
+from grpo_stream.train.evaluate import second_look
 from grpo_stream.train.evaluate.answer_prompts import answer_share
 from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
 from grpo_stream.train.evaluate.engine_texts import EngineTexts
@@ -146,7 +147,7 @@ def test_another_number_of_image_tokens_is_named(engine, source):
     ],
 )
 def test_what_does_not_go_with_an_engine_is_refused(monkeypatch, changes, world_size, words):
-    monkeypatch.setattr(evaluation_plan.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     args = EvaluateArguments(model="m", report="r", use_vllm=True, **changes)
     with pytest.raises(ConfigError, match=words):
         check_engine(args, World(0, world_size))
@@ -154,10 +155,10 @@ def test_what_does_not_go_with_an_engine_is_refused(monkeypatch, changes, world_
 
 def test_an_engine_needs_its_package_and_whole_weights(monkeypatch, tmp_path):
     args = EvaluateArguments(model=str(tmp_path), report="r", use_vllm=True)
-    monkeypatch.setattr(evaluation_plan.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="pip install"):
         check_engine(args, World(0, 1))
-    monkeypatch.setattr(evaluation_plan.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     check_engine(args, World(0, 1))
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
     with pytest.raises(ConfigError, match=r"LoRA adapter.*launch/export.py"):
