@@ -1,9 +1,10 @@
 """Kills a training run again and again, and compares it with one that nobody disturbed.
 
-A tiny policy is trained on generated shapes, once to the end. Then the same command is started,
-killed with SIGKILL at a random moment (also while it saves), started again, and so on; whenever a
-run has reached its end, the next one begins. Each must have seen the same samples at the same
-global steps, logged the same values, and hold the same weights, bit for bit.
+A tiny policy is trained on generated shapes, or on the committed screenshots, once to the end. Then
+the same command is started, killed with SIGKILL at a random moment (also while it saves), started
+again, and so on; whenever a run has reached its end, the next one begins. Each must have seen the
+same samples at the same global steps, logged the same values, and hold the same weights, bit for
+bit.
 """
 
 import argparse
@@ -26,6 +27,9 @@ from benchmarks.command_line import Commands, new_command
 from launch.make_shapes import write_set
 
 _ROOT = Path(__file__).resolve().parents[2]
+_SCREENSHOTS = _ROOT / "data/screenshots"
+_NUM_RECORDS = 24
+_MAX_SCREENSHOT_PIXELS = 128 * 32 * 32
 ZERO3 = _ROOT / "ds_configs/zero3_cpu.json"
 _TIMED = ("time/", "speed/", "health/", "stream/", "step_time", "train_")
 """Logged values that depend on the clock, or on how far was read ahead."""
@@ -64,6 +68,7 @@ def add_command(commands: Commands) -> None:
     add("--num-ranks", type=int, default=1, help="more than one: ZeRO-3 (%(default)s)")
     add("--num-steps", type=int, default=8, help="global steps of a run (%(default)s)")
     add("--family", default="qwen2_5_vl", help="of the policy, a model_type (%(default)s)")
+    add("--screenshots", action="store_true", help="in place of generated shapes")
     add("--mixed-images", action="store_true", help="records of one, two and no images in turn")
     add("--seed", type=int, default=0, help="of the moments (%(default)s)")
     add("--json", action="store_true", help="print the figures as JSON")
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             num_steps=args.num_steps,
             seed=args.seed,
             family=args.family,
+            takes_screenshots=args.screenshots,
             mixes_images=args.mixed_images,
         )
     if args.json:
@@ -107,6 +113,7 @@ def measure(
     num_steps: int = 6,
     seed: int = 0,
     family: str = "qwen2_5_vl",
+    takes_screenshots: bool = False,
     mixes_images: bool = False,
 ) -> dict[str, Any]:
     """Kills and compares.
@@ -119,6 +126,7 @@ def measure(
         num_steps: Global steps of a run.
         seed: Of the moments.
         family: Of the policy.
+        takes_screenshots: The images are of ``data/screenshots``.
         mixes_images: Records have one, two and no images in turn.
 
     Returns:
@@ -129,7 +137,10 @@ def measure(
     """
     started = time.monotonic()
     rng = random.Random(seed)  # noqa: S311 - moments, no secrets
-    settings = prepare(folder, family, mixes_images=mixes_images) | {"max_steps": num_steps}
+    settings = prepare(
+        folder, family, takes_screenshots=takes_screenshots, mixes_images=mixes_images
+    )
+    settings["max_steps"] = num_steps
     if num_ranks > 1:
         settings["deepspeed"] = ZERO3
     whole = Run(server, folder / "whole", num_ranks, settings)
@@ -250,18 +261,35 @@ class Run:
 
 
 def prepare(
-    folder: Path, family: str = "qwen2_5_vl", *, mixes_images: bool = False
+    folder: Path,
+    family: str = "qwen2_5_vl",
+    *,
+    takes_screenshots: bool = False,
+    mixes_images: bool = False,
 ) -> dict[str, Any]:
     """Makes data and policy; the settings of a run on them, by the names of their flags."""
     from grpo_stream.train.models.tiny import make_tiny_policy, read_prompts  # noqa: PLC0415 - torch
 
-    records = write_set(folder / "shapes", 24, seed=0, quiet=True)
+    if takes_screenshots:
+        records, root = _write_screenshots(folder / "records.json"), _SCREENSHOTS
+    else:
+        records = write_set(folder / "shapes", _NUM_RECORDS, seed=0, quiet=True)
+        root = records.parent
     texts = [*read_prompts([records]), "(1, 2) 34567890"]
     if mixes_images:
         _mix_images(records)
     policy = make_tiny_policy(folder / "tiny", texts, family=family)
-    data = {"model_name_or_path": policy, "json": records, "images_root": records.parent}
+    data = {"model_name_or_path": policy, "json": records, "images_root": root}
+    if takes_screenshots:
+        data["max_pixels"] = _MAX_SCREENSHOT_PIXELS
     return _SETTINGS | data
+
+
+def _write_screenshots(path: Path) -> Path:
+    """Records of the committed screenshots, of all their sizes."""
+    records = json.loads((_SCREENSHOTS / "records.json").read_text())
+    path.write_text(json.dumps(records[:: len(records) // _NUM_RECORDS][:_NUM_RECORDS]))
+    return path
 
 
 def _mix_images(path: Path) -> None:

@@ -19,6 +19,9 @@ pytestmark = [
 ]
 
 
+FORKED = {"family": "qwen3_5", "takes_screenshots": True}
+
+
 @pytest.fixture(scope="module")
 def server():
     with rank_server() as server:
@@ -30,11 +33,12 @@ def server():
     [
         (1, 4, 5, {}),
         (2, 2, 4, {}),
-        (2, 2, 4, {"family": "qwen3_5"}),
         # Of a seed whose kill is in the midst of a later save, whatever the machine's speed.
         (2, 1, 4, {"mixes_images": True, "seed": 404}),
+        (2, 1, 4, FORKED | {"seed": 404}),
+        (2, 1, 4, FORKED | {"mixes_images": True, "seed": 404}),
     ],
-    ids=["one rank", "two ranks", "forked", "one, two and no images"],
+    ids=["one rank", "two ranks", "mixed images", "forked", "forked, mixed images"],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(
     server, tmp_path, num_ranks, num_kills, num_steps, changes
