@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
         use_expandable_segments()
         kernels = choose_attention_kernels(cudnn_attention=args.cudnn_attention)
         if plan.world.rank == 0:
-            for line in [*plan.readings, f"cuDNN attention: {kernels}"]:
+            notes = [f"note: {note}" for note in plan.notes]
+            for line in [*plan.readings, *notes, f"cuDNN attention: {kernels}"]:
                 print(line)
         done = run_evaluation(plan)
     except GrpoStreamError as error:

@@ -99,6 +99,16 @@ class SelectedSource(SourceOverSource[Source]):
         return found.hexdigest()
 
     @property
+    def num_multi_image(self) -> int:
+        """Samples of several images in the whole set, chosen or not."""
+        return getattr(self._samples, "num_multi_image", 0)
+
+    @property
+    def num_text_only(self) -> int:
+        """Samples without images in the whole set, chosen or not."""
+        return getattr(self._samples, "num_text_only", 0)
+
+    @property
     def shard_counts(self) -> Indices:
         """int64, shape (num_shards,): places per shard; a shard may have none."""
         return self._counts

@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.micro_steps import first_of
+from grpo_stream.train.batches.prompt_check import check_prompts
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.checkpoints.universal import zero_stage_of
@@ -139,11 +140,13 @@ class StreamingSFTTrainer(SFTTrainer):
                 processor,
                 template,
                 frame,
+                chat_template_kwargs=self._task.template_variables,
                 max_prompt_tokens=train_dataset.config.max_prompt_tokens,
             ),
             answers,
             args.per_device_train_batch_size,
         )
+        check_prompts(collator.prompts, train_dataset.sources)
         # trl looks at a sample of its own kinds of data sets; ours is read in get_train_dataloader.
         empty = Dataset.from_list([{"messages": [], "images": []}])
         empty_eval = None if eval_dataset is None else empty

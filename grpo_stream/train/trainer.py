@@ -28,6 +28,7 @@ from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.complete_batch import CompletedCollator
 from grpo_stream.train.batches.finite_rewards import check_finite
 from grpo_stream.train.batches.groups import cut_micro_batches
+from grpo_stream.train.batches.prompt_check import check_prompts
 from grpo_stream.train.batches.view_batches import ViewCollator, check_view_settings, views_of
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.task_file import Task, write_task
@@ -198,6 +199,10 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             train_dataset, eval_dataset, args, checked.num_lanes, images, checks_sizes=is_ours
         )
         _check_streams(streams, args, template, refill_zero_variance)
+        words = (processor, template, frame)
+        own = _own_collator(*words, args, image_processor, images_root, streams[0])
+        if is_ours:
+            check_prompts(own, streams[0].sources)
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
@@ -206,8 +211,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
         policy = continued_adapter(model, args)
         super().__init__(policy, rewards, args, empty, empty_eval, processor, **kwargs)
-        words = (processor, template, frame)
-        own = _own_collator(*words, args, image_processor, images_root, streams[0])
         self.data_collator = data_collator or own
         collate = own if data_collator is None else CompletedCollator(data_collator, own)
         for one in filter(None, (self.model, self.ref_model)):

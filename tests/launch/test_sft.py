@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from grpo_stream.errors import ConfigError
 from grpo_stream.train.setup.settings_parser import SettingsParser
 from grpo_stream.train.supervised.supervised_plan import make_settings, plan_supervised, read_flags
 from shard_builder.cli import main as shard_builder
@@ -55,6 +56,19 @@ def test_a_dry_run_loads_nothing(shards, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "no weights were loaded" in said
     assert "taught is the solution" in said
+
+
+def test_variables_of_the_chat_template(tmp_path):
+    policy = ROOT / "data/tiny_policy"
+    words = ["--model_name_or_path", policy, "--shards", write_shapes(tmp_path, 4).shards]
+    words += ["--output_dir", tmp_path / "out", "--per_device_train_batch_size", 2]
+    (tmp_path / "run.yaml").write_text("chat_template_kwargs: {enable_thinking: false}")
+    flag = ["--chat_template_kwargs", '{"enable_thinking": false}']
+    for given in (flag, ["--config", tmp_path / "run.yaml"]):
+        (note,) = planned(*words, *given).notes
+        assert "the model's chat template knows no enable_thinking, which has no effect" in note
+    with pytest.raises(ConfigError, match="chat_template_kwargs='no': must be a mapping"):
+        planned(*words, "--chat_template_kwargs", "no")
 
 
 def test_images_with_their_records(grouped):

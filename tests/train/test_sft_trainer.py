@@ -42,6 +42,14 @@ def test_an_override_names_what_it_overrides(method):
     assert importlib.metadata.version(package).startswith(f"{version}.")
 
 
+def test_variables_of_the_chat_template_reach_rows_and_task(make_sft, tmp_path):
+    trainer = make_sft(task={"chat_template_kwargs": '{"greeting": "Good morning. "}'})
+    assert trainer.data_collator.prompts.chat_template_kwargs == {"greeting": "Good morning. "}
+    trainer.save_model(str(tmp_path / "model"))
+    task = json.loads((tmp_path / "model/task.json").read_text())
+    assert task["chat_template_kwargs"] == {"greeting": "Good morning. "}
+
+
 @pytest.fixture
 def make_sft_args(tmp_path):
     def make(**changes):

@@ -103,7 +103,7 @@ class PromptCollator:
     def __call__(self, features: Sequence[StreamSample | Mapping[str, Any]]) -> Batch:
         """See the class."""
         samples = [self._loaded(feature) for feature in features]
-        prompts = [self._messages(sample) for sample in samples]
+        prompts = [self.conversation(sample) for sample in samples]
         encoded = self.encoded(samples, prompts)
         for sample, ids in zip(samples, encoded["prompt_ids"], strict=True):
             self._check_length(sample, ids)
@@ -120,7 +120,7 @@ class PromptCollator:
 
     def prompt_ids(self, sample: StreamSample, grid: torch.Tensor) -> torch.Tensor:
         """``prompt_ids`` of one more prompt about an image of ``grid``, shape (3,)."""
-        ids = self._prompt_ids(self._messages(sample), grid[None])
+        ids = self._prompt_ids(self.conversation(sample), grid[None])
         self._check_length(sample, ids)
         return ids
 
@@ -139,7 +139,7 @@ class PromptCollator:
         counts = [len(sample.images) for sample in samples]
         spare = {} if all(counts) else {"spare_media": self.spare_media}
         if self.rule is None:
-            pixels, texts = [sample.images for sample in samples], map(self._text, prompts)
+            pixels, texts = [sample.images for sample in samples], map(self.text, prompts)
             encoded = encode_by_processor(self.processor, pixels, list(texts))
             return {**encoded, "num_images": counts, **spare}
         images, grids = self._images(samples)
@@ -153,7 +153,7 @@ class PromptCollator:
         if self.rule is not None:
             encoded = self.image_processor(images=[image], return_tensors="pt")
             return {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
-        text = self._text(messages(TEMPLATES["plain"], "", _SPARE_SIZE))
+        text = self.text(messages(TEMPLATES["plain"], "", _SPARE_SIZE))
         spare: Media = encode_by_processor(self.processor, [[np.asarray(image)]], [text])["media"][
             0
         ]
@@ -196,14 +196,16 @@ class PromptCollator:
         tensors = [one_or_list(map(image_tensor, sample.images)) for sample in samples]
         return tensors, torch.tensor(grids, dtype=torch.int64).reshape(-1, 3)
 
-    def _messages(self, sample: StreamSample) -> list[dict[str, Any]]:
+    def conversation(self, sample: StreamSample) -> list[dict[str, Any]]:
+        """What is put to the model, with a place for each image."""
         sizes = [
             frame_size(self.answer_frame, model_size=model, original_size=original)
             for model, original in zip(sample.model_sizes, sample.original_sizes, strict=True)
         ]
         return messages(self.template, sample.prompt, *sizes)
 
-    def _text(self, prompt: list[dict[str, Any]]) -> str:
+    def text(self, prompt: Sequence[dict[str, Any]]) -> str:
+        """A conversation by the model's own chat template, up to where it answers."""
         text: str = self.processor.apply_chat_template(
             prompt, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
         )
@@ -211,7 +213,7 @@ class PromptCollator:
 
     def _prompt_ids(self, prompt: list[dict[str, Any]], grids: torch.Tensor) -> torch.Tensor:
         """Token ids with the image placeholders repeated, as Qwen's processor does in text."""
-        text = self._text(prompt)
+        text = self.text(prompt)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         found = ids.count(self._image_token_id)
         if found != len(grids):

@@ -7,6 +7,7 @@ from typing import Any
 from grpo_stream.flags import same_setting, setting
 from grpo_stream.printable import mask_secrets
 from grpo_stream.records.formats.rules import BoxFormat, Coords
+from grpo_stream.train.models.chat_template import KWARGS_HELP
 from grpo_stream.train.setup.arguments import DataArguments, RunArguments
 
 
@@ -41,6 +42,9 @@ class EvaluateArguments:
     )
     answer_frame: str | None = setting(
         None, "As in training; None: what the checkpoint tells, else the model family's."
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = setting(
+        None, f"{KWARGS_HELP} None: what the checkpoint tells."
     )
     min_pixels: int | None = same_setting(DataArguments, "min_pixels")
     max_pixels: int | None = same_setting(DataArguments, "max_pixels")

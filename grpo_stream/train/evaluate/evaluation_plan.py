@@ -27,8 +27,11 @@ from grpo_stream.stream.open_records import open_records
 from grpo_stream.stream.ordered_reader import spread_samples
 from grpo_stream.stream.sources import Source
 from grpo_stream.stream.world import World
+from grpo_stream.train.batches.collate import PromptCollator
+from grpo_stream.train.batches.prompt_check import check_prompts
 from grpo_stream.train.checkpoints.task_file import Task, read_task
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
+from grpo_stream.train.models.chat_template import chat_template_notes, chat_template_variables
 from grpo_stream.train.models.model_path import base_model_of
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
@@ -58,6 +61,11 @@ class EvaluationPlan:
         """The data set as the user named it."""
         names = [str(self.args.shards)] if self.args.json is None else self.args.json
         return list(map(mask_secrets, names))
+
+    @property
+    def notes(self) -> list[str]:
+        """What works, but should be known."""
+        return chat_template_notes(self.processor, self.task.chat_template_kwargs)
 
     @property
     def readings(self) -> tuple[str, ...]:
@@ -92,6 +100,9 @@ def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:
     if args.use_vllm and known_rule(processor.image_processor) is None:
         expected = f"is for families with Qwen-VL's patches, not {config.model_type}; leave it out"
         raise ConfigError("use_vllm", True, expected)
+    variables = task.chat_template_kwargs
+    words = (processor, task.template, task.answer_frame)
+    check_prompts(PromptCollator(*words, chat_template_kwargs=variables), [source])
     fields = tuple(dict.fromkeys((*(args.by or ()), *DEFAULT_FIELDS)))
     return EvaluationPlan(args, world, source, task, template_name, processor, fields, others)
 
@@ -198,7 +209,7 @@ def check_engine(args: EvaluateArguments, world: World) -> None:
 
 
 def _task(args: EvaluateArguments, config: PreTrainedConfig) -> tuple[Task, str]:
-    """Template and frame: flags, then the checkpoint's own, then the defaults of training."""
+    """How the policy is asked: flags, then the checkpoint's own, then the defaults of training."""
     told = read_task(args.model)
     frame = args.answer_frame
     if frame is None and told is not None:
@@ -208,7 +219,10 @@ def _task(args: EvaluateArguments, config: PreTrainedConfig) -> tuple[Task, str]
     if args.prompt_template is not None or template is None:
         name = args.prompt_template or TaskArguments.prompt_template
         template = load_template(name, config.model_type)
-    return Task(template, frame, {} if told is None else told.chat_template_kwargs), name
+    variables = {} if told is None else told.chat_template_kwargs
+    if args.chat_template_kwargs is not None:
+        variables = chat_template_variables(args.chat_template_kwargs)
+    return Task(template, frame, variables), name
 
 
 def _open_source(args: EvaluateArguments) -> Source:

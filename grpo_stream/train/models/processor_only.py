@@ -54,6 +54,10 @@ def encode_by_processor(
     if not all("pixel_values" in own for own, images in zip(media, pixels, strict=True) if images):
         expected = f"makes {', '.join(sorted(names))}, but no pixel_values"
         raise ConfigError("model_name_or_path", type(processor).__name__, expected)
+    rows = {len(one["input_ids"]) for one in encoded}
+    if rows != {1}:
+        expected = f"makes {max(rows)} rows of tokens of one prompt, which cannot be told apart"
+        raise ConfigError("model_name_or_path", type(processor).__name__, expected)
     ids = [one["input_ids"][0] for one in encoded]
     return {
         "pixel_values": [

@@ -163,7 +163,7 @@ def check_template(template: PromptTemplate, sources: Sequence[Source]) -> None:
     if template.takes_several:
         return
     for source in sources:
-        count = source.num_multi_image if isinstance(source, ShardSource | RecordSource) else 0
+        count = getattr(source, "num_multi_image", 0)
         if count:
             found = f"{count} samples of several images"
             raise ConfigError("prompt_template", found, NEEDS_SEVERAL)

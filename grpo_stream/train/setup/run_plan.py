@@ -11,11 +11,6 @@ from typing import Any
 import torch
 from trl import GRPOConfig, ModelConfig
 
-from grpo_stream.boxes import Frame
-from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.frames import answer_frame_for
-from grpo_stream.grounding.prompts import PromptTemplate, load_template
-from grpo_stream.images import ResizeRule
 from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
 from grpo_stream.train.batches.view_batches import check_view_settings
@@ -23,10 +18,7 @@ from grpo_stream.train.models.cuda_settings import (
     choose_attention_kernels,
     use_expandable_segments,
 )
-from grpo_stream.train.models.master_weights import check_dtype
-from grpo_stream.train.models.model_path import EXAMPLE, base_model_of, check_model_path
 from grpo_stream.train.models.policy import policy_config
-from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.prefix.ways import ways_to_try
 from grpo_stream.train.setup.accelerate_launch import describe_deepspeed, precision_of
 from grpo_stream.train.setup.arguments import (
@@ -36,6 +28,7 @@ from grpo_stream.train.setup.arguments import (
     TaskArguments,
 )
 from grpo_stream.train.setup.deepspeed_config import check_batch_arithmetic, load_zero_config
+from grpo_stream.train.setup.model_checks import check_model
 from grpo_stream.train.setup.open_data import (
     OpenSources,
     check_template,
@@ -52,7 +45,6 @@ from grpo_stream.train.setup.run_summary import (
     describe_prompt,
 )
 from grpo_stream.train.setup.settings_checks import (
-    check_policy,
     check_settings,
     check_ways,
     num_eval_lanes,
@@ -166,7 +158,8 @@ def plan_run(settings: Settings) -> RunPlan:
     """
     args, data, task = settings.args, settings.data, settings.task
     cudnn_attention = choose_attention_kernels(cudnn_attention=settings.run.cudnn_attention)
-    template, frame, rule = check_model(settings)
+    found = check_model(settings)
+    template, frame, rule, _ = found
     checked = check_settings(
         args,
         settings.log,
@@ -190,6 +183,7 @@ def plan_run(settings: Settings) -> RunPlan:
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     plan = data_sets.plan(stream)
     check_template(template, data_sets.sources)
+    notes += found.check_prompts(settings, data_sets.sources)
     max_pixels = data.max_pixels if rule is None else rule.max_pixels
     if eval_data_sets is not None:
         eval_data_sets.plan(replace(stream, num_lanes=num_eval_lanes(args, num_ranks)))
@@ -282,45 +276,6 @@ def _check_early(flags: Namespace, world_size: int) -> None:
             num_generations=flags.num_generations,
             num_iterations=flags.num_iterations,
         )
-
-
-def check_model(settings: Any) -> tuple[PromptTemplate, Frame | None, ResizeRule | None]:
-    """Checks the policy as far as its folder tells; a hub id is left for the run to look up.
-
-    Returns the words around an instruction, the frame of answers, and the sizes that images are
-    resized to; the last two are None where only the model knows.
-    """
-    model, task = settings.model, settings.task
-    name = model.model_name_or_path
-    if name is None:
-        expected = f"give a folder or hub id, for example {EXAMPLE}"
-        raise ConfigError("model_name_or_path", None, expected)
-    for field_name in ("load_in_4bit", "load_in_8bit"):
-        if getattr(model, field_name):
-            raise ConfigError(field_name, True, "is not supported yet; use False")
-    if model.use_peft and importlib.util.find_spec("peft") is None:
-        raise ConfigError("use_peft", True, "needs the package peft: pip install grpo_stream[lora]")
-    check_model_path(name)
-    if model.use_peft and base_model_of(name):
-        expected = "is for a new adapter, and model_name_or_path holds one with its own; use False"
-        raise ConfigError("use_peft", True, expected)
-    is_folder = Path(name).is_dir()
-    if not model.use_peft and not base_model_of(name):
-        dtype = (settings.args.model_init_kwargs or {}).get("dtype", model.dtype)
-        config = policy_config(name) if is_folder else None
-        check_dtype(dtype, config, settings.args, task.master_weights)
-    if not is_folder:
-        frame = answer_frame_for("", task.answer_frame) if task.answer_frame is not None else None
-        return load_template(task.prompt_template), frame, None
-    template, frame = check_policy(
-        policy_config(name),
-        settings.args,
-        prompt_template=task.prompt_template,
-        answer_frame=task.answer_frame,
-    )
-    data = settings.data
-    processor = load_processor(name, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
-    return template, frame, known_rule(processor.image_processor)
 
 
 def _describe_shared_prefix(settings: Settings, attention: str) -> str:

@@ -1,10 +1,11 @@
 """What a user sets for supervised fine-tuning besides trl's ``SFTConfig``, data and log."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.flags import same_setting, setting
+from grpo_stream.train.models.chat_template import KWARGS_HELP, chat_template_variables
 from grpo_stream.train.setup.arguments import MasterWeightsSetting, TaskArguments
 
 GroupBy = Literal["none", "image"]
@@ -17,6 +18,7 @@ class SupervisedArguments:
 
     prompt_template: str = same_setting(TaskArguments, "prompt_template")
     answer_frame: str | None = same_setting(TaskArguments, "answer_frame")
+    chat_template_kwargs: dict[str, Any] | str | None = setting(None, KWARGS_HELP)
     answer_key: str | None = setting(
         None,
         "Field of the records that holds the whole answer, thoughts and all; None: the answer is "
@@ -42,12 +44,18 @@ class SupervisedArguments:
     )
     max_completion_length: int = setting(64, "Tokens of such an answer at most.")
 
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """``chat_template_kwargs``, read."""
+        return chat_template_variables(self.chat_template_kwargs)
+
     def check(self, *, has_eval_data: bool) -> None:
         """Checks what needs neither a model nor data.
 
         Raises:
             ConfigError: a setting that cannot work, named with a value that does.
         """
+        chat_template_variables(self.chat_template_kwargs)
         if self.max_completion_length < 1:
             expected = "must be at least 1, for example 64"
             raise ConfigError("max_completion_length", self.max_completion_length, expected)

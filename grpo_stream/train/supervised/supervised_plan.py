@@ -25,6 +25,7 @@ from grpo_stream.train.setup.accelerate_launch import (
 )
 from grpo_stream.train.setup.arguments import DataArguments, LogArguments, RunArguments
 from grpo_stream.train.setup.deepspeed_config import load_zero_config
+from grpo_stream.train.setup.model_checks import check_model
 from grpo_stream.train.setup.open_data import (
     OpenSources,
     check_all_have_images,
@@ -34,7 +35,7 @@ from grpo_stream.train.setup.open_data import (
     open_sources,
     stream_config,
 )
-from grpo_stream.train.setup.run_plan import RunPlan, check_model, waiting_notes
+from grpo_stream.train.setup.run_plan import RunPlan, waiting_notes
 from grpo_stream.train.setup.run_summary import (
     describe_cache,
     describe_data,
@@ -113,7 +114,8 @@ def plan_supervised(settings: SupervisedSettings) -> RunPlan:
     task.check(has_eval_data=has_eval_data)
     check_launcher()
     check_supervised(args, has_eval_data=has_eval_data)
-    template, frame, rule = check_model(settings)
+    found = check_model(settings)
+    template, frame, rule, _ = found
     if Path(settings.model.model_name_or_path).is_dir():
         check_no_balancing_loss(policy_config(settings.model.model_name_or_path), args)
     TaughtAnswers(template, frame or "model", task.answer_key, task.snap)
@@ -123,6 +125,7 @@ def plan_supervised(settings: SupervisedSettings) -> RunPlan:
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     check_template(template, data_sets.sources)
+    notes += found.check_prompts(settings, data_sets.sources)
     check_all_have_images(data_sets.sources, num_ranks)
     num_records = sum(int(source.shard_counts.sum()) for source in data_sets.sources)
     if task.group_by == "image":

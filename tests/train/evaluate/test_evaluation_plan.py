@@ -52,6 +52,21 @@ def test_a_checkpoint_tells_how_it_was_asked(plan, make_trainer, tmp_path):
     assert changed == Task(TEMPLATES["plain"], "original")
 
 
+def test_variables_of_the_chat_template(plan, make_trainer, make_args, tmp_path):
+    """Those of a flag, or else the checkpoint's."""
+    trainer = make_trainer(make_args(chat_template_kwargs={"enable_thinking": False}))
+    checkpoint = str(tmp_path / "checkpoint")
+    trainer.save_model(checkpoint)
+    told = plan(model=checkpoint)
+    assert told.task.chat_template_kwargs == {"enable_thinking": False}
+    assert "knows no enable_thinking" in told.notes[0]
+    made = plan(model=checkpoint, chat_template_kwargs='{"depth": 2}')
+    assert made.task.chat_template_kwargs == {"depth": 2}
+    assert plan(model=checkpoint, chat_template_kwargs={}).notes == []
+    with pytest.raises(ConfigError, match="chat_template_kwargs"):
+        plan(chat_template_kwargs="depth")
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [

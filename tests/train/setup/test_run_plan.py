@@ -1,4 +1,5 @@
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -104,6 +105,21 @@ def test_images_of_records_are_held_to_the_limit(shapes, tmp_path):
 def test_evaluation_is_of_one_data_set(shapes):
     with pytest.raises(ConfigError, match="one data set at a time"):
         open_source(DataArguments(shards=[str(shapes.shards), "other"]))
+
+
+def test_what_the_chat_template_makes_of_its_variables(shapes, tiny_folder):
+    flags = ["--model_name_or_path", str(tiny_folder), "--num_ranks", "1"]
+    assert plan_run(settings(shapes, *flags)).notes == []
+    flags += ["--chat_template_kwargs", '{"enable_thinking": false}']
+    text = plan_run(settings(shapes, *flags)).describe()
+    assert "note: chat_template_kwargs: the model's chat template knows no enable_thinking" in text
+
+
+def test_a_chat_template_without_room_for_images(shapes, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text("{{ messages[-1]['content'][-1]['text'] }}")
+    with pytest.raises(ConfigError, match="the chat template has no room for it"):
+        plan_run(settings(shapes, "--model_name_or_path", str(folder), "--num_ranks", "1"))
 
 
 def test_max_steps_wins(shapes):
