@@ -26,6 +26,7 @@ from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.rollout_sheets import Rollout
 from grpo_stream.train.prefix.generation import trim_completions
 from grpo_stream.train.prefix.proof import proven_way
+from grpo_stream.train.prefix.sampling_difference import SamplingCheck
 from grpo_stream.train.prefix.scoring import GroupScorer, LogProbs
 from grpo_stream.train.prefix.ways import PrefixWay
 from grpo_stream.train.vllm import Engine, engine_images
@@ -52,6 +53,8 @@ class RolloutSettings:
     reward_names: Sequence[str]
     reward_weights: NDArray[np.float32]
     """Shape (reward functions,)."""
+    logp_difference_steps: int = 0
+    """Global steps between two comparisons of sampled and scored log-probabilities; 0: none."""
 
 
 class GroupRollout:
@@ -85,6 +88,8 @@ class GroupRollout:
         self._metrics = metrics
         self._engine = engine
         self._scorer = GroupScorer(accelerator, phases)
+        steps = settings.logp_difference_steps
+        self._check = SamplingCheck(steps, args, accelerator, self._scorer, metrics)
         self._proven = settings.ways[0] if settings.is_proof_skipped else None
         self._groups: PromptGroups | None = None
         self._batch: Batch = {}
@@ -211,6 +216,7 @@ class GroupRollout:
         generation_config: Any,
         generation_kwargs: dict[str, Any],
         eos_token_ids: list[int],
+        train_step: int | None = None,
     ) -> list[list[int]]:
         """Completions from one prefill per group; token ids up to and with the first end token.
 
@@ -220,18 +226,25 @@ class GroupRollout:
             generation_config: transformers'.
             generation_kwargs: The same as keywords.
             eos_token_ids: End tokens.
+            train_step: Global step of the training that they are for; None: an evaluation.
         """
         groups = self._current_groups(num_rows)
-        with unwrap_model_for_generation(
-            model,
-            self._accelerator,
-            gather_deepspeed3_params=self._args.ds3_gather_for_generation,
-            generation_kwargs=generation_kwargs,
-            gradient_checkpointing_kwargs=self._args.gradient_checkpointing_kwargs,
-        ) as unwrapped:
+        with (
+            unwrap_model_for_generation(
+                model,
+                self._accelerator,
+                gather_deepspeed3_params=self._args.ds3_gather_for_generation,
+                generation_kwargs=generation_kwargs,
+                gradient_checkpointing_kwargs=self._args.gradient_checkpointing_kwargs,
+            ) as unwrapped,
+            self._check.watching(unwrapped, train_step) as sampled,
+        ):
             pad = self._settings.pad_token_id
             completion_ids = self.way.sample(unwrapped, groups, generation_config, pad)
-        return trim_completions(completion_ids, eos_token_ids)
+        rows = trim_completions(completion_ids, eos_token_ids)
+        if sampled is not None:
+            self._check.log(sampled, self.way, model, groups, completion_ids, rows)
+        return rows
 
     def generate_by_engine(
         self,

@@ -227,6 +227,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             self._rollout_settings(
                 refill_zero_variance,
                 ways,
+                log.logp_difference_steps,
                 checks=shared_prefix_check,
                 has_same_files=isinstance(model, str),
             ),
@@ -236,7 +237,13 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         )
 
     def _rollout_settings(
-        self, refill: int, ways: list[PrefixWay], *, checks: bool, has_same_files: bool
+        self,
+        refill: int,
+        ways: list[PrefixWay],
+        logp_difference_steps: int,
+        *,
+        checks: bool,
+        has_same_files: bool,
     ) -> RolloutSettings:
         return RolloutSettings(
             refill_zero_variance=refill,
@@ -246,6 +253,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             reward_names=self.reward_func_names,
             reward_weights=self.reward_weights.cpu().numpy(),
+            logp_difference_steps=logp_difference_steps,
         )
 
     @property
@@ -496,7 +504,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
                 upstream, prompt_ids, num_generations, "train" if is_training else "eval"
             )
         sampling = (self.generation_config, self.generation_kwargs, self.eos_token_ids)
-        return self._rollout.generate(self.model_wrapped, len(prompt_ids), *sampling), None
+        step = self.state.global_step if self.model.training else None
+        return self._rollout.generate(self.model_wrapped, len(prompt_ids), *sampling, step), None
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any

@@ -19,11 +19,13 @@ from trl import GRPOConfig
 from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
+from tests.train.runs import logged
 from tests.train.side_by_side import graded
 from tests.train.support import QUIET
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_GENERATIONS, NUM_PROMPTS = 4, 2  # per rank
+ZERO3 = json.loads((ROOT / "ds_configs/zero3_cpu.json").read_text())
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"shared_prefix": "off"},
     "shared": {"shared_prefix": "on"},
@@ -34,6 +36,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "uneven": {"shared_prefix": "on", "router_aux_loss_coef": 0.1, "gradient_checkpointing": True},
     "plain uneven": {"shared_prefix": "off", "router_aux_loss_coef": 0.1},
     "sampled": {"is_forced": False, "ds3_gather_for_generation": False, "max_steps": 2},
+    # As docs/training.md has it for GPUs without bfloat16.
+    "float16": {
+        "is_forced": False,
+        "max_steps": 3,
+        "num_iterations": 1,
+        "fp16": True,
+        "model_init_kwargs": {"dtype": "float16"},
+        "deepspeed": {**ZERO3, "fp16": {"enabled": "auto", "initial_scale_power": 8}},
+    },
 }
 
 
@@ -105,7 +116,7 @@ def run(
         learning_rate,
         shared_prefix=shared_prefix,
         freeze_vision_tower=freeze_vision_tower,
-        is_proven=not freeze_vision_tower and is_forced,  # that calls the tower, too
+        is_proven=not freeze_vision_tower and (is_forced or "fp16" in changes),  # calls the tower
         lora=lora,
         **changes,
     )
@@ -150,9 +161,14 @@ def run(
     return {
         "completions": completions,
         "losses": losses,
+        "dtype": str(next(module.parameters()).dtype),
+        "num_bad_steps": trainer._observer.bad_steps.num,
         "weights": values,
         "num_tower_calls": num_tower_calls[0],
         "way": trainer.prefix_way,
+        "differences": [
+            logged(trainer, f"sampling/sampling_logp_difference/{name}") for name in ("mean", "max")
+        ],
         "num_leaves": len(get_z3_leaf_modules(module)),
     }
 

@@ -97,6 +97,26 @@ def test_a_forked_rank_that_has_ended_samples_along(forked):
     lengths = [[len(row) for row in rank["sampled"]["completions"][0]] for rank in forked]
     assert set(lengths[1]) == {1}
     assert max(lengths[0]) == 8
+    check_differences(forked)
+
+
+def test_float16_under_zero_3(tmp_path):
+    """Settings for GPUs without bfloat16: packed, proven, no bad step, sampled as it is scored."""
+    for seen in watch(tmp_path, "qwen2_5_vl", 2, 1e-3, "float16"):
+        found = seen["float16"]
+        assert (found["dtype"], found["way"]) == ("torch.float16", "packed")
+        assert found["num_bad_steps"] == 0
+        assert all(abs(loss) < 10 for loss in found["losses"])
+        ((mean,), (most,)) = found["differences"]
+        assert 0 < mean < most < 0.02
+
+
+def check_differences(seen):
+    """Sampled and scored log-probabilities of both ranks: one number of the first rollout."""
+    (mean, most) = seen[0]["sampled"]["differences"]
+    assert seen[1]["sampled"]["differences"] == [mean, most]
+    assert len(mean) == len(most) == 1
+    assert 0 < mean[0] <= most[0] < 1e-5
 
 
 @pytest.mark.parametrize("seen", [2], indirect=True, ids=["two ranks"])
@@ -104,3 +124,4 @@ def test_a_rank_that_has_ended_samples_along_until_the_other_has(seen):
     lengths = [[len(row) for row in rank["sampled"]["completions"][0]] for rank in seen]
     assert set(lengths[1]) == {1}
     assert max(lengths[0]) == 8
+    check_differences(seen)

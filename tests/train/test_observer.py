@@ -123,6 +123,7 @@ def test_what_is_waited_for_is_named_by_its_place(make_trainer):
     [
         ("rollout_sheet_steps", -1, "50"),
         ("rollout_sheet_groups", 0, "4"),
+        ("logp_difference_steps", -1, "50"),
         ("step_timeout_seconds", -5.0, "1200"),
         ("step_timeout_seconds", float("nan"), "1200"),
     ],

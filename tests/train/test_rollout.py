@@ -16,6 +16,7 @@ from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.prefix import ways
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
+from grpo_stream.train.setup.arguments import LogArguments
 from tests.train.runs import NUM_LANES, logged, spread_reward, weights_of
 from tests.train.support import make_groups, write_shapes
 
@@ -87,6 +88,7 @@ def test_each_record_is_worked_on_once(
         folder=tmp_path / "shards",
         freeze_vision_tower=frozen,
         shared_prefix_check=False,  # which would be counted, too
+        log=LogArguments(logp_difference_steps=0),  # the same
     )
     images: list[int] = []
     positions: list[int] = []

@@ -20,6 +20,7 @@ from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
 from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.setup.arguments import LogArguments
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.runs import spread_reward
 from tests.train.support import QUIET
@@ -127,6 +128,7 @@ def run(policy, shards, out, world=None, **changes):
             processing_class=processor,
             shared_prefix="on",
             shared_prefix_check=False,  # which would be counted, too
+            log=LogArguments(logp_difference_steps=0),  # the same
         )
         work.watch(trainer)
         trainer.train()

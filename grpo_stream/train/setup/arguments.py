@@ -247,6 +247,11 @@ class LogArguments:
     difficulty_log: bool = setting(
         False, "Append each group's mean reward to output_dir/difficulty.jsonl."
     )
+    logp_difference_steps: int = setting(
+        50,
+        "Global steps between two comparisons of log-probabilities as sampled and as scored, which "
+        "take one scoring pass each; 0: never.",
+    )
 
     def check(self) -> None:
         """Checks the settings.
@@ -254,7 +259,11 @@ class LogArguments:
         Raises:
             ConfigError: one is out of range.
         """
-        for name, least in (("rollout_sheet_steps", 0), ("rollout_sheet_groups", 1)):
+        for name, least in (
+            ("rollout_sheet_steps", 0),
+            ("rollout_sheet_groups", 1),
+            ("logp_difference_steps", 0),
+        ):
             if getattr(self, name) < least:
                 default = type(self).__dataclass_fields__[name].default
                 expected = f"must be at least {least}, for example {default}"
