@@ -23,6 +23,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from grpo_stream.train.prefix.group_cache import GroupCache
 from grpo_stream.train.prefix.log_sums import gives_log_sums, merged_attention
 
 SHARED_PREFIX = "shared_prefix"
@@ -105,74 +106,6 @@ class TwoPart:
         return torch.cat(parts, dim=2)
 
 
-@dataclass(frozen=True, eq=False)
-class PrefixCache:
-    """Keys and values of B prefixes, which the completions of each share while they are sampled.
-
-    The model's own cache then holds the completions alone: P + G * C positions per group in all.
-    Products are of float32 at least, as in the kernels that score: rounded to bfloat16, large ones
-    would make another policy of it, and float16 overflows.
-    """
-
-    keys: list[torch.Tensor]
-    """Per layer, shape (B, K, P, D), padded on the left; best in float32."""
-    values: list[torch.Tensor]
-    """Per layer, the same shape, with zeros for padding."""
-    is_padding: torch.Tensor
-    """bool, shape (B, P)."""
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        _dropout: float,
-    ) -> torch.Tensor:
-        """Attention of one new token of each completion, to the prefix and its own completion.
-
-        Args:
-            layer: Index of the layer.
-            query: Shape (B * G, H, 1, D).
-            key: Of the completions so far, shape (B * G, K, C, D).
-            value: The same shape.
-            scaling: Of the products.
-
-        Returns:
-            Shape (B * G, H, 1, D).
-        """
-        prefix_key, prefix_value = self.keys[layer], self.values[layer]
-        num_prefixes, num_kv_heads, prefix_length, width = prefix_key.shape
-        wide = torch.promote_types(query.dtype, torch.float32)
-        scaled = query.to(wide) * scaling
-        # (B, G, K, H / K, D) -> (B, K, G * H / K, D): all queries of a group read its prefix once.
-        by_prefix = scaled.reshape(
-            num_prefixes, -1, num_kv_heads, query.size(1) // num_kv_heads, width
-        )
-        group_shape = by_prefix.transpose(1, 2).shape
-        by_prefix = by_prefix.transpose(1, 2).reshape(num_prefixes, num_kv_heads, -1, width)
-        to_prefix = by_prefix @ prefix_key.to(wide).transpose(2, 3)
-        to_prefix = to_prefix.masked_fill(self.is_padding[:, None, None], -torch.inf)
-        by_completion = scaled.reshape(len(query), num_kv_heads, -1, width)
-        to_own = by_completion @ key.to(wide).transpose(2, 3)
-
-        def grouped(states: torch.Tensor) -> torch.Tensor:  # of completions -> of prefixes
-            split = states.reshape(num_prefixes, -1, *states.shape[1:]).transpose(1, 2)
-            return split.reshape(num_prefixes, num_kv_heads, -1, states.size(-1))
-
-        def parted(states: torch.Tensor) -> torch.Tensor:  # the way back
-            split = states.reshape(*group_shape[:-1], states.size(-1)).transpose(1, 2)
-            return split.reshape(len(query), num_kv_heads, -1, states.size(-1))
-
-        products = torch.cat([to_prefix, grouped(to_own)], dim=-1)
-        weights = products.softmax(dim=-1).to(query.dtype)
-        from_prefix = weights[..., :prefix_length] @ prefix_value
-        from_own = parted(weights[..., prefix_length:]) @ value
-        output: torch.Tensor = (parted(from_prefix) + from_own).reshape(query.shape)
-        return output
-
-
 def prefixes_alone(lengths: Sequence[int], device: torch.device) -> TwoPart:
     """A row of prefixes without completions.
 
@@ -198,7 +131,7 @@ def shared_prefix_attention(
     *,
     scaling: float,
     dropout: float = 0.0,
-    shared_prefix: TwoPart | PrefixCache | None = None,
+    shared_prefix: TwoPart | GroupCache | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention with the signature of transformers' ``AttentionInterface``.

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,13 +7,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.policy import load_policy
+from grpo_stream.train.prefix import group_cache
 from grpo_stream.train.prefix.attention import (
     SHARED_PREFIX,
     GroupSpan,
-    PrefixCache,
     TwoPart,
     use_shared_prefix_attention,
 )
+from grpo_stream.train.prefix.group_cache import GroupCache
 from grpo_stream.train.prefix.packing import PackedGroups, pack_groups
 
 HEADS, KV_HEADS, WIDTH, SCALING = 6, 2, 8, 0.3
@@ -96,35 +98,64 @@ class TestTwoPart:
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("num_own", [1, 4])
-@pytest.mark.parametrize("size", [1, 3])
-def test_sampling_attends_to_the_prefix_and_the_own_completion(size, num_own):
-    num_prefixes, prefix_length = 2, 5
-    is_padding = torch.tensor([[True, True, False, False, False], [False] * 5])
-    keys = [states(num_prefixes, KV_HEADS, prefix_length + layer) for layer in range(2)]
-    cache = PrefixCache(
-        [key[:, :, -5:] for key in keys], [2 * k[:, :, -5:] for k in keys], is_padding
-    )
-    query = states(num_prefixes * size, HEADS, 1)
-    key, value = (
-        states(num_prefixes * size, KV_HEADS, num_own),
-        states(len(query), KV_HEADS, num_own),
-    )
-    repeated = [
-        torch.cat([one[1].repeat_interleave(size, dim=0), own], dim=2)
-        for one, own in ((cache.keys, key), (cache.values, value))
+def sampled(query, prefixes, own):
+    """Attention while sampling, token by token.
+
+    Args:
+        query: Shape (prompts, heads, completions, width).
+        prefixes: Keys and values of each prompt, shape (heads, tokens, width).
+        own: Of the completions, shape (prompts, heads, tokens, completions, width).
+    """
+    lengths = [key.size(1) for key, _ in prefixes]
+    row = [torch.cat(parts, dim=1)[None] for parts in zip(*prefixes, strict=True)]
+    layer = SimpleNamespace(keys=row[0], values=row[1])
+    number = query.size(2)
+    cache = GroupCache.from_prefill([layer], lengths, number, query.size(1), own[0].size(2))
+    for token in range(own[0].size(2)):
+        if token:
+            cache.advance()
+        key, value = cache.update(*(one[:, :, token] for one in own), 0)
+    return cache.attend(0, query, key, value, SCALING, 0.0)
+
+
+def repeated(prefixes, own, prompt, completion):
+    """Keys and values of one completion alone, shape (1, heads, tokens, width)."""
+    pairs = zip(prefixes[prompt], own, strict=True)
+    return [
+        torch.cat([shared, one[prompt, :, :, completion]], dim=1)[None] for shared, one in pairs
     ]
-    seen = torch.nn.functional.pad(~is_padding, (0, num_own), value=True)
-    mask = seen.repeat_interleave(size, dim=0)[:, None, None]
-    expected = reference(query, *repeated, attn_mask=mask)
-    found = cache.attend(1, query, key, value, SCALING, 0.0)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # softmax is of float32
+
+
+@pytest.mark.parametrize("shares_heads", [{"cpu"}, set()], ids=["CPU", "CUDA"])
+@pytest.mark.parametrize("num_own", [1, 4, 70])
+@pytest.mark.parametrize("size", [1, 3])
+def test_sampling_attends_to_the_prefix_and_the_own_completion(
+    size, num_own, shares_heads, monkeypatch
+):
+    monkeypatch.setattr(group_cache, "_SHARES_HEADS", shares_heads)
+    prefixes = [[states(1, KV_HEADS, length)[0] for _ in range(2)] for length in (3, 17)]
+    own = [states(2, KV_HEADS, num_own * size).unflatten(2, (num_own, size)) for _ in range(2)]
+    query = states(2, HEADS, size)
+    found = sampled(query, prefixes, own)
+    for prompt in range(2):
+        for completion in range(size):
+            alone = query[prompt : prompt + 1, :, completion : completion + 1]
+            expected = reference(alone, *repeated(prefixes, own, prompt, completion))
+            other = found[prompt : prompt + 1, :, completion : completion + 1]
+            torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
 
 
 def sampled_like(query, prefix, own):
-    """Outputs of one token of each completion, and of the kernel that scores."""
-    cache = PrefixCache([prefix[0]], [prefix[1]], torch.zeros(1, prefix[0].size(2)).bool())
-    found = cache.attend(0, query, own[0], own[1], SCALING, 0.0)
+    """Outputs of one token of each completion, and of the kernel that scores.
+
+    Args:
+        query: Shape (completions, heads, 1, width).
+        prefix: Keys and values, shape (1, heads, tokens, width).
+        own: The same, shape (completions, heads, tokens, width).
+    """
+    by_token = [one.permute(1, 2, 0, 3)[None] for one in own]
+    row = query[:, :, 0].transpose(0, 1)[None]
+    found = sampled(row, [[one[0] for one in prefix]], by_token)[0].transpose(0, 1)[:, :, None]
     seen = [
         torch.cat([shared.expand(len(query), -1, -1, -1), one], dim=2)
         for shared, one in zip(prefix, own, strict=True)

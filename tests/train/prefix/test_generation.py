@@ -181,7 +181,7 @@ def test_stops_when_all_have_ended(model, processor):
     ends = list(range(len(processor.tokenizer)))  # whatever comes first
     sampled = generate(model, groups, generation_config(processor, eos_token_id=ends))
     assert sampled.shape == (4, 1)
-    assert texts == [prefixes, 1]
+    assert texts == [prefixes, 2]  # a row is a prompt, its tokens are of its completions
     assert patches == [len(groups.images()["pixel_values"])]
 
 
