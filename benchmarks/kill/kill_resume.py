@@ -279,7 +279,7 @@ def prepare(
     if mixes_images:
         _mix_images(records)
     policy = make_tiny_policy(folder / "tiny", texts, family=family)
-    data = {"model_name_or_path": policy, "json": records, "images_root": root}
+    data: dict[str, Any] = {"model_name_or_path": policy, "json": records, "images_root": root}
     if takes_screenshots:
         data["max_pixels"] = _MAX_SCREENSHOT_PIXELS
     return _SETTINGS | data

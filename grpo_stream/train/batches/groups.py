@@ -218,7 +218,7 @@ def _has_rows(value: object, num_rows: int) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0 and value.size(0) == num_rows
 
 
-def pad_left(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+def pad_left(rows: Sequence[torch.Tensor], value: float) -> torch.Tensor:
     """``rows`` of differing lengths as one tensor, shape (rows, longest, ...), filled in front."""
     return torch.nn.utils.rnn.pad_sequence(
         list(rows), batch_first=True, padding_value=value, padding_side="left"

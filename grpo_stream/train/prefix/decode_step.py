@@ -41,7 +41,7 @@ class DecodeStep:
     def logits(self) -> torch.Tensor:
         """Of each completion's next token: float32, shape (completions, vocabulary)."""
         cache = self._cache
-        logits = self._model(
+        logits: torch.Tensor = self._model(
             input_ids=self._tokens,
             position_ids=self._positions,
             attention_mask=cache.mask,

@@ -2,8 +2,8 @@
 
 While it is sampled, a group is one row of G tokens, the next one of each of its completions. Their
 keys are written behind the prefix, and one call of attention per layer reads all of them: its mask
-lets a completion see the prefix and its own tokens. So nothing is copied for each completion, nothing
-grows from token to token, and a step has the same shapes as the one before it.
+lets a completion see the prefix and its own tokens. So nothing is copied for each completion,
+nothing grows from token to token, and a step has the same shapes as the one before it.
 
 Products are of float32 at least, as the kernels have it that score: rounded to bfloat16, large ones
 would make another policy of it, and float16 would overflow.
@@ -32,7 +32,7 @@ _ALIGNMENT = 16  # slots; kernels of CUDA copy a mask of other widths for each c
 class GroupCache:
     """In the place of transformers' cache (5.23), for one token of each completion a call.
 
-    It is ``past_key_values`` and ``shared_prefix`` of the call, and ``mask`` its ``attention_mask``.
+    It is ``past_key_values`` and ``shared_prefix`` of the call, ``mask`` its ``attention_mask``.
     """
 
     keys: list[torch.Tensor]

@@ -84,7 +84,7 @@ def test_a_processor_that_needs_an_image(llava, mixed):
     processor = load_processor(llava)
     own = type(processor).__call__
 
-    class NeedsImages(type(processor)):
+    class NeedsImages(type(processor)):  # type: ignore[misc]
         def __call__(self, images=None, **kwargs):
             if images is None:
                 raise ValueError("images are expected")
@@ -100,7 +100,7 @@ def test_tensors_that_cannot_be_told_apart(llava):
     processor = load_processor(llava)
     own = type(processor).__call__
 
-    class TwoRows(type(processor)):
+    class TwoRows(type(processor)):  # type: ignore[misc]
         def __call__(self, **kwargs):
             made = own(self, **kwargs)
             return made | {"input_ids": made["input_ids"].repeat(2, 1)}

@@ -9,8 +9,7 @@ from trl import GRPOConfig
 
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.phases import Phases
-from grpo_stream.train.prefix import generation
-from grpo_stream.train.prefix.attention import PrefixCache
+from grpo_stream.train.prefix.group_cache import GroupCache
 from grpo_stream.train.prefix.sampling_difference import SamplingCheck, compare, recorded
 from grpo_stream.train.prefix.scoring import GroupScorer
 from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed
@@ -68,12 +67,12 @@ def test_other_weights_are_seen(model, processor, way):
 
 
 def test_a_coarser_sampler_is_seen(model, processor, monkeypatch):
-    own = PrefixCache
+    own = GroupCache.update
 
-    def rounded(keys, **others):
-        return own(keys=[one.bfloat16().float() for one in keys], **others)
+    def rounded(cache, key, value, *others, **kwargs):
+        return own(cache, key.bfloat16().float(), value, *others, **kwargs)
 
-    monkeypatch.setattr(generation, "PrefixCache", rounded)
+    monkeypatch.setattr(GroupCache, "update", rounded)
     assert difference(model, processor, WAYS[0]).max > 1e-5
 
 
