@@ -1,3 +1,5 @@
+import time
+
 import psutil
 import pytest
 
@@ -18,12 +20,22 @@ def family(contestant):
     return [parent, *parent.children(recursive=True)]
 
 
+def stands_still(contestant):
+    # Only its first process was waited for: on a busy machine, another gets the signal a moment later.
+    ends = time.monotonic() + 10
+    while time.monotonic() < ends:
+        if {process.status() for process in family(contestant)} == {psutil.STATUS_STOPPED}:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def test_all_of_a_contestant_stands_still_between_its_turns(job):
     with Contestant(job) as one, Contestant(job) as other:
         for left in (1, 0):
             for contestant in (one, other):
                 assert len(family(contestant)) == 3
-                assert {p.status() for p in family(contestant)} == {psutil.STATUS_STOPPED}
+                assert stands_still(contestant)
                 measured = contestant.take_turn()
                 assert measured.num_samples == 8
                 assert measured.cpu_seconds > 0
