@@ -21,7 +21,7 @@ def family(contestant):
 
 
 def stands_still(contestant):
-    # Only its first process was waited for: on a busy machine, another gets the signal a moment later.
+    # Only its first process was waited for: another may get the signal a moment later.
     ends = time.monotonic() + 10
     while time.monotonic() < ends:
         if {process.status() for process in family(contestant)} == {psutil.STATUS_STOPPED}:
