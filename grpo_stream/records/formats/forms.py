@@ -60,9 +60,10 @@ def says_nothing_is_there(row: Mapping[str, Any]) -> bool:
     """Whether a row of a benchmark asks for what is not there.
 
     OSWorld-G's ``box_type`` is ``refusal`` then, ScreenSpot-Pro's evaluator calls it a ``gt_type``
-    of ``negative``; the numbers beside it, if any, mean nothing.
+    of ``negative``, in upper case or lower; the numbers beside it, if any, mean nothing.
     """
-    return row.get("box_type") == "refusal" or row.get("gt_type") == "negative"
+    said = (("box_type", "refusal"), ("gt_type", "negative"))
+    return any(str(row.get(name, "")).strip().lower() == word for name, word in said)
 
 
 def refusal(record: dict[str, Any], reader: str) -> Formed:

@@ -72,10 +72,10 @@ def screenspot_pro(is_positive=True, *, language="en"):
     groups = {"application": 2, "ui_type": 2, "group": 2, "group+ui_type": 4}
     if is_positive:
         return {"all.json": rows}, boxes, groups
-    for row in rows[::3]:
-        row["gt_type"] = "negative"
+    for row, word in zip(rows[::3], ("negative", "Negative") * NUM, strict=False):
+        row["gt_type"] = word
     truth = [[] if n % 3 == 0 else box for n, box in enumerate(boxes)]
-    return {"all.json": rows}, truth, groups | {"gt_type": 2}
+    return {"all.json": rows}, truth, groups | {"gt_type": 3}
 
 
 def osworld_g(_, words="click thing {}"):
@@ -131,6 +131,16 @@ def ui_vision(_):
     return files, boxes, {"input_file": 2, "platform": 3, "element_type": 2}
 
 
+def ui_vision_layout(_):
+    """UI-Vision's regions: a name and an explanation in the place of an instruction."""
+    files, truth, _ = ui_vision(_)
+    for n, row in enumerate(files["element_grounding_basic.json"]):
+        del row["prompt_to_evaluate"], row["element_type"]
+        row |= {"name": f"bar {n}", "explanation": "Holds the tools"}
+    rows = files["element_grounding_basic.json"]
+    return {"layout_grounding.json": rows}, truth[:NUM], {"platform": 3}
+
+
 def refcoco(_):
     """RefCOCO, + and g: references with their sentences, COCO's instances beside them."""
     boxes = boxes_of(7)[: NUM // 2]
@@ -179,6 +189,8 @@ RUNS = [
     (mmbench_gui, True, {"format": "mmbench_gui"}),
     (ui_vision, True, {}),
     (ui_vision, True, {"format": "ui_vision"}),
+    (ui_vision_layout, True, {}),
+    (ui_vision_layout, True, {"format": "ui_vision"}),
     (refcoco, True, {}),
     (plain, True, {**KEYS, "coords": "per_mille"}),
     (plain, True, {**KEYS, "box_format": "xywh", "coords": "per_mille"}),
@@ -238,6 +250,8 @@ def test_a_benchmark_as_it_is(shape, is_positive, flags, tiny_folder, images, tm
         assert one == pytest.approx(wanted, abs=0.1)  # MMBench-GUI rounds
     if flags.get("prompt_key") == "instruction_cn":
         assert samples[0].prompt == "点击 0"
+    if shape is ui_vision_layout:
+        assert samples[2].prompt == "bar 2: Holds the tools"
 
     answers = [scored(sample, plan.fields, n % 4 != 1) for n, sample in enumerate(samples)]
     results = evaluation_figures(answers, asks_boxes=False, num_resamples=100)

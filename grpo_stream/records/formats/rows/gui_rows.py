@@ -3,7 +3,9 @@
 ``{"image_path": "a.png", "instruction": "close the window", "bbox": [...]}``, under any of the
 names below. What ``bbox`` is differs from one set to the next, so all of its rows decide, unless
 the user says which benchmark it is: MMBench-GUI L2 writes ``x1, y1, x2, y2`` in 0-1, UI-Vision two
-opposite corners in pixels (its own evaluator swaps those that are the wrong way round).
+opposite corners in pixels (its own evaluator swaps those that are the wrong way round). Rows of
+UI-Vision's layout task have no instruction, but a ``name`` and an ``explanation`` of a region, both
+of which its evaluator asks with: ``name: explanation`` is the prompt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,8 @@ BOXES = (
     "target",
 )  # fmt: skip
 
+_LAYOUT = ("name", "explanation")
+
 _DEFINED: dict[str, tuple[BoxFormat, Coords]] = {
     "mmbench_gui": ("xyxy", "unit"),
     "ui_vision": ("corners", "pixels"),
@@ -45,12 +49,15 @@ _DEFINED: dict[str, tuple[BoxFormat, Coords]] = {
 def is_gui_row(row: Mapping[str, Any]) -> bool:
     """Whether a row has one name of each kind."""
     has_place = first_of(BOXES, row) is not None or says_nothing_is_there(row)
-    return has_place and all(first_of(names, row) for names in (PROMPTS, NAMES_OF_IMAGES))
+    has_words = first_of(PROMPTS, row) is not None or _is_layout(row)
+    return has_place and has_words and first_of(NAMES_OF_IMAGES, row) is not None
 
 
 def gui_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed]:
     """The record of one row; causes ``image_missing``, ``prompt_missing``, ``solution_missing``."""
     is_refusal = says_nothing_is_there(row)
+    if _is_layout(row) and prompt_of(PROMPTS, row, context) is None:
+        row = {**row, "prompt": ": ".join(row[name].strip() for name in _LAYOUT)}
     names = [
         first_of(NAMES_OF_IMAGES, row),
         prompt_of(PROMPTS, row, context),
@@ -75,3 +82,7 @@ def gui_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed]:
     if (kind := NAMED.get(box)) is not None:
         form = form._replace(box_format=kind.box_format, coords=kind.coords)
     yield with_numbers(form, record | {"solution": row[box]})
+
+
+def _is_layout(row: Mapping[str, Any]) -> bool:
+    return all(isinstance(row.get(name), str) for name in _LAYOUT)

@@ -19,6 +19,7 @@ from grpo_stream.records.formats.forms import (
     says_nothing_is_there,
 )
 from grpo_stream.records.formats.image_values import unwrapped_image
+from grpo_stream.records.formats.rows.box_fields import with_numbers
 from grpo_stream.records.formats.rules import BoxFormat
 
 _KINDS: dict[Any, BoxFormat] = {"bbox": "xywh", "polygon": "polygon", "point": "point"}
@@ -49,4 +50,5 @@ def osworld_records(row: Mapping[str, Any], context: Context) -> Iterator[Formed
     if is_refusal:
         yield refusal(record, context.name)
         return
-    yield Form(context.name, f"box_coordinates ({kind})", _KINDS[kind], "pixels"), record
+    form = Form(context.name, f"box_coordinates ({kind})", _KINDS[kind], "pixels")
+    yield with_numbers(form, record) if kind == "bbox" else (form, record)
