@@ -258,11 +258,12 @@ class GroupRollout:
         Args:
             upstream: trl's ``_generate_single_turn``.
             prompt_ids: One prompt for each completion.
-            num_generations: Completions of each prompt.
+            num_generations: Completions of each prompt, all views together.
             mode: What they are for.
         """
         engine, keys = self._engine, self._batch["key"]
         assert engine is not None  # noqa: S101 - the trainer has use_vllm
+        num_generations //= views_in(self._batch)  # a view is a prompt of its own to an engine
         images = engine_images(self._batch["pixel_values"], keys, num_generations)
         engine.begin(keys, num_generations)
         before = engine.num_payload_bytes

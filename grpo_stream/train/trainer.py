@@ -701,10 +701,7 @@ def _check_streams(
     for stream in filter(None, streams):
         check_template(template, stream.sources)
     check_view_settings(
-        views_of(streams[0]),
-        args.num_generations,
-        refill_zero_variance=refill_zero_variance,
-        use_vllm=args.use_vllm,
+        views_of(streams[0]), args.num_generations, refill_zero_variance=refill_zero_variance
     )
 
 

@@ -18,6 +18,7 @@ from tests.launch.support import load_script
 KEYS: list[list[str]] = []
 SIZES: list[list[int]] = []
 SCALES: list[list[int]] = []
+VIEWS: list[list[int]] = []
 
 
 def spying_reward(**columns):
@@ -25,7 +26,14 @@ def spying_reward(**columns):
     KEYS.append(columns["key"])
     SIZES.extend(columns["model_size"])
     SCALES.extend(columns["scales"])
+    VIEWS.append(columns.get("view", []))
     return accuracy_reward_coord(**columns)
+
+
+def spread_reward(**columns):
+    """Of the text alone, so that groups teach whatever a new policy says; notes the same."""
+    spying_reward(**columns)
+    return [sum(map(ord, str(text))) % 5 / 4 for text in columns["completions"]]
 
 
 def main():
@@ -46,6 +54,7 @@ def main():
         "keys": KEYS,
         "sizes": SIZES,
         "scales": SCALES,
+        "views": VIEWS,
         "counted_samples": trainer.train_stream.counters.num_samples,
         "shared_prefix": trainer.shared_prefix,
     }

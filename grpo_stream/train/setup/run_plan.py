@@ -171,10 +171,7 @@ def plan_run(settings: Settings) -> RunPlan:
         num_ranks=settings.run.num_ranks,
     )
     check_view_settings(
-        task.num_views,
-        args.num_generations,
-        refill_zero_variance=task.refill_zero_variance,
-        use_vllm=args.use_vllm,
+        task.num_views, args.num_generations, refill_zero_variance=task.refill_zero_variance
     )
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = checked.num_lanes

@@ -20,6 +20,7 @@ from grpo_stream.train.observe.difficulty_log import read_difficulty
 from grpo_stream.train.setup.arguments import LogArguments
 from tests.train.runs import NUM_LANES, SAVING, run, spread_reward, weights_of
 from tests.train.support import make_collator, make_stream_sample
+from tests.train.vllm_stand_in import install_engine
 
 
 def views_of(number, num_views):
@@ -62,12 +63,11 @@ def test_views_that_are_not_those_of_one_prompt(processor, change):
     [
         (0, {}, "at least 1"),
         (3, {}, r"must divide num_generations=8: one of \[1, 2, 4, 8\]"),
-        (2, {"use_vllm": True}, "use_vllm"),
         (2, {"refill_zero_variance": 1}, "refill_zero_variance"),
     ],
 )
 def test_settings_that_cannot_work(num_views, others, words):
-    settings = {"refill_zero_variance": 0, "use_vllm": False} | others
+    settings = {"refill_zero_variance": 0} | others
     with pytest.raises(ConfigError, match=words):
         check_view_settings(num_views, 8, **settings)
     check_view_settings(1, 8, **settings)
@@ -89,6 +89,28 @@ def test_a_resume_within_a_batch_is_exact(make_trainer, make_args, shapes):
     assert first + rest == expected
     weights, wanted = weights_of(resumed), weights_of(whole)
     assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+
+
+def test_an_engine_gets_each_view_once(make_trainer, make_args, shapes, processor, monkeypatch):
+    answer = processor.tokenizer("(8, 16)<|im_end|>", add_special_tokens=False)["input_ids"]
+    engines = install_engine(monkeypatch, processor, answer)
+    seen = []
+
+    def reward(completions, key, view, **_):
+        seen.extend(zip(key, view, strict=True))
+        return spread_reward(completions)
+
+    args = make_args(num_generations=4, max_steps=1, use_vllm=True, vllm_mode="colocate")
+    config = StreamConfig(num_lanes=NUM_LANES // 2, num_reader_threads=1)
+    stream = PromptStream(ShardSource(str(shapes.shards)), config, open_sample=OpenViews(2))
+    make_trainer(args, reward_funcs=reward, train_dataset=stream).train()
+    (engine,) = engines
+    assert {params.n for params in engine.params} == {2}
+    assert seen[::2] == [(key, view) for key, _ in seen[::4] for view in (0, 1)]
+    assert len(engine.prompts) == len(seen) // 2
+    images = [prompt["multi_modal_data"]["image"] for prompt in engine.prompts]
+    for whole, crop in zip(images[::2], images[1::2], strict=True):
+        assert whole.tobytes() != crop.tobytes()
 
 
 def train(make_trainer, make_args, shapes, shared_prefix, out):
