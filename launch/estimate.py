@@ -15,10 +15,12 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from grpo_stream.errors import GrpoStreamError
 from grpo_stream.flags import with_dashes
+from grpo_stream.train.batches.view_batches import check_view_settings
 from grpo_stream.train.setup.memory.group_memory import Batch, group_memory
 from grpo_stream.train.setup.memory.memory_estimate import MemoryEstimate, Zero, estimate
 from grpo_stream.train.setup.memory.model_sizes import SIZE_NAMES, MetaModel, find_config
@@ -85,13 +87,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--vllm-tensor-parallel-size", type=int, default=1, help="trl's (%(default)s)")
     for name, value in vars(default).items():
         add(f"--{name.replace('_', '-')}", type=int, default=value, help="(%(default)s)")
+    add("--num-views", type=int, default=1, help="views of each prompt (%(default)s)")
     add("--json", action="store_true", help="all terms, in bytes")
     return parser.parse_args(with_dashes(argv))
 
 
 def batch_of(args: argparse.Namespace) -> Batch:
-    """The batch that the flags describe."""
-    return Batch(**{name: getattr(args, name) for name in vars(Batch())})
+    """The batch that the flags describe; each view is a prompt with its part of the completions.
+
+    Raises:
+        ConfigError: ``num_views`` cannot work.
+    """
+    batch = Batch(**{name: getattr(args, name) for name in vars(Batch())})
+    views = args.num_views
+    check_view_settings(views, batch.num_generations, refill_zero_variance=0)
+    return replace(
+        batch,
+        num_generations=batch.num_generations // views,
+        groups_per_micro_step=batch.groups_per_micro_step * views,
+        prompts_per_rollout=batch.prompts_per_rollout * views,
+    )
 
 
 def row(args: argparse.Namespace, name: str, gpus: int, model: MetaModel) -> dict[str, Any]:

@@ -64,6 +64,21 @@ def test_a_colocated_engine(capsys):
     assert shared["fits"] == "both"
 
 
+def test_views_are_prompts_with_their_part_of_the_completions(capsys):
+    flags = ["--models", "3B", "--gpus", "8", "--num-generations", "8"]
+    (whole,) = rows(capsys, *flags)
+    (views,) = rows(capsys, *flags, "--num-views", "2")
+    (halves,) = rows(
+        capsys, "--models", "3B", "--gpus", "8", "--num-generations", "4",
+        "--groups-per-micro-step", "2", "--prompts-per-rollout", "8",
+    )  # fmt: skip
+    assert views == halves
+    assert views["states"] == whole["states"]
+    assert views["activations"] > whole["activations"]  # two prefixes
+    assert estimate.main([*flags, "--num-views", "3"]) == 2
+    assert "must divide num_generations=8" in capsys.readouterr().err
+
+
 def test_another_family_by_its_configuration_alone(capsys, tmp_path):
     config = small_config("gemma3")
     config.architectures = ["Gemma3ForConditionalGeneration"]
