@@ -51,7 +51,7 @@ test-slow: setup  ## The tests that are marked slow, each for the reason beside 
 
 test-all: test test-slow test-data  ## Everything that CI runs
 
-test-cluster: setup  ## Two nodes in network namespaces and what fails there (root, pdsh, sshd; minutes)
+test-cluster: setup  ## Two nodes in network namespaces and what fails there (root, pdsh, sshd; slurm; minutes)
 	.venv/bin/pytest tests/cluster -m cluster
 
 # Alone on the machine, an engine uses both cores.

@@ -170,8 +170,9 @@ class Cluster(ExitStack):
                 self.start(number)
             self.switch.mend(number)
             for process in self.nodes[number].processes():
-                if "listener" not in " ".join(process.cmdline()):
-                    process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended with another
+                    if "listener" not in " ".join(process.cmdline()):
+                        process.kill()
 
     @property
     def store(self):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from shard_builder.build.build import build
 from shard_builder.parts.plan_request import Part
@@ -94,11 +95,32 @@ def test_a_pod_builds_its_part(run):
     assert Part.parse(words[-1]) == Part(100, 100)
 
 
-def test_is_an_indexed_job():
-    """Fields and values of batch/v1, as kubectl explain job.spec names them."""
+def faults(job):
+    """Where a Job is not what the API server takes: fields, their kinds, what must be there."""
+    schema = json.loads((ROOT / "tests/launch/schemas/build_job.json").read_text())
+    return [error.json_path for error in Draft7Validator(schema).iter_errors(job)]
+
+
+def test_the_job_is_what_the_schema_of_kubernetes_says():
+    assert faults(JOB) == []
     assert (JOB["apiVersion"], JOB["kind"]) == ("batch/v1", "Job")
-    counts = {"completions", "parallelism", "backoffLimit"}
-    assert set(SPEC) == {"completionMode", "podFailurePolicy", "template", *counts}
+
+
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("$.spec", {"completionmode": "Indexed"}),
+        ("$.spec.completions", {"completions": "100"}),
+        ("$.spec.podFailurePolicy", {"podFailurePolicy": {}}),
+        ("$.spec.template.spec", {"template": {"spec": {**POD, "restartpolicy": "Never"}}}),
+        ("$.spec.template.spec", {"template": {"spec": {"restartPolicy": "Never"}}}),
+    ],
+)
+def test_the_schema_finds_what_the_api_server_would_refuse(where, change):
+    assert faults({**JOB, "spec": {**SPEC, **change}}) == [where]
+
+
+def test_is_an_indexed_job():
     assert SPEC["completionMode"] == "Indexed"
     assert 1 <= SPEC["parallelism"] <= SPEC["completions"]
     assert pod(0)["NUM_PARTS"] == str(SPEC["completions"])
