@@ -169,7 +169,10 @@ def _checked(value: list[Any], rules: Rules) -> list[float]:
     else:
         is_fitting = count == 2 or (count == 4 and rules.box_format != "point")
     if not is_fitting:
-        raise _error("solution_length", value, rules, f"{count} numbers, ")
+        error = _error("solution_length", value, rules, f"{count} numbers, ")
+        if rules.box_format != "polygon" and count > 4 and count % 2 == 0:
+            raise RecordError(error.cause, f"{error.detail}; --box-format polygon reads outlines")
+        raise error
     for number in value:
         # An int may be beyond what a float holds, so it is compared, not converted.
         if not -1e300 < number < 1e300:

@@ -9,8 +9,11 @@ from PIL import Image
 from grpo_stream.boxes import Box, Point, Size
 from grpo_stream.polygons import Shape
 from grpo_stream.report.gallery import GallerySample, card_html
-from grpo_stream.report.marked_image import Mark, Role
+from grpo_stream.report.marked_image import Colour, Mark, Role
 from grpo_stream.targets import area_share, read_shape, read_target
+
+LOOK_COLOUR: Colour = (125, 60, 200)
+"""RGB of what a closer look was at."""
 
 Answer = Mapping[str, Any]
 """One line of ``answers.jsonl``."""
@@ -171,7 +174,8 @@ def _first_look(answer: Answer, on_image: Callable[[Shape], Shape]) -> list[Mark
         return []
     role: Role = "right" if first["is_hit"] else "wrong"
     point = Mark(on_image(Point(*first["point"])), role, "at first")
-    return [Mark(on_image(Box(*first["region"])), "zoom", "again"), point]
+    looked_at = Mark(on_image(Box(*first["region"])), "zoom", "looked at again", LOOK_COLOUR)
+    return [looked_at, point]
 
 
 def is_right(answer: Answer) -> bool:

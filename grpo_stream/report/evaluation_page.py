@@ -80,7 +80,7 @@ def evaluation_page(
         + _figures_html(results)
         + "".join(map(_comparison_html, results["comparisons"]))
         + charts_html(evaluation_charts(results, answers))
-        + "".join(_gallery_html(*gallery, n == 0) for n, gallery in enumerate(galleries))
+        + _galleries_html(answers, galleries)
         + tables_html(_tables(results))
         + notes_html("What the figures are", _NOTES)
     )
@@ -166,20 +166,22 @@ def _comparison_html(comparison: Mapping[str, Any]) -> str:
     return f"<div class='compared'>{table}<p class='under'>{escape(moved)}</p></div>"
 
 
-def _gallery_html(title: str, note: str, cards: Sequence[str], is_first: bool) -> str:
+def _galleries_html(
+    answers: Sequence[Answer], galleries: Iterable[tuple[str, str, Sequence[str]]]
+) -> str:
+    """Pictures by kind; the first kind has the legend of all."""
+    is_second_look = any(answer.get("first_look") for answer in answers)
+    looked_at = "<span class='look'>looked at again</span>" if is_second_look else ""
     legend = (
-        ""
-        if not is_first
-        else (
-            "<p class='legend'><span class='truth'>true place</span>"
-            "<span class='right'>answer, a hit</span><span class='wrong'>answer, a miss</span>"
-            "<span class='zoom'>shown larger beside it</span>"
-            "<span class='hand'>click a picture to enlarge it</span></p>"
-        )
+        "<p class='legend'><span class='truth'>true place</span>"
+        "<span class='right'>answer, a hit</span><span class='wrong'>answer, a miss</span>"
+        f"<span class='zoom'>shown larger beside it</span>{looked_at}"
+        "<span class='hand'>click a picture to enlarge it</span></p>"
     )
-    return (
-        f"<section><h2>{escape(title)}</h2><p class='under'>{escape(note)}</p>{legend}"
-        f"<div class='cards'>{''.join(cards)}</div></section>\n"
+    return "".join(
+        f"<section><h2>{escape(title)}</h2><p class='under'>{escape(note)}</p>"
+        f"{'' if number else legend}<div class='cards'>{''.join(cards)}</div></section>\n"
+        for number, (title, note, cards) in enumerate(galleries)
     )
 
 
@@ -244,6 +246,7 @@ main { max-width: 1320px; }
 .tables { display: block; columns: 3 300px; column-gap: 12px; }
 .tables > div { break-inside: avoid; margin-bottom: 12px; }
 .under + .legend { margin-top: 8px; }
+.legend .look::before { border: 2px solid rgb(125, 60, 200); border-radius: 1px; }
 .compared .tables { columns: auto; }
 .compared .tables + .under { margin: -4px 2px 0; }
 .words dd { overflow-wrap: anywhere; }

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo_stream.report.answer_cards import answer_card, pick_answers
+from grpo_stream.report.answer_cards import LOOK_COLOUR, answer_card, pick_answers
 from grpo_stream.report.marked_image import COLOURS
 from tests.report.support import UNREADABLE, row
 from tests.report.test_gallery import images_of
@@ -145,5 +145,9 @@ def test_both_looks_and_samples_are_told():
     html = answer_card(row(first_look=first), grey)
     assert "(900, 500)" in html
     assert html != answer_card(row(), grey)
+    picture = base64.b64decode(Page(html).references[0].partition(",")[2])
+    with Image.open(io.BytesIO(picture)) as drawn:
+        away = np.asarray(drawn.convert("RGB")).astype(int) - LOOK_COLOUR
+    assert (np.abs(away).max(axis=2) < 40).sum() > 500  # not in the colour of what is enlarged
     sampled = [{"text": "a", "point": None, "is_right": right} for right in (True, False, None)]
     assert "1 of 3 right" in answer_card(row(sampled=sampled), grey)

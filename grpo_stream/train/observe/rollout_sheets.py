@@ -209,6 +209,10 @@ def rollout_group(rollout: Rollout, number: int) -> RolloutGroup:
     prompt = prompt_text(batch["prompt"][number])
     if len(own) != 1:
         prompt = f"[image {at + 1} of {len(own)}] {prompt}" if own else f"[no image] {prompt}"
+    extra = batch["extra"][number]
+    if extra.get(REGION_FIELD) and VIEW_FIELD in extra:
+        kind = "a crop" if extra[VIEW_FIELD] else "all of the image"
+        prompt = f"[view {extra[VIEW_FIELD]}, {kind}] {prompt}"
     asks_place = target.asks_place
     return RolloutGroup(batch["key"][number], prompt, image, truths, answers, asks_place)
 

@@ -2,6 +2,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +92,18 @@ def test_a_group_is_shown_in_pixels_of_the_image_that_the_model_saw(rollout):
     box, words = second.answers
     assert box.shape == Box(14, 14, 28, 28, "model")
     assert (words.shape, words.failure) == (None, "no_numbers")
+
+
+def test_a_view_is_called_one(rollout):
+    regions = ([0, 0, 112, 112], [8, 8, 64, 64])
+    extra = [{"view": n, "view_region": region} for n, region in enumerate(regions)]
+    views = replace(rollout, batch=rollout.batch | {"extra": extra})
+    prompts = [rollout_group(views, number).prompt for number in (0, 1)]
+    assert [prompt.partition("]")[0] for prompt in prompts] == [
+        "[view 0, all of the image",
+        "[view 1, a crop",
+    ]
+    assert group_record(views, 1)["view_region"] == regions[1]
 
 
 def test_a_record_is_json_in_original_pixels(rollout):
