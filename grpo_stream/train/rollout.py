@@ -21,6 +21,7 @@ from grpo_stream.train.batches.refill import (
     select_prompts,
 )
 from grpo_stream.train.batches.view_batches import check_views, views_in
+from grpo_stream.train.models.zero_trace import kept_trace, whole_traces
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.rollout_sheets import Rollout
@@ -184,7 +185,8 @@ class GroupRollout:
             rows = reward_rows(batch, num_of_each)
             check_groups([row["key"] for row in rows], num_generations)
             check_views(batch)
-            with self._phases("rollout"), self.scoring(groups):
+            in_rollout = self._phases("rollout")
+            with in_rollout, whole_traces(self._accelerator), self.scoring(groups):
                 saved = score_rows(rows)
         return {**saved, "groups": groups}
 
@@ -229,11 +231,13 @@ class GroupRollout:
             train_step: Global step of the training that they are for; None: an evaluation.
         """
         groups = self._current_groups(num_rows)
+        is_gathered = self._args.ds3_gather_for_generation
         with (
+            kept_trace(self._accelerator, is_gathered=is_gathered),
             unwrap_model_for_generation(
                 model,
                 self._accelerator,
-                gather_deepspeed3_params=self._args.ds3_gather_for_generation,
+                gather_deepspeed3_params=is_gathered,
                 generation_kwargs=generation_kwargs,
                 gradient_checkpointing_kwargs=self._args.gradient_checkpointing_kwargs,
             ) as unwrapped,

@@ -4,11 +4,13 @@ Every rank writes what it saw of each run to ``rank-N.json`` in the folder that 
 Behind it stand the learning rate and the names of runs.
 """
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import deepspeed
 import torch
@@ -16,8 +18,10 @@ from deepspeed.utils import get_z3_leaf_modules
 from peft import LoraConfig
 from trl import GRPOConfig
 
+from grpo_stream.train import rollout
 from grpo_stream.train.cluster.process_group import leave_process_group, start_process_group
 from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.zero_trace import coordinator_of
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.train.runs import logged
 from tests.train.side_by_side import graded
@@ -26,6 +30,13 @@ from tests.train.support import QUIET
 ROOT = Path(__file__).resolve().parents[2]
 NUM_GENERATIONS, NUM_PROMPTS = 4, 2  # per rank
 ZERO3 = json.loads((ROOT / "ds_configs/zero3_cpu.json").read_text())
+TRACED = {
+    "is_forced": False,
+    "max_steps": 4,
+    "num_iterations": 1,
+    "deepspeed": ZERO3
+    | {"zero_optimization": ZERO3["zero_optimization"] | {"stage3_prefetch_bucket_size": 100_000}},
+}
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"shared_prefix": "off"},
     "shared": {"shared_prefix": "on"},
@@ -36,6 +47,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "uneven": {"shared_prefix": "on", "router_aux_loss_coef": 0.1, "gradient_checkpointing": True},
     "plain uneven": {"shared_prefix": "off", "router_aux_loss_coef": 0.1},
     "sampled": {"is_forced": False, "ds3_gather_for_generation": False, "max_steps": 2},
+    "trace": TRACED,
+    "no trace": {**TRACED, "is_trace_kept": False},
+    "scored trace": {**TRACED, "num_iterations": 2, "max_steps": 8},
     # As docs/training.md has it for GPUs without bfloat16.
     "float16": {
         "is_forced": False,
@@ -108,6 +122,7 @@ def run(
     freeze_vision_tower: bool = False,
     is_forced: bool = True,
     is_uneven: bool = False,
+    is_trace_kept: bool = True,
     lora: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -122,6 +137,8 @@ def run(
     )
     completions: list[list[list[int]]] = []
     losses: list[float] = []
+    prefetched: list[list[int]] = []
+    is_forward = [False]
     num_tower_calls = [0]
     generate, compute_loss = trainer._generate_single_turn, trainer._compute_loss
 
@@ -136,7 +153,12 @@ def run(
         return completions[-1], None
 
     def lost(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if not prefetched:
+            count_gathered(trainer.accelerator, prefetched, is_forward)
+        prefetched.append([0, 0])
+        is_forward[0] = True
         loss: torch.Tensor = compute_loss(*args, **kwargs)
+        is_forward[0] = False
         losses.append(loss.item())
         return loss
 
@@ -152,7 +174,13 @@ def run(
     trainer._generate_single_turn = generated
     trainer._compute_loss = lost
     trainer.model.get_encoder("image").register_forward_pre_hook(called)
-    trainer.train()
+    keep = (
+        contextlib.nullcontext()
+        if is_trace_kept
+        else mock.patch.object(rollout, "kept_trace", return_value=contextlib.nullcontext())
+    )
+    with keep:
+        trainer.train()
     trainer.close()
     module = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     weights = [weight for weight in module.parameters() if weight.requires_grad][::5]
@@ -161,6 +189,7 @@ def run(
     return {
         "completions": completions,
         "losses": losses,
+        "gathered": prefetched,
         "dtype": str(next(module.parameters()).dtype),
         "num_bad_steps": trainer._observer.bad_steps.num,
         "weights": values,
@@ -171,6 +200,21 @@ def run(
         ],
         "num_leaves": len(get_z3_leaf_modules(module)),
     }
+
+
+def count_gathered(accelerator: Any, counts: list[list[int]], is_forward: list[bool]) -> None:
+    """Adds to the last of ``counts`` what is gathered when it is needed, and what is ahead."""
+    coordinator = coordinator_of(accelerator)
+    profiler = coordinator._PartitionedParameterCoordinator__profiler
+    ahead = (coordinator.FORWARD_PREFETCH_SUBMIT, coordinator.BACKWARD_PREFETCH_SUBMIT)
+    needed = (coordinator.FORWARD_FETCH_SUBMIT, coordinator.BACKWARD_FETCH_SUBMIT)
+
+    def stopped(name: str, _num_weights: int) -> None:
+        if is_forward[0] or torch._C._current_graph_task_id() != -1:
+            counts[-1][0] += name in needed
+            counts[-1][1] += name in ahead
+
+    profiler.stop_event = stopped
 
 
 def route_unevenly(model: torch.nn.Module) -> None:
