@@ -483,3 +483,10 @@ def test_any_record_gets_a_verdict_under_all_rules(
             box = Box(*solution)
             assert box.is_valid
             assert box.clipped(size) == box
+
+
+def test_an_outline_among_boxes_is_no_box_and_the_flag_for_it_is_named(root):
+    """Six numbers may be a box, a score and a class: they are not taken for a polygon."""
+    record = GOOD | {"solution": [10, 20, 30, 20, 20, 40]}
+    with pytest.raises(RecordError, match=r"6 numbers.*--box-format polygon reads outlines"):
+        verdict_on(root, record)

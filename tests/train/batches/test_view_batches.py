@@ -94,7 +94,7 @@ def test_a_resume_within_a_batch_is_exact(make_trainer, make_args, shapes):
 def test_an_engine_gets_each_view_once(make_trainer, make_args, shapes, processor, monkeypatch):
     answer = processor.tokenizer("(8, 16)<|im_end|>", add_special_tokens=False)["input_ids"]
     engines = install_engine(monkeypatch, processor, answer)
-    seen = []
+    seen: list[tuple[str, int]] = []
 
     def reward(completions, key, view, **_):
         seen.extend(zip(key, view, strict=True))
