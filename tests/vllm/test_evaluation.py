@@ -12,7 +12,7 @@ from tests.train.support import write_mixed_set
 from tests.train.vllm_stand_in import forget_world
 
 script = load_script("evaluate")
-EXACT = {"enforce_eager": True, "max_model_len": 1024}
+EXACT = {"enforce_eager": True, "max_model_len": 1024, "max_num_batched_tokens": 1024}
 
 
 @pytest.fixture
@@ -73,7 +73,17 @@ def test_closer_looks_are_the_policys_own(evaluate, monkeypatch):
 
 
 def test_a_vote_of_the_engines_answers(evaluate):
-    flags = ["--use_vllm", "true", "--num-samples", "4", "--temperature", "1.0"]
+    """Of more tokens at a time than the engine computes in one go."""
+    flags = [
+        "--use_vllm",
+        "true",
+        "--num-samples",
+        "4",
+        "--temperature",
+        "1.0",
+        "--batch-size",
+        "12",
+    ]
     results, first = evaluate("first", *flags)
     _, again = evaluate("again", *flags)
     assert first == again  # the seed is each prompt's own

@@ -144,7 +144,13 @@ def make_engine(
     # Read when an engine is made: by default it would run in a process of its own.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM  # noqa: PLC0415 - an extra
+    from vllm.platforms import current_platform  # noqa: PLC0415
 
+    more: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        # Of a prompt that is computed in parts vLLM (0.30) rewinds a seed's generator by an offset,
+        # which torch's generators on the CPU do not have.
+        more["enable_chunked_prefill"] = False
     return LLM(
         model=model,
         dtype=dtype,
@@ -152,4 +158,5 @@ def make_engine(
         gpu_memory_utilization=gpu_memory_utilization,
         tensor_parallel_size=tensor_parallel_size,
         max_model_len=max_model_length,
+        **more,
     )
