@@ -24,6 +24,14 @@ class Depth:
     full_blocks: tuple[int, ...] = ()
     """Blocks that attend over the whole image, where the others attend in windows."""
 
+    def put_into(self, config: Any) -> None:
+        """Sets the layers of a model's configuration."""
+        text, vision = config.text_config, config.vision_config
+        text.num_hidden_layers, vision.depth = self.num_layers, self.num_blocks
+        text.layer_types = ["full_attention"] * self.num_layers
+        if self.full_blocks:
+            vision.fullatt_block_indexes = list(self.full_blocks)
+
 
 DEPTHS = {
     "qwen2_5_vl": Depth(36, 32, (7, 15, 23, 31)),  # 3B
@@ -51,11 +59,7 @@ def make_deep_policy(
 def deep_config(family: str, depth: Depth) -> Any:
     """Small widths, so many layers."""
     config = tiny_config(train_tokenizer(["Click on the button. (12, 345)"]), family)
-    text, vision = config.text_config, config.vision_config
-    text.num_hidden_layers, vision.depth = depth.num_layers, depth.num_blocks
-    text.layer_types = ["full_attention"] * depth.num_layers
-    if depth.full_blocks:
-        vision.fullatt_block_indexes = list(depth.full_blocks)
+    depth.put_into(config)
     return config
 
 

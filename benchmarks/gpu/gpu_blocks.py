@@ -2,16 +2,16 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.deep_policy import DEPTHS, Depth, build_policy, deep_config, make_groups
-from benchmarks.gpu.launch_counts import make_completions, sampling_config
+from benchmarks.gpu.deep_policy import make_groups
+from benchmarks.gpu.gpu_bench import Bench, Figures
+from benchmarks.gpu.launch_counts import sampling_config
+from benchmarks.gpu.training_blocks import bad_step, memory, steps
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.models.cuda_settings import (
     choose_attention_kernels,
@@ -20,61 +20,9 @@ from grpo_stream.train.models.cuda_settings import (
 from grpo_stream.train.models.vision_attention import batch_windows
 from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.prefix.log_sums import gives_log_sums
-from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay
-from grpo_stream.train.setup.memory.model_sizes import find_config
+from grpo_stream.train.prefix.ways import PLAIN
 
-Figures = dict[str, Any]
-
-_PACKED = Packed("two_part", 0)
 _BYTES_A_SECOND = 4.8e12  # an H200's memory; an H100's 3.35e12
-
-
-class Bench:
-    """A device and the policy's size.
-
-    Args:
-        model: ``3B``; ``deep``, of its depth and small widths; ``small``, of few layers, too; or
-            ``auto``.
-    """
-
-    def __init__(self, model: str) -> None:
-        self.is_cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda" if self.is_cuda else "cpu")
-        if model == "auto":
-            model = "3B" if self.is_cuda else "small"
-        depth = {"small": Depth(2, 3, (1,)), "deep": DEPTHS["qwen2_5_vl"]}.get(model)
-        self.config: Any = find_config(model) if depth is None else deep_config("qwen2_5_vl", depth)
-        self.grid = (52, 92) if depth is None else (12, 20)
-
-    def policy(self, dtype: torch.dtype = torch.bfloat16, *, is_ours: bool = True) -> Any:
-        """A policy with random weights, the same each time."""
-        return build_policy(self.config, self.device, dtype, is_ours=is_ours)
-
-    def seconds(self, call: Callable[[], Any], times: int = 3) -> float:
-        """The shortest of some calls, after one that is not timed."""
-        call()
-        found = []
-        for _ in range(times):
-            self._wait()
-            start = time.perf_counter()
-            call()
-            self._wait()
-            found.append(time.perf_counter() - start)
-        return min(found)
-
-    def _wait(self) -> None:
-        if self.is_cuda:
-            torch.cuda.synchronize()
-
-    def score(self, model: Any, way: PrefixWay, num_groups: int = 1) -> torch.Tensor:
-        """Log-probabilities of completions; ``model`` may be DeepSpeed's engine."""
-        groups = make_groups(getattr(model, "module", model), num_groups, 8, self.grid)
-        ids, mask = (one.to(self.device) for one in make_completions(groups.num_rows))
-        return way.score(model, groups, ids, mask, compute_entropy=False)[0]
-
-    def train_step(self, model: Any, num_groups: int = 1) -> None:
-        """Forward and backward of packed groups."""
-        self.score(model, _PACKED, num_groups).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def environment(bench: Bench) -> Figures:
@@ -115,11 +63,11 @@ def exactness(bench: Bench) -> Figures:
     found = {}
     with torch.no_grad():
         exact = bench.score(bench.policy(torch.float32, is_ours=False), PLAIN)
-        for name, way, is_ours in (("packed", _PACKED, True), ("plain", PLAIN, False)):
+        for name, way, is_ours in (("packed", bench.packed, True), ("plain", PLAIN, False)):
             own = bench.score(bench.policy(is_ours=is_ours), way)
             found[f"{name}_error"] = float((own.float() - exact).abs().mean())
         if not bench.is_cuda or bench.grid == (12, 20):
-            packed = bench.score(bench.policy(torch.float32), _PACKED)
+            packed = bench.score(bench.policy(torch.float32), bench.packed)
             found["packed_float32_error"] = float((packed - exact).abs().max())
     return found
 
@@ -151,7 +99,7 @@ def _encode(visual: Any, media: Any) -> torch.Tensor:
 
 
 def micro_step(bench: Bench) -> Figures:
-    """Seconds and, on a GPU, peak gigabytes of a micro-step: groups, and checkpointing."""
+    """Seconds of a micro-step: groups, and checkpointing."""
     found = {}
     model = bench.policy().train()
     for checkpointing in (True, False):
@@ -160,19 +108,15 @@ def micro_step(bench: Bench) -> Figures:
         else:
             model.gradient_checkpointing_disable()
         for num_groups in (1, 4):
-            if bench.is_cuda:
-                torch.cuda.reset_peak_memory_stats()
             name = f"{num_groups} groups{', checkpointing' if checkpointing else ''}"
             found[name] = bench.seconds(partial(bench.train_step, model, num_groups), times=2)
-            if bench.is_cuda:
-                found[f"{name}, peak GB"] = torch.cuda.max_memory_allocated() / 1e9
     return found
 
 
 def rollout(bench: Bench) -> Figures:
     """Seconds of a token of 4 x 8 completions, beside what reading the weights once takes."""
     found = {}
-    for name, way, is_ours in (("ours", _PACKED, True), ("generate", PLAIN, False)):
+    for name, way, is_ours in (("ours", bench.packed, True), ("generate", PLAIN, False)):
         model = bench.policy(is_ours=is_ours).eval()
         groups = make_groups(model, 4 if is_ours else 1, 8, bench.grid)
         sample = partial(way.sample, model, groups, pad_token_id=0)
@@ -207,7 +151,7 @@ def zero(bench: Bench) -> Figures:
 
 
 def _engine_step(bench: Bench, engine: Any) -> None:
-    engine.backward(bench.score(engine, _PACKED).sum())
+    engine.backward(bench.score(engine, bench.packed).sum())
     engine.step()
 
 
@@ -227,7 +171,9 @@ def _engine(model: Any, stage: int, *, has_leaves: bool) -> Any:
         )[0]
 
 
-BLOCKS = (environment, kernels, exactness, tower, micro_step, rollout, zero)
+BLOCKS = (
+    environment, kernels, exactness, tower, micro_step, memory, rollout, zero, bad_step, steps
+)  # fmt: skip
 
 
 def main(name: str, model: str) -> None:

@@ -61,6 +61,8 @@ def add_command(commands: Commands) -> None:
     add("--beta", type=float, default=0.04, help="of the KL term; 0: no scoring (%(default)s)")
     add("--threads", type=int, default=1, help="of torch (%(default)s)")
     add("--hidden-size", type=int, default=256, help="of the policy, 4 layers (%(default)s)")
+    add("--deep", action="store_true", help="layers of the real model: of Qwen-VL's families")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: bfloat16 (%(default)s)")
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=run)
 
@@ -89,25 +91,10 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures; ratios are trl's seconds over ours, memory is ours over trl's."""
-    from benchmarks.step.step_model import make_policy  # noqa: PLC0415 - torch, seconds to import
-
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
-        job = {
-            "model": str(make_policy(folder / "policy", args.hidden_size, args.family)),
-            "way": args.way,
-            "gradient_checkpointing": args.gradient_checkpointing,
-            "records": str(_records(folder, args.image_width)),
-            "images_root": str(SCREENSHOTS),
-            "out": str(folder / "out"),
-            "max_pixels": args.max_pixels,
-            "num_generations": args.num_generations,
-            "num_tokens": args.num_tokens,
-            "num_steps": args.num_steps,
-            "num_threads": args.threads,
-            "beta": args.beta,
-        }
+        job = make_job(args, folder)
         for number in tqdm(range(args.rounds), "rounds", disable=args.json):
             order = ("ours", "trl") if number % 2 == 0 else ("trl", "ours")
             for who in order:
@@ -130,6 +117,33 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "num_parameters": found["ours"][0]["num_parameters"],
         "way": found["ours"][0]["way"],
         "settings": {k: v for k, v in vars(args).items() if k not in ("run", "json")},
+    }
+
+
+def make_job(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What a contestant is told; ``who`` it is comes with it.
+
+    Args:
+        args: Of the command.
+        folder: Where policy and records are written.
+    """
+    from benchmarks.step.step_model import make_policy  # noqa: PLC0415 - torch, seconds to import
+
+    policy = make_policy(folder / "policy", args.hidden_size, args.family, is_deep=args.deep)
+    return {
+        "model": str(policy),
+        "way": args.way,
+        "device": args.device,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "records": str(_records(folder, args.image_width)),
+        "images_root": str(SCREENSHOTS),
+        "out": str(folder / "out"),
+        "max_pixels": args.max_pixels,
+        "num_generations": args.num_generations,
+        "num_tokens": args.num_tokens,
+        "num_steps": args.num_steps,
+        "num_threads": args.threads,
+        "beta": args.beta,
     }
 
 

@@ -2,18 +2,22 @@
 
 from pathlib import Path
 
+from benchmarks.gpu.deep_policy import DEPTHS
 from grpo_stream.train.models.tiny import tiny_config, train_tokenizer, write_policy
 
 _NUM_LAYERS = 4
 
 
-def make_policy(folder: Path, hidden_size: int, family: str = "qwen2_5_vl") -> Path:
+def make_policy(
+    folder: Path, hidden_size: int, family: str = "qwen2_5_vl", *, is_deep: bool = False
+) -> Path:
     """Writes the policy as ``from_pretrained`` reads it.
 
     Args:
         folder: Is made.
         hidden_size: Of the text model, a multiple of 64; 256 makes about 5 million weights.
         family: ``config.model_type``, of Qwen-VL's kind.
+        is_deep: As many layers and blocks as the real model has.
 
     Returns:
         ``folder``.
@@ -28,4 +32,6 @@ def make_policy(folder: Path, hidden_size: int, family: str = "qwen2_5_vl") -> P
     text.layer_types = [*[kinds[0]] * (_NUM_LAYERS - 1), kinds[-1]]
     text.num_attention_heads, text.num_key_value_heads = hidden_size // 32, hidden_size // 64
     vision.hidden_size, vision.intermediate_size = hidden_size // 2, hidden_size
+    if is_deep:
+        DEPTHS[family].put_into(config)
     return write_policy(folder, config, tokenizer)

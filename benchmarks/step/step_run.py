@@ -39,7 +39,7 @@ def main(path: str) -> None:
     """Runs the contestant that the JSON file ``path`` describes; prints its figures as JSON."""
     job = json.loads(Path(path).read_text())
     torch.set_num_threads(job["num_threads"])
-    trainer = _trainer(job)
+    trainer = make_trainer(job)
     clock = _Clock()
     spy = _Spy(job, clock, trainer.model.config.text_config.vocab_size)
     spy.watch(trainer)
@@ -58,14 +58,20 @@ def main(path: str) -> None:
     print(json.dumps(figures))
 
 
-def _trainer(job: dict[str, Any]) -> Any:
+def make_trainer(job: dict[str, Any]) -> Any:
+    """Our trainer or trl's, ready.
+
+    Args:
+        job: See ``benchmarks.step.step.make_job``; ``who`` is ``ours`` or ``trl``.
+    """
     torch.manual_seed(0)
+    is_cuda = job["device"] == "cuda"
     model = load_policy(job["model"], dtype=torch.float32)
     processor = load_processor(job["model"], max_pixels=job["max_pixels"])
     args = GRPOConfig(
         output_dir=job["out"],
-        use_cpu=True,
-        bf16=False,
+        use_cpu=not is_cuda,
+        bf16=is_cuda,
         report_to=[],
         gradient_checkpointing=job["gradient_checkpointing"],
         save_strategy="no",
@@ -76,8 +82,8 @@ def _trainer(job: dict[str, Any]) -> Any:
         max_completion_length=job["num_tokens"],
         generation_kwargs={"min_new_tokens": job["num_tokens"]},
         max_steps=job["num_steps"] + _NUM_UNTIMED,
-        learning_rate=0.0,
-        max_grad_norm=0.0,
+        learning_rate=job.get("learning_rate", 0.0),
+        max_grad_norm=job.get("max_grad_norm", 0.0),
         beta=job["beta"],
         shuffle_dataset=job["who"] == "ours",  # which has its own order; trl's is to be the same
     )
@@ -154,6 +160,8 @@ class _Clock:
 
     def end(self) -> None:
         """It has ended."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         total = time.perf_counter() - self._started
         self.steps.append(total)
         self.cpu.append(time.process_time() - self._cpu_started)
@@ -204,16 +212,16 @@ class _Spy(TrainerCallback):  # type: ignore[misc]
                 result = score(model, input_ids, attention_mask, keep, *args, **kw)
             self.num_prompt_tokens = input_ids.shape[1] - keep
             if self.is_first and torch.is_grad_enabled():
-                self.found["tokens"] = input_ids[:, -keep:].float().numpy()
+                self.found["tokens"] = input_ids[:, -keep:].float().cpu().numpy()
                 mask = attention_mask[:, -keep:]
-                self.found["logps"] = (result[0].detach() * mask).numpy()
+                self.found["logps"] = (result[0].detach() * mask).cpu().numpy()
             return result
 
         def lost(*args: Any, **kwargs: Any) -> Any:
             with clock.phase("loss"):
                 result = loss(*args, **kwargs)
             if self.is_first:
-                self.found["loss"] = result.detach().numpy()
+                self.found["loss"] = result.detach().cpu().numpy()
             return result
 
         def tokenized(*args: Any, **kwargs: Any) -> Any:
@@ -245,7 +253,7 @@ class _Spy(TrainerCallback):  # type: ignore[misc]
             grads = [
                 p.grad.flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None
             ]
-            self.found["grad"] = torch.cat(grads).numpy().copy()
+            self.found["grad"] = torch.cat(grads).cpu().numpy().copy()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """See ``TrainerCallback``."""
@@ -255,7 +263,11 @@ class _Spy(TrainerCallback):  # type: ignore[misc]
 
 
 def _peak_bytes(*, reset: bool = False) -> int:
-    """The most memory that this process has held since the last reset (Linux)."""
+    """The most memory that this process has held since the last reset: of a GPU, else (Linux)."""
+    if torch.cuda.is_available():
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
