@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -222,7 +223,8 @@ class Run:
     name: str
     folder: Path
     log_path: Path
-    process: subprocess.Popen[bytes]
+    process: Any = None
+    """The launcher's; none where a queue has it."""
 
     def log(self):
         """What launcher and ranks have said."""

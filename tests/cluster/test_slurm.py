@@ -84,7 +84,7 @@ def test_before_the_time_limit_a_run_saves_and_is_queued_again_and_goes_on(
         OUTPUT_DIR=str(folder),
         VENV=VENV,
     )
-    run = Run("grpo", folder, slurm.folder / f"grpo-{job}.log", None)
+    run = Run("grpo", folder, slurm.folder / f"grpo-{job}.log")
     wait_for(lambda: run.log_path.exists() and "global step 3:" in run.log(), JOB_SECONDS)
     ranks = [node.processes(" -u launch/train.py") for node in cluster.nodes.values()]
     assert [len(found) for found in ranks] == [1, 1]

@@ -69,7 +69,7 @@ def test_what_a_node_says_is_what_the_user_reads(cluster, raw, tmp_path, monkeyp
 
 def test_a_task_that_is_lost_is_sent_anew(cluster, raw, tmp_path, monkeypatch):
     settings = make_settings(raw, tmp_path / "out", executor="ray", ray_address="auto")
-    result_of = ray_crew._result
+    result_of = ray_crew.result_of_task
     lost: list[bool] = []
 
     def lose_the_first(ref, *, is_last_try):
@@ -79,7 +79,7 @@ def test_a_task_that_is_lost_is_sent_anew(cluster, raw, tmp_path, monkeypatch):
             return None
         return result_of(ref, is_last_try=is_last_try)
 
-    monkeypatch.setattr(ray_crew, "_result", lose_the_first)
+    monkeypatch.setattr(ray_crew, "result_of_task", lose_the_first)
     build(settings)
     assert lost == [False] * 5
     build(make_settings(raw, tmp_path / "here"))

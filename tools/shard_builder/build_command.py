@@ -11,14 +11,13 @@ from grpo_stream.records.formats.readers import FORMATS, format_help
 from grpo_stream.records.formats.rules import BoxFormat, Coords, Rules, Several
 from grpo_stream.records.stored_image import Check, PictureRules
 from shard_builder.build.build import BuildSettings, build
-from shard_builder.build.build_settings import Executor
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.build.progress import num_usable_cores, show_progress
 from shard_builder.build_summary import print_part, print_result
 from shard_builder.parts.finish_parts import finish
 from shard_builder.parts.plan_request import Part
 from shard_builder.parts.run_part import build_part
-from shard_builder.shared_flags import add_shard_limits, add_split_flag
+from shard_builder.shared_flags import add_executor, add_shard_limits, add_split_flag
 
 
 def add_build(command: argparse.ArgumentParser) -> None:
@@ -149,20 +148,9 @@ def _add_run(group: "argparse._ArgumentGroup") -> None:
         help="end with an error when more than this share is rejected (%(default)s)",
     )
     add("--max-rejects", type=int, metavar="N", help="stop when more than N records are rejected")
-    add(
-        "--executor",
-        choices=get_args(Executor),
-        default="local",
-        help="who builds: processes of this machine, or tasks of a Ray cluster (%(default)s)",
-    )
-    add(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="auto on a machine of the cluster, or ray://HOST:10001 (default: a Ray of its own)",
-    )
+    add_executor(group, "processes of this machine")
     add(
         "--part",
-        type=Part.parse,
         metavar="I/N",
         help="build the I-th of N parts, on machines that share --out, in any order; the last one "
         "finishes; plan/N only makes the plan",
@@ -210,12 +198,13 @@ def _build(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         dry_run=args.dry_run,
     )
+    which = None if args.part is None else Part.parse(args.part)
     with show_progress(args.progress) as tell:
-        if args.part is not None:
-            part = build_part(settings, args.part, tell)
+        if which is not None:
+            part = build_part(settings, which, tell)
         else:
             result = build(settings, tell)
-    if args.part is not None:
+    if which is not None:
         print_part(part, args.progress, settings.out)
     else:
         print_result(result, args.progress, settings.out, is_dry_run=settings.dry_run)

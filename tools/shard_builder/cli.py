@@ -89,7 +89,7 @@ def _end(message: object, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Here, because worker processes import this module again, and need none of these.
-    from shard_builder import build_command, dataset_commands  # noqa: PLC0415
+    from shard_builder import build_command, dataset_commands, pass_commands  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
         prog="shard-builder",
@@ -108,12 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         ("finish", build_command.add_finish, "lists and manifest of a build in parts", _FINISH),
         (
             "verify",
-            dataset_commands.add_verify,
+            pass_commands.add_verify,
             "re-read it all and name the first bad key",
             "",
         ),
-        ("index", dataset_commands.add_index, "index and manifest for tars that others made", ""),
-        ("stats", dataset_commands.add_stats, "counts, sizes, boxes and visual tokens", ""),
+        ("index", pass_commands.add_index, "index and manifest for tars that others made", ""),
+        ("stats", pass_commands.add_stats, "counts, sizes, boxes and visual tokens", ""),
         ("show", dataset_commands.add_show, "an HTML page and a picture of some samples", ""),
         ("head", dataset_commands.add_head, "a data set of the first samples of one", ""),
         ("merge", dataset_commands.add_merge, "one data set of several", ""),

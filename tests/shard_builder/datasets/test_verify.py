@@ -10,7 +10,6 @@ from grpo_stream.shards.index import ShardIndex, energon_index_name, index_crc32
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import Sample, make_meta
 from grpo_stream.storage.store import LocalStore
-from shard_builder.cli import main
 from shard_builder.datasets import scan_shards
 from shard_builder.datasets.verify import VerifyError, VerifyResult, verify
 from tests.shards.support import image_bytes, make_sample, write_set
@@ -263,20 +262,3 @@ def test_workers_must_be_positive(tmp_path):
 def test_a_hash_is_of_the_file(tmp_path):
     info = write_set(tmp_path, SAMPLES).shards[0]
     assert info.sha256 == hashlib.sha256((tmp_path / info.name).read_bytes()).hexdigest()
-
-
-def test_parts_look_at_every_shard_between_them(tmp_path, capsys):
-    manifest = write_set(tmp_path, SAMPLES)
-    num_parts = len(manifest.shards)
-    found = [run(tmp_path, part=(number, num_parts)) for number in range(1, num_parts + 1)]
-    assert [one.num_shards for one in found] == [1] * num_parts
-    assert sum(one.num_samples for one in found) == 4
-    path = tmp_path / manifest.shards[1].name
-    path.write_bytes(path.read_bytes()[:-1])
-    assert run(tmp_path, part=(1, num_parts)).num_samples
-    words = ["verify", str(tmp_path), "--quiet", "--workers", "1", "--part"]
-    assert main([*words, f"2/{num_parts}"]) == 1
-    assert manifest.shards[1].name in capsys.readouterr().err
-    assert main([*words, f"1/{num_parts}"]) == 0
-    assert f"part 1/{num_parts} sound: " in capsys.readouterr().out
-    assert main([*words, "plan/2"]) == 2

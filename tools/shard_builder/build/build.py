@@ -84,6 +84,8 @@ def build(settings: BuildSettings, tell: Tell = tell_nobody) -> BuildResult:
         run.build(cutter.cut(inputs.reading.records()), output)
         plan = inputs.plan({split: cutter.num_chunks[split] for split in settings.split_names})
         result = finish_build(settings, plan, open_store(state), temp, output, tell)
+        if output is not None and settings.executor == "ray":
+            output.remove_unfinished()  # of nodes that were lost, whose chunks others have built
         return replace(result, first_rejects=run.first_rejects())
 
 

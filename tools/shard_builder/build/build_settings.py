@@ -114,7 +114,9 @@ def check_settings(settings: BuildSettings) -> None:
     if settings.max_rejects is not None and settings.max_rejects < 0:
         expected = "must be 0 or more, for example 100"
         raise ConfigError("--max-rejects", settings.max_rejects, expected)
-    _check_executor(settings)
+    check_executor(settings.executor, settings.ray_address)
+    if settings.executor == "ray" and settings.dry_run:
+        raise ConfigError("--executor", "ray", "goes without --dry-run, which this machine does")
     root = _open("--images-root", settings.images_root)
     if isinstance(root, LocalStore) and not root.folder.is_dir():
         expected = "must be the folder that image paths start from"
@@ -132,16 +134,15 @@ def check_settings(settings: BuildSettings) -> None:
         raise ConfigError("--out", settings.out, expected)
 
 
-def _check_executor(settings: BuildSettings) -> None:
-    if settings.executor not in get_args(Executor):
+def check_executor(executor: str, ray_address: str | None) -> None:
+    """Raises ConfigError where there is no such executor, or what it needs is missing."""
+    if executor not in get_args(Executor):
         expected = f"must be one of {', '.join(get_args(Executor))}"
-        raise ConfigError("--executor", settings.executor, expected)
-    if settings.executor == "local":
-        if settings.ray_address is not None:
-            raise ConfigError("--ray-address", settings.ray_address, "goes with --executor ray")
+        raise ConfigError("--executor", executor, expected)
+    if executor == "local":
+        if ray_address is not None:
+            raise ConfigError("--ray-address", ray_address, "goes with --executor ray")
         return
-    if settings.dry_run:
-        raise ConfigError("--executor", "ray", "goes without --dry-run, which this machine does")
     if find_spec("ray") is None:
         raise ConfigError("--executor", "ray", "needs ray: pip install 'grpo_stream[ray]'")
 

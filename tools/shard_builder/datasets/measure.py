@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,65 +20,14 @@ from grpo_stream.targets import bounds_of, read_shape, shape_numbers
 from shard_builder.build.output.reject_lists import WARNINGS_NAME
 from shard_builder.datasets.read_json_members import as_sample, iter_metas
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
-from shard_builder.datasets.streaming_quantiles import BoundedCounter, Spread
+from shard_builder.passes.look_values import open_set, set_facts
+from shard_builder.passes.measures import HEAT_CELLS, Measures
+from shard_builder.passes.run_pass import PassSettings, run_pass
+from shard_builder.passes.shard_pass import ShardPass
 
-HEAT_CELLS = 32
-"""The heat map has as many columns and rows."""
+__all__ = ["HEAT_CELLS", "Measures", "StatsPass", "measure"]
+
 _KINDS = {PART_KINDS.index(kind): kind for kind in ("jpg", "png", "webp")}
-
-
-@dataclass(eq=False)
-class Measures:
-    """What a data set holds. Its size does not depend on the data set's.
-
-    Boxes are measured in pixels of the stored image, tokens at the size that ``rule`` gives.
-    """
-
-    rule: ResizeRule
-    num_samples: int = 0
-    num_shards: int = 0
-    num_bytes: int = 0
-    digest: str = ""
-    rejects: Counter[str] = field(default_factory=Counter)
-    """Rejected records by cause."""
-    warnings: Counter[str] = field(default_factory=Counter)
-    """Warnings by cause."""
-    formats: Counter[str] = field(default_factory=Counter)
-    """Images by suffix."""
-    sizes: BoundedCounter = field(default_factory=BoundedCounter)
-    """Images by ``WIDTHxHEIGHT``."""
-    num_boxes: int = 0
-    num_points: int = 0
-    num_multi_image: int = 0
-    """Samples of several images."""
-    num_text_only: int = 0
-    """Samples without images."""
-    num_multi_box: int = 0
-    """Samples of several boxes or points."""
-    num_untokenised: int = 0
-    """Images that the processor would refuse: beyond 200 to 1."""
-    num_narrow_boxes: int = 0
-    """Boxes of which a side is shorter than a token at the model's size."""
-    num_tiny_boxes: int = 0
-    """Boxes of which both sides are shorter than a token at the model's size."""
-    width: Spread = field(default_factory=Spread)
-    height: Spread = field(default_factory=Spread)
-    aspect_ratio: Spread = field(default_factory=Spread)
-    """Width / height."""
-    image_bytes: Spread = field(default_factory=Spread)
-    box_width: Spread = field(default_factory=Spread)
-    box_height: Spread = field(default_factory=Spread)
-    box_side: Spread = field(default_factory=Spread)
-    """The shorter side of a box."""
-    box_share: Spread = field(default_factory=Spread)
-    """Area of a box / area of its image."""
-    prompt_chars: Spread = field(default_factory=Spread)
-    tokens: Spread = field(default_factory=Spread)
-    """Visual tokens of an image."""
-    centres: NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros((HEAT_CELLS, HEAT_CELLS), np.int64)
-    )
-    """Shape (32, 32): places by row (y) and column (x) of their centre, over the image's sides."""
 
 
 def measure(
@@ -98,22 +48,86 @@ def measure(
         StoreError: a shard or index is missing or cannot be read.
         ShardFormatError: one is damaged.
     """
-    found = Measures(
-        rule,
-        num_samples=manifest.num_samples,
-        num_shards=len(manifest.shards),
-        num_bytes=sum(shard.num_bytes for shard in manifest.shards),
-        digest=manifest.digest,
-        rejects=Counter(manifest.rejects),
-        warnings=_count_warnings(store),
-    )
-    targets = lru_cache(maxsize=4096)(rule.target)
-    for info in manifest.shards:
-        index = ShardIndex.load(store, info)
-        _add_images(found, index, targets)
-        _add_metas(found, store, info, index, targets)
-        on_progress(info.num_samples, info.num_bytes)
+    found = run_pass(StatsPass(store, manifest, rule), PassSettings(), on_progress)
+    assert isinstance(found, Measures)  # noqa: S101 - no part was asked for
     return found
+
+
+class StatsPass(ShardPass[Measures]):
+    """:func:`measure` as a pass, of which parts may be done elsewhere."""
+
+    command = "stats"
+
+    def __init__(self, store: Store, manifest: Manifest, rule: ResizeRule) -> None:
+        super().__init__(store, asdict(rule))
+        self._manifest = manifest
+        self._rule = rule
+        self._targets = lru_cache(maxsize=4096)(rule.target)
+
+    @classmethod
+    def opened(cls, url: str, settings: dict[str, Any]) -> "StatsPass":
+        """See :meth:`ShardPass.opened`."""
+        return cls(*open_set(url), ResizeRule(**settings))
+
+    @property
+    def num_shards(self) -> int:
+        """See :meth:`ShardPass.num_shards`."""
+        return len(self._manifest.shards)
+
+    def set_facts(self) -> dict[str, Any]:
+        """See :meth:`ShardPass.set_facts`."""
+        return set_facts(self._manifest)
+
+    def counts_of(self, number: int, finding: Any) -> tuple[int, int]:
+        """See :meth:`ShardPass.counts_of`."""
+        del finding
+        info = self._manifest.shards[number]
+        return info.num_samples, info.num_bytes
+
+    def look(
+        self, number: int, should_stop: Callable[[], bool], on_progress: OnProgress
+    ) -> Measures:
+        """See :meth:`ShardPass.look`: the measures of one shard."""
+        del should_stop
+        found = Measures(self._rule)
+        info = self._manifest.shards[number]
+        index = ShardIndex.load(self.store, info)
+        _add_images(found, index, self._targets)
+        _add_metas(found, self.store, info, index, self._targets)
+        on_progress(info.num_samples, info.num_bytes)
+        return found
+
+    def conclude(self, findings: Iterable[Measures]) -> Measures:
+        """See :meth:`ShardPass.conclude`."""
+        manifest = self._manifest
+        found = Measures(
+            self._rule,
+            num_samples=manifest.num_samples,
+            num_shards=len(manifest.shards),
+            num_bytes=int(manifest.byte_counts.sum()),
+            digest=manifest.digest,
+            rejects=Counter(manifest.rejects),
+            warnings=_count_warnings(self.store),
+        )
+        for one in findings:
+            found.merge(one)
+        return found
+
+    def to_values(self, finding: Measures) -> dict[str, Any]:
+        """See :meth:`ShardPass.to_values`."""
+        return finding.to_values()
+
+    def from_values(self, values: dict[str, Any]) -> Measures:
+        """See :meth:`ShardPass.from_values`."""
+        return Measures.from_values(self._rule, values)
+
+    def result_to_values(self, result: Measures) -> dict[str, Any]:
+        """See :meth:`ShardPass.result_to_values`."""
+        return result.to_values()
+
+    def result_from_values(self, values: dict[str, Any]) -> Measures:
+        """See :meth:`ShardPass.result_from_values`."""
+        return self.from_values(values)
 
 
 def _add_images(found: Measures, index: ShardIndex, targets: Callable[[Size], Size]) -> None:

@@ -3,11 +3,12 @@
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grpo_stream.boxes import Point, Size
 from grpo_stream.errors import ShardFormatError
@@ -88,11 +89,16 @@ class KeyBook:
     """Finds out whether any key comes twice, in 8 bytes a key."""
 
     def __init__(self) -> None:
-        self._hashes: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+        self._hashes: list[NDArray[np.int64]] = []
 
-    def add(self, hashes: list[int]) -> None:
+    def add(self, hashes: Sequence[int] | NDArray[np.int64]) -> None:
         """Takes the keys of one shard as :func:`key_hash` gives them."""
-        self._hashes.append(np.array(hashes, np.int64))
+        self._hashes.append(np.asarray(hashes, np.int64))
+
+    def holders(self, hashes: set[int]) -> list[int]:
+        """Which of the shards, in the order in which they were added, have any of ``hashes``."""
+        wanted = np.fromiter(hashes, np.int64)
+        return [number for number, some in enumerate(self._hashes) if np.isin(some, wanted).any()]
 
     def repeated(self) -> set[int]:
         """The hashes that came more than once; equal hashes are not yet equal keys."""
@@ -104,8 +110,9 @@ class KeyBook:
 
 
 def key_hash(key: str) -> int:
-    """64 bits of a key, for use within this process."""
-    return hash(key)
+    """64 bits of a key, the same on all machines."""
+    data = key.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def first_repeated_key(

@@ -48,6 +48,46 @@ class Spread:
             if len(self._exact) > _MAX_EXACT:
                 self._exact = None
 
+    def merge(self, other: "Spread") -> None:
+        """Counts what ``other`` has counted."""
+        self.count += other.count
+        self.total += other.total
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
+        bins, exact = other._bins, other._exact  # noqa: SLF001 - of the same class
+        self._bins += bins
+        if self._exact is None or exact is None:
+            self._exact = None
+            return
+        for value, count in exact.items():
+            self._exact[value] = self._exact.get(value, 0) + count
+        if len(self._exact) > _MAX_EXACT:
+            self._exact = None
+
+    def to_values(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        filled = np.flatnonzero(self._bins)
+        return {
+            "count": self.count,
+            "total": self.total,
+            "ends": [self.low, self.high] if self.count else [],
+            "bins": [filled.tolist(), self._bins[filled].tolist()],
+            "exact": None if self._exact is None else list(self._exact.items()),
+        }
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> "Spread":
+        """What :meth:`to_values` was given."""
+        spread = cls()
+        spread.count, spread.total = values["count"], values["total"]
+        if values["ends"]:
+            spread.low, spread.high = values["ends"]
+        places, counts = values["bins"]
+        spread._bins[places] = counts
+        exact = values["exact"]
+        spread._exact = None if exact is None else dict(exact)
+        return spread
+
     @property
     def mean(self) -> float:
         """Of all values; NaN when there are none."""
@@ -107,3 +147,9 @@ class BoundedCounter:
             self.counts[word] += count
         else:
             self.num_others += count
+
+    def merge(self, other: "BoundedCounter") -> None:
+        """Counts what ``other`` has counted."""
+        for word, count in other.counts.items():
+            self.add(word, count)
+        self.num_others += other.num_others

@@ -1,46 +1,40 @@
 """Re-reads a data set and believes nothing: hashes, indexes, images, boxes, keys, totals."""
 
 import json
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from grpo_stream.boxes import Size
-from grpo_stream.errors import ConfigError, GrpoStreamError, ImageError, StoreError
-from grpo_stream.images import decode
+from grpo_stream.errors import GrpoStreamError, StoreError
 from grpo_stream.records.evidence import Sampled
 from grpo_stream.shards.images_field import is_text_only
-from grpo_stream.shards.index import (
-    PART_KINDS,
-    IndexEntry,
-    ShardIndex,
-    energon_index,
-    energon_index_name,
-)
 from grpo_stream.shards.manifest import Manifest, ShardInfo
-from grpo_stream.shards.sample import Sample
-from grpo_stream.shards.sample_runs import Run
 from grpo_stream.storage.store import Store
 from shard_builder.datasets.judge_reading import is_judged, judge_reading, places_of
 from shard_builder.datasets.scan_shards import (
     KeyBook,
     OnProgress,
-    Reread,
     first_repeated_key,
-    is_inside,
     key_hash,
-    map_in_order,
     no_progress,
 )
+from shard_builder.passes.look_values import (
+    open_set,
+    packed_hashes,
+    packed_places,
+    set_facts,
+    unpacked_hashes,
+    unpacked_places,
+)
+from shard_builder.passes.run_pass import PassSettings, run_pass
+from shard_builder.passes.shard_pass import ShardPass
+from shard_builder.passes.sound_samples import VerifyError, sound_samples
 
+__all__ = ["VerifyError", "VerifyPass", "VerifyResult", "verify"]
+
+_COUNTED = ("num_multi_image", "num_multi_box", "num_text_only")
 _LISTS = (("rejects.jsonl", "num_rejects"), ("warnings.jsonl", "num_warnings"))
-
-
-class VerifyError(GrpoStreamError):
-    """The first thing found wrong; names the shard and, where there is one, the key."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +47,11 @@ class VerifyResult:
     num_shards: int
 
 
-@dataclass
-class _ShardReport:
-    hashes: list[int]
-    """Of the keys up to the fault."""
-    fault: GrpoStreamError | None
-    places: Sampled
-    num_multi: Counter[str]
-    """Samples of several images, of several solutions and of no image, as the manifest's totals
-    call them."""
-
-
 def verify(
     store: Store,
     manifest: Manifest,
     *,
     workers: int = 1,
-    part: tuple[int, int] = (1, 1),
     on_progress: OnProgress = no_progress,
 ) -> VerifyResult:
     """Reads every shard whole, one sample in memory for each worker.
@@ -83,15 +65,11 @@ def verify(
     ``*.tar`` would read it too. Other files, hidden ones among them, are not looked at. What lists
     and settings say in words has no checksum: no sample depends on it.
 
-    A part reads every N-th shard. Keys are then compared within the part, and what is counted over
-    all samples is left out: together the parts leave only that unlooked at.
-
     Args:
         store: The data set's folder.
         manifest: What :meth:`Manifest.load` gave.
         workers: Shards that are read at the same time, each in a thread; images are decoded
             outside Python's lock.
-        part: ``(i, n)``: only the i-th of n parts, from 1.
         on_progress: Is told of every sample.
 
     Raises:
@@ -99,130 +77,126 @@ def verify(
         StoreError: a shard is missing or cannot be read.
         ConfigError: ``workers`` is below 1.
     """
-    if workers < 1:
-        raise ConfigError("--workers", workers, "must be at least 1, for example 8")
-    _check_totals(manifest, _sums(manifest))
-    stop = threading.Event()
-
-    def check(info: ShardInfo) -> _ShardReport:
-        return _check_shard(store, info, stop.is_set, on_progress)
-
-    number, num_parts = part
-    shards = manifest.shards[number - 1 :: num_parts]
-    book = KeyBook()
-    sampled = Sampled()
-    num_multi = Counter(num_multi_image=0, num_multi_box=0, num_text_only=0)
-    with closing(map_in_order(check, shards, workers, stop)) as reports:
-        for number, report in enumerate(reports, 1):
-            book.add(report.hashes)
-            num_multi.update(report.num_multi)
-            for place in report.places.items():
-                sampled.add(place)
-            if report.fault is not None:
-                _check_keys(store, shards[:number], book)
-                raise report.fault
-    _check_keys(store, shards, book)
-    if num_parts == 1:
-        _check_totals(manifest, num_multi)
-    if not is_judged(manifest):
-        _, fault = judge_reading(sampled, None)
-        if fault is not None:
-            raise VerifyError(f"{store.url}: {fault}")
-    _check_lists(store, manifest)
-    _check_others(store, manifest)
-    num_samples = sum(info.num_samples for info in shards)
-    return VerifyResult(num_samples, sum(info.num_bytes for info in shards), len(shards))
+    result = run_pass(VerifyPass(store, manifest), PassSettings(workers), on_progress)
+    assert isinstance(result, VerifyResult)  # noqa: S101 - no part was asked for
+    return result
 
 
-def _check_shard(
-    store: Store, info: ShardInfo, should_stop: Callable[[], bool], on_progress: OnProgress
-) -> _ShardReport:
-    report = _ShardReport([], None, Sampled(), Counter())
-    last_key = None
-    try:
-        for sample, num_bytes in _sound_samples(store, info, should_stop):
-            last_key = sample.key
-            for place in places_of(sample, len(report.hashes)):
-                report.places.add(place)
-            report.hashes.append(key_hash(last_key))
-            report.num_multi["num_multi_image"] += bool(sample.more_images)
-            report.num_multi["num_multi_box"] += len(sample.solutions) > 1
-            report.num_multi["num_text_only"] += is_text_only(sample.meta)
-            on_progress(1, num_bytes)
-    except (VerifyError, StoreError) as error:
-        report.fault = error
-    except GrpoStreamError as error:
-        after = "" if last_key is None else f" (the last sound sample is key={last_key!r})"
-        report.fault = VerifyError(f"{error}{after}")
-    return report
+class VerifyPass(ShardPass[VerifyResult]):
+    """:func:`verify` as a pass, of which parts may be done elsewhere.
 
+    Raises:
+        VerifyError: the manifest does not fit itself.
+    """
 
-def _sound_samples(
-    store: Store, info: ShardInfo, should_stop: Callable[[], bool]
-) -> Iterator[tuple[Sample, int]]:
-    index = ShardIndex.load(store, info)
-    reread = Reread(store, info.name, should_stop)
-    entries = (index[i] for i in range(len(index)))
-    for number, (run, entry) in enumerate(zip_longest(reread.runs(), entries)):
-        if should_stop():
-            return
-        if run is None or entry is None:
-            found = str(number) if run is None else "more"
-            counts = f"the index lists {len(index)} samples, the tar holds {found}"
-            raise VerifyError(f"{info.name}: {counts}")
-        where = f"{info.name}: key={run.sample.key!r}"
-        _check_images(run.sample, entry, where)
-        _check_entry(run, entry, where)
-        _check_solutions(run.sample, where)
-        yield run.sample, entry.num_bytes
-    found_info = reread.info(len(index))
-    if found_info.num_bytes != info.num_bytes:
-        detail = f"{found_info.num_bytes} bytes, the manifest says {info.num_bytes}"
-        raise VerifyError(f"{info.name}: {detail}")
-    if found_info.sha256 != info.sha256:
-        raise VerifyError(f"{info.name}: its SHA-256 is not the manifest's")
-    name = energon_index_name(info.name)
-    if store.read(name) != energon_index(index, reread.end):
-        raise VerifyError(f"{name} does not list the samples of {info.name}")
+    command = "verify"
 
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        super().__init__(store, {})
+        self._manifest = manifest
+        self._is_judged = is_judged(manifest)
+        _check_totals(manifest, _sums(manifest))
 
-def _check_images(sample: Sample, entry: IndexEntry, where: str) -> None:
-    listed = {part.image: Size(part.width, part.height) for part in entry.parts if part.is_image}
-    for number, ((_, image), size) in enumerate(zip(sample.images, sample.sizes, strict=True)):
-        what = f"image {number}" if number else "image"
+    @classmethod
+    def opened(cls, url: str, settings: dict[str, Any]) -> "VerifyPass":
+        """See :meth:`ShardPass.opened`."""
+        del settings
+        return cls(*open_set(url))
+
+    @property
+    def num_shards(self) -> int:
+        """See :meth:`ShardPass.num_shards`."""
+        return len(self._manifest.shards)
+
+    def set_facts(self) -> dict[str, Any]:
+        """See :meth:`ShardPass.set_facts`."""
+        return set_facts(self._manifest)
+
+    def counts_of(self, number: int, finding: Any) -> tuple[int, int]:
+        """See :meth:`ShardPass.counts_of`."""
+        del finding
+        info = self._manifest.shards[number]
+        return info.num_samples, info.num_bytes
+
+    def fault_of(self, finding: Any) -> Exception | None:
+        """See :meth:`ShardPass.fault_of`."""
+        fault: Exception | None = finding["fault"]
+        return fault
+
+    def look(
+        self, number: int, should_stop: Callable[[], bool], on_progress: OnProgress
+    ) -> dict[str, Any]:
+        """See :meth:`ShardPass.look`: keys up to the fault, the fault, places, counts."""
+        hashes: list[int] = []
+        places = Sampled()
+        num_multi = dict.fromkeys(_COUNTED, 0)
+        fault: GrpoStreamError | None = None
+        last_key = None
         try:
-            height, width = decode(image).shape[:2]
-        except ImageError as error:
-            raise VerifyError(f"{where}: {what}: {error}") from error
-        if not Size(width, height) == size == listed.get(number):
-            sizes = f"{what} {width}x{height}, JSON {size}, index {listed.get(number)}"
-            raise VerifyError(f"{where}: sizes differ: {sizes}")
+            for sample, num_bytes in sound_samples(
+                self.store, self._manifest.shards[number], should_stop
+            ):
+                last_key = sample.key
+                if not self._is_judged:
+                    for place in places_of(sample, len(hashes)):
+                        places.add(place)
+                hashes.append(key_hash(last_key))
+                num_multi["num_multi_image"] += bool(sample.more_images)
+                num_multi["num_multi_box"] += len(sample.solutions) > 1
+                num_multi["num_text_only"] += is_text_only(sample.meta)
+                on_progress(1, num_bytes)
+        except (VerifyError, StoreError) as error:
+            fault = error
+        except GrpoStreamError as error:
+            after = "" if last_key is None else f" (the last sound sample is key={last_key!r})"
+            fault = VerifyError(f"{error}{after}")
+        return {
+            "hashes": packed_hashes(hashes),
+            "fault": fault,
+            "places": packed_places(places),
+            "num_multi": num_multi,
+        }
 
+    def conclude(self, findings: Iterable[dict[str, Any]]) -> VerifyResult:
+        """See :meth:`ShardPass.conclude`."""
+        store, manifest = self.store, self._manifest
+        book = KeyBook()
+        sampled = Sampled()
+        num_multi = Counter(dict.fromkeys(_COUNTED, 0))
+        for finding in findings:
+            book.add(unpacked_hashes(finding["hashes"]))
+            num_multi.update(finding["num_multi"])
+            for place in unpacked_places(finding["places"]):
+                sampled.add(place)
+            if finding["fault"] is not None:
+                _check_keys(store, manifest.shards, book)
+                raise finding["fault"]
+        _check_keys(store, manifest.shards, book)
+        _check_totals(manifest, num_multi)
+        if not self._is_judged:
+            _, fault = judge_reading(sampled, None)
+            if fault is not None:
+                raise VerifyError(f"{store.url}: {fault}")
+        _check_lists(store, manifest)
+        _check_others(store, manifest)
+        num_bytes = sum(info.num_bytes for info in manifest.shards)
+        return VerifyResult(manifest.num_samples, num_bytes, len(manifest.shards))
 
-def _check_entry(run: Run, entry: IndexEntry, where: str) -> None:
-    found = run.index_entry()
-    if found == entry:
-        return
-    for part, expected in zip(found.parts, entry.parts, strict=False):
-        if part == expected._replace(crc32=part.crc32) and part != expected:
-            kind = PART_KINDS[part.kind]
-            raise VerifyError(f"{where}: the {kind}'s CRC-32 differs from the index")
-    raise VerifyError(f"{where}: the index points elsewhere")
+    def result_to_values(self, result: VerifyResult) -> dict[str, Any]:
+        """See :meth:`ShardPass.result_to_values`."""
+        return asdict(result)
 
-
-def _check_solutions(sample: Sample, where: str) -> None:
-    for solution, image in zip(sample.solutions, sample.solution_images, strict=True):
-        size = sample.sizes[image]
-        if not is_inside(solution, size):
-            detail = f"solution={solution} is outside {size.width}x{size.height}"
-            raise VerifyError(f"{where}: {detail}")
+    def result_from_values(self, values: dict[str, Any]) -> VerifyResult:
+        """See :meth:`ShardPass.result_from_values`."""
+        return VerifyResult(**values)
 
 
 def _check_keys(store: Store, shards: Sequence[ShardInfo], book: KeyBook) -> None:
     hashes = book.repeated()
     if not hashes:
         return
-    found = first_repeated_key(store, (info.name for info in shards), hashes)
+    names = [shards[number].name for number in book.holders(hashes)]
+    found = first_repeated_key(store, names, hashes)
     if found is not None:
         key, again, first = found
         raise VerifyError(f"{again}: key={key!r} is not unique in the set: {first} has it too")

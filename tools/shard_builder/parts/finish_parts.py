@@ -1,5 +1,6 @@
 """``finish``: from the results of all parts to lists and manifests, once all of them are there."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from grpo_stream.errors import ConfigError, GrpoStreamError, ManifestError
@@ -102,6 +103,12 @@ def finished_set(out: str) -> BuildResult | None:
     return result_found(manifests) if manifests else None
 
 
+def named_parts(parts: Sequence[int]) -> str:
+    """The first few numbers, and how many more there are."""
+    named = ", ".join(map(str, parts[:_NUM_NAMED]))
+    return f"{named} and {len(parts) - _NUM_NAMED} more" if len(parts) > _NUM_NAMED else named
+
+
 def _found_or_refused(out: str) -> BuildResult:
     found = finished_set(out)
     if found is not None:
@@ -115,12 +122,10 @@ def _found_or_refused(out: str) -> BuildResult:
 
 def _missing_text(out: str, plan: StoredPlan, missing: dict[int, list[tuple[str, int]]]) -> str:
     parts = sorted(missing)
-    named = ", ".join(map(str, parts[:_NUM_NAMED]))
-    more = f" and {len(parts) - _NUM_NAMED} more" if len(parts) > _NUM_NAMED else ""
     num_chunks = sum(map(len, missing.values()))
     num_all = sum(plan.build.num_chunks.values())
     return (
-        f"{out}: of {plan.num_parts} parts {len(parts)} are not whole yet: {named}{more} "
+        f"{out}: of {plan.num_parts} parts {len(parts)} are not whole yet: {named_parts(parts)} "
         f"({num_chunks} of {num_all} chunks are missing). Run them, with --part "
         f"{parts[0]}/{plan.num_parts} and so on; where they have run, is this the --out that "
         "their machines wrote to?"

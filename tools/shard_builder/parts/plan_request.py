@@ -32,8 +32,10 @@ class Part:
     """
 
     number: int
-    """From 1; 0 makes the plan and builds nothing."""
+    """From 1; 0 makes the plan and builds nothing, or joins what parts have found."""
     num_parts: int
+    word: str = _PLAN_WORD
+    """What 0 is written as."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.number <= self.num_parts or self.num_parts < 1:
@@ -41,22 +43,27 @@ class Part:
             raise ConfigError("--part", f"{self.number}/{self.num_parts}", expected)
 
     @classmethod
-    def parse(cls, text: str) -> "Part":
+    def parse(cls, text: str, word: str = _PLAN_WORD, does: str = "only makes the plan") -> "Part":
         """A part as users write it: ``3/10``, or ``plan/10``.
+
+        Args:
+            text: What the user wrote.
+            word: What stands for number 0.
+            does: What that does, for the error.
 
         Raises:
             ConfigError: it is written in another way.
         """
-        found = re.fullmatch(rf"(\d+|{_PLAN_WORD})/(\d+)", text, re.ASCII)
+        found = re.fullmatch(rf"(\d+|{word})/(\d+)", text, re.ASCII)
         if found is None or found[1] == "0":
-            expected = "must be I/N with I from 1 to N, as in 3/10; plan/10 only makes the plan"
+            expected = f"must be I/N with I from 1 to N, as in 3/10; {word}/10 {does}"
             raise ConfigError("--part", text, expected)
-        return cls(0 if found[1] == _PLAN_WORD else int(found[1]), int(found[2]))
+        return cls(0 if found[1] == word else int(found[1]), int(found[2]), word)
 
     @property
     def name(self) -> str:
         """As the user writes it."""
-        return f"{self.number or _PLAN_WORD}/{self.num_parts}"
+        return f"{self.number or self.word}/{self.num_parts}"
 
 
 def request_of(
@@ -112,20 +119,31 @@ def check_same(mine: dict[str, Any], planned: dict[str, Any], part: Part) -> Non
     """
     if digest_of(mine) == digest_of(planned):
         return
-    here, there = dict(_leaves(mine)), dict(_leaves(planned))
-    differing = [name for name in sorted(here | there) if here.get(name) != there.get(name)]
-    words = "; ".join(
-        f"{name} is {here.get(name)!r} here and {there.get(name)!r} in the plan"
-        for name in differing[:_NUM_NAMED]
-    )
-    more = len(differing) - _NUM_NAMED
-    words += f"; and {more} more" if more > 0 else ""
+    words = difference(mine, planned, "in the plan")
     expected = (
         f"is not of the build that is under way in --out (plan {digest_of(planned)[:12]}, this "
         f"would be {digest_of(mine)[:12]}): {words}. Give all parts the same inputs and flags and "
         f"one version of the builder, or begin anew with --part plan/{part.num_parts} --overwrite"
     )
     raise ConfigError("--part", part.name, expected)
+
+
+def difference(mine: dict[str, Any], others: dict[str, Any], where: str = "there") -> str:
+    """Names the first few values in which two requests differ.
+
+    Args:
+        mine: What was asked for here.
+        others: What was asked for elsewhere.
+        where: Names that place.
+    """
+    here, there = dict(_leaves(mine)), dict(_leaves(others))
+    differing = [name for name in sorted(here | there) if here.get(name) != there.get(name)]
+    words = "; ".join(
+        f"{name} is {here.get(name)!r} here and {there.get(name)!r} {where}"
+        for name in differing[:_NUM_NAMED]
+    )
+    more = len(differing) - _NUM_NAMED
+    return f"{words}; and {more} more" if more > 0 else words
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,9 +24,9 @@ from shard_builder.build.output.kept_results import SETTINGS_NAME
 from shard_builder.build.output.temp_folder import temp_folder
 from shard_builder.build.workers.worker import DoneChunk, Job, News, Worker
 
-_MAX_RETRIES = 20
+MAX_RETRIES = 20
 """Nodes that a task may lose; what fails by itself is not tried again."""
-_MAX_LOST = 3
+MAX_LOST = 3
 """Times that it is then sent anew, with its records, which Ray does not do."""
 _WAITING_PER_TASK = 1
 """Tasks in line for each that runs: a node never waits for the coordinator."""
@@ -58,20 +58,20 @@ class RayCrew:
     def __init__(self, job: Job, address: str | None) -> None:
         self._job = replace(
             job,
-            out=_absolute(job.out),
-            state=_absolute(job.state),
-            images_root=_absolute(job.images_root),
+            out=absolute(job.out),
+            state=absolute(job.state),
+            images_root=absolute(job.images_root),
         )
         # While a shard is uploaded its task needs no core, so two share one.
         self._num_cpus = 0.5 if is_object_store(job.out) else 1.0
         self._in_flight: dict[Any, tuple[Chunk, int]] = {}
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
-            _connect(address)
+            connect(address)
 
     def run(self, chunks: Iterator[Chunk], tell: Callable[[News], None]) -> Iterator[DoneChunk]:
         """See :func:`~shard_builder.build.workers.worker_pool.run_chunks`."""
-        task = ray.remote(num_cpus=self._num_cpus, max_retries=_MAX_RETRIES)(_build_chunk)
+        task = ray.remote(num_cpus=self._num_cpus, max_retries=MAX_RETRIES)(_build_chunk)
         facts = self._facts()
         in_flight = self._in_flight
         is_all_given = False
@@ -88,7 +88,7 @@ class RayCrew:
             done, _ = ray.wait(list(in_flight), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
             for ref in done:
                 chunk, num_lost = in_flight.pop(ref)
-                result = _result(ref, is_last_try=num_lost == _MAX_LOST)
+                result = result_of_task(ref, is_last_try=num_lost == MAX_LOST)
                 if result is None:
                     in_flight[task.remote(facts, chunk)] = (chunk, num_lost + 1)
                     continue
@@ -108,11 +108,11 @@ class RayCrew:
         return _Facts(self._job, hashlib.sha256(found).hexdigest(), _versions())
 
     def _max_in_flight(self) -> int:
-        num_running = ray.cluster_resources().get("CPU", 1.0) / self._num_cpus
-        return max(1, int(num_running)) * (1 + _WAITING_PER_TASK)
+        return num_slots(self._num_cpus) * (1 + _WAITING_PER_TASK)
 
 
-def _connect(address: str | None) -> None:
+def connect(address: str | None) -> None:
+    """Joins a cluster, or starts one here; raises ConfigError where none answers."""
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
@@ -125,10 +125,20 @@ def _connect(address: str | None) -> None:
         raise ConfigError("--ray-address", address or "", expected) from error
 
 
-def _result(ref: Any, *, is_last_try: bool) -> tuple[DoneChunk, list[News]] | None:
-    """What a task gave; None where it, or the records that it was sent, were lost on their way."""
+def num_slots(num_cpus: float = 1.0) -> int:
+    """Tasks of ``num_cpus`` cores that the cluster runs at a time; 1 at least."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1.0) / num_cpus))
+
+
+def result_of_task(ref: Any, *, is_last_try: bool) -> Any:
+    """What a task gave; None where it, or the records that it was sent, were lost on their way.
+
+    Raises:
+        WorkerDiedError: that, at the last try.
+        GrpoStreamError, OSError: what the task raised.
+    """
     try:
-        done, news = ray.get(ref)
+        return ray.get(ref)
     except ray.exceptions.RayError as error:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, ray.exceptions.RayError):
@@ -142,7 +152,6 @@ def _result(ref: Any, *, is_last_try: bool) -> tuple[DoneChunk, list[News]] | No
         if isinstance(cause, (GrpoStreamError, OSError)):
             raise cause from error
         raise RuntimeError(f"a task of Ray failed:\n{error}") from error
-    return done, news
 
 
 _workers: dict[str, Worker] = {}
@@ -163,7 +172,7 @@ def _build_chunk(facts: _Facts, chunk: Chunk) -> tuple[DoneChunk, list[News]]:
 
 
 def _check_node(facts: _Facts) -> None:
-    host = socket.gethostname()
+    host = node_name()
     mine = _versions()
     for name, version in facts.versions.items():
         if mine.get(name) != version:
@@ -184,10 +193,15 @@ def _check_node(facts: _Facts) -> None:
         raise ConfigError("--out", facts.job.out, expected)
 
 
+def node_name() -> str:
+    """This machine, for messages."""
+    return socket.gethostname()
+
+
 def _versions() -> dict[str, str | None]:
     return {"grpo_stream": grpo_stream.__version__, **codec_versions()}
 
 
-def _absolute(url: str) -> str:
-    """Tasks do not run in the folder that the command was given in."""
+def absolute(url: str) -> str:
+    """A folder's whole path: tasks do not run in the folder that the command was given in."""
     return url if "://" in url else str(Path(url).resolve())
