@@ -100,7 +100,7 @@ def batch_of(args: argparse.Namespace) -> Batch:
     """
     batch = Batch(**{name: getattr(args, name) for name in vars(Batch())})
     views = args.num_views
-    check_view_settings(views, batch.num_generations, refill_zero_variance=0)
+    check_view_settings(views, batch.num_generations)
     return replace(
         batch,
         num_generations=batch.num_generations // views,

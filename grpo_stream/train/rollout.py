@@ -126,12 +126,12 @@ class GroupRollout:
             return self.sample(batch, size, model, score_rows, saved)
         if saved is not None:
             return self.sample(select_prompts(batch, saved["kept"]), size, model, score_rows, saved)
-        num_kept = len(batch["key"]) // (1 + refill)
+        num_kept = len(batch["key"]) // views_in(batch) // (1 + refill)
 
         def sample(part: Batch) -> tuple[Scored, NDArray[np.float32]]:
             scored = self.sample(part, size, model, score_rows)
             assert self._rewarded is not None  # noqa: S101 - trl has asked for the rewards
-            return scored, self._rewarded.rewards
+            return scored, self._rewarded.rewards.reshape(-1, size)  # of all views together
 
         parts, flags = sample_until_taught(batch, num_kept, sample, self._sum_over_ranks)
         kept = choose(flags, num_kept)

@@ -198,7 +198,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         streams = open_datasets(
             train_dataset, eval_dataset, args, checked.num_lanes, images, checks_sizes=is_ours
         )
-        _check_streams(streams, args, template, refill_zero_variance)
+        _check_streams(streams, args, template)
         words = (processor, template, frame)
         own = _own_collator(*words, args, image_processor, images_root, streams[0])
         if is_ours:
@@ -696,13 +696,10 @@ def _check_streams(
     streams: tuple[PromptStream, PromptStream | None],
     args: GRPOConfig,
     template: PromptTemplate,
-    refill_zero_variance: int,
 ) -> None:
     for stream in filter(None, streams):
         check_template(template, stream.sources)
-    check_view_settings(
-        views_of(streams[0]), args.num_generations, refill_zero_variance=refill_zero_variance
-    )
+    check_view_settings(views_of(streams[0]), args.num_generations)
 
 
 def _own_collator(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from grpo_stream.train.batches.collate import Batch
+from grpo_stream.train.batches.view_batches import views_in
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import reward_std
 
@@ -49,7 +50,8 @@ def sample_until_taught(
     """
     parts: list[dict[str, Any]] = []
     flags: list[bool] = []
-    while len(flags) < len(batch["key"]):
+    num_prompts = len(batch["key"]) // views_in(batch)
+    while len(flags) < num_prompts:
         numbers = range(len(flags), len(flags) + num_kept)
         scored, rewards = sample(select_prompts(batch, numbers))
         parts.append(scored)
@@ -83,9 +85,10 @@ def log_refill(
     metrics.log_metric("train", "refill/num_samples_unused", num_unused)
 
 
-def select_prompts(batch: Batch, numbers: Sequence[int]) -> Batch:
-    """A collated batch of some of its prompts."""
-    num_prompts = len(batch["key"])
+def select_prompts(batch: Batch, prompts: Sequence[int]) -> Batch:
+    """A collated batch of some of its prompts, each with all of its views."""
+    num_prompts, num_views = len(batch["key"]), views_in(batch)
+    numbers = [prompt * num_views + view for prompt in prompts for view in range(num_views)]
     part = {
         name: [value[number] for number in numbers]
         if isinstance(value, list) and len(value) == num_prompts

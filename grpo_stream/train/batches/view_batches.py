@@ -62,7 +62,7 @@ def check_views(batch: Batch) -> None:
             raise RuntimeError(f"views {numbers} of {keys} are not those of one prompt")
 
 
-def check_view_settings(num_views: int, num_generations: int, *, refill_zero_variance: int) -> None:
+def check_view_settings(num_views: int, num_generations: int) -> None:
     """Checks the setting ``num_views``.
 
     Raises:
@@ -75,7 +75,4 @@ def check_view_settings(num_views: int, num_generations: int, *, refill_zero_var
     if num_generations % num_views:
         fits = [n for n in range(1, num_generations + 1) if num_generations % n == 0]
         expected = f"must divide num_generations={num_generations}: one of {fits}"
-        raise ConfigError("num_views", num_views, expected)
-    if refill_zero_variance:
-        expected = "does not go with refill_zero_variance, another cure for the same; use one"
         raise ConfigError("num_views", num_views, expected)

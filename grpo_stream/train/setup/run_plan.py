@@ -170,9 +170,7 @@ def plan_run(settings: Settings) -> RunPlan:
         has_eval_data=data.eval_shards is not None,
         num_ranks=settings.run.num_ranks,
     )
-    check_view_settings(
-        task.num_views, args.num_generations, refill_zero_variance=task.refill_zero_variance
-    )
+    check_view_settings(task.num_views, args.num_generations)
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = checked.num_lanes
     notes = [*checked.notes, *waiting_notes(settings, num_ranks), *_micro_step_notes(settings)]

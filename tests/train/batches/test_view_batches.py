@@ -10,6 +10,7 @@ from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sample_views import OpenViews, SampleViews
 from grpo_stream.stream.sources import ShardSource
+from grpo_stream.train.batches.refill import select_prompts
 from grpo_stream.train.batches.view_batches import (
     ViewCollator,
     check_view_settings,
@@ -59,18 +60,13 @@ def test_views_that_are_not_those_of_one_prompt(processor, change):
 
 
 @pytest.mark.parametrize(
-    ("num_views", "others", "words"),
-    [
-        (0, {}, "at least 1"),
-        (3, {}, r"must divide num_generations=8: one of \[1, 2, 4, 8\]"),
-        (2, {"refill_zero_variance": 1}, "refill_zero_variance"),
-    ],
+    ("num_views", "words"),
+    [(0, "at least 1"), (3, r"must divide num_generations=8: one of \[1, 2, 4, 8\]")],
 )
-def test_settings_that_cannot_work(num_views, others, words):
-    settings = {"refill_zero_variance": 0} | others
+def test_settings_that_cannot_work(num_views, words):
     with pytest.raises(ConfigError, match=words):
-        check_view_settings(num_views, 8, **settings)
-    check_view_settings(1, 8, **settings)
+        check_view_settings(num_views, 8)
+    check_view_settings(1, 8)
 
 
 def stream_of(shapes):
@@ -87,6 +83,66 @@ def test_a_resume_within_a_batch_is_exact(make_trainer, make_args, shapes):
     _, first = run(make_trainer, args, stop_after=1, train_dataset=stream_of(shapes))
     resumed, rest = run(make_trainer, args, resume_from=True, train_dataset=stream_of(shapes))
     assert first + rest == expected
+    weights, wanted = weights_of(resumed), weights_of(whole)
+    assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+
+
+def test_a_prompt_is_chosen_with_all_of_its_views(processor):
+    batch = ViewCollator(make_collator(processor))([views_of(n, 2) for n in range(3)])
+    part = select_prompts(batch, [2, 0])
+    check_views(part)
+    assert part["key"] == ["000002"] * 2 + ["000000"] * 2
+    assert part["model_size"] == batch["model_size"][:4]
+    assert len(part["image_grid_thw"]) == len(part["pixel_values"]) == 4
+
+
+def test_a_group_without_a_view_that_teaches_is_replaced(make_trainer, make_args, shapes, tmp_path):
+    """Rewards that differ between the views of a prompt, and not within one, do teach."""
+    rollouts: list[list[tuple[str, int]]] = []
+
+    def reward(completions, key, view, **_):
+        rollouts.append(list(zip(key, view, strict=True)))
+        return [0.5 if int(name) % 2 else float(n) for name, n in zip(key, view, strict=True)]
+
+    def train(out, *, resume_from=None):
+        settings = SAVING | {"num_iterations": 2, "optim": "sgd", "output_dir": str(out)}
+        args = make_args(
+            num_generations=4,
+            per_device_train_batch_size=8,
+            steps_per_generation=1,
+            gradient_accumulation_steps=1,
+            **settings,
+        )
+        config = StreamConfig(num_lanes=6, num_reader_threads=1)
+        stream = PromptStream(ShardSource(str(shapes.shards)), config, open_sample=OpenViews(2))
+        trainer = make_trainer(
+            args, reward_funcs=reward, train_dataset=stream, refill_zero_variance=2
+        )
+        kept: list[list[str]] = []
+        prepare = trainer._prepare_inputs
+
+        def noted(batch):
+            inputs = prepare(batch)
+            kept.append([batch["key"][2 * number] for number in inputs["kept"]])
+            assert inputs["groups"].sizes == [2] * 4
+            advantages = inputs["advantages"].reshape(2, 2, 2)
+            teaches = torch.tensor([int(name) % 2 == 0 for name in kept[-1]])
+            assert torch.equal(advantages.abs().amax(dim=(1, 2)) > 0, teaches)
+            return inputs
+
+        trainer._prepare_inputs = noted
+        trainer.train(resume_from_checkpoint=resume_from)
+        return trainer, kept
+
+    whole, kept = train(tmp_path / "out")
+    keys = [sample.key for sample in whole.train_stream.read_batch(0, 0)]
+    teaching = [key for key in keys if int(key) % 2 == 0]
+    assert set(kept[0]) >= set(teaching[:2])
+    first = [key for key, _ in rollouts[0][::4]]
+    assert first == keys[:2]
+    assert [view for _, view in rollouts[0]] == [0, 0, 1, 1] * 2
+    resumed, rest = train(tmp_path / "out", resume_from=str(tmp_path / "out/checkpoint-1"))
+    assert rest == kept[1:]
     weights, wanted = weights_of(resumed), weights_of(whole)
     assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
 
