@@ -48,7 +48,7 @@ from grpo_stream.train.models.policy import (
 )
 from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
 from grpo_stream.train.models.vision_attention import batch_windows
-from grpo_stream.train.models.zero_leaves import leaf_layers
+from grpo_stream.train.models.zero_leaves import leaf_layers, make_leaves
 from grpo_stream.train.observe.bad_steps import check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.rollout_sheets import show_in_trackers
@@ -379,9 +379,11 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Extends ``Trainer._prepare_for_training`` (transformers 5.23): layers of few hooks.
 
-        DeepSpeed's engine is made there.
+        DeepSpeed's engine is made there; a reference model's was made by trl.
         """
         is_wanted = isinstance(self._rollout.way, Packed) and zero_stage_of(self.args) == 3
+        if is_wanted and self.ref_model is not None:
+            make_leaves(self.ref_model)
         with leaf_layers(self.model, is_wanted=is_wanted):
             return super()._prepare_for_training(*args, **kwargs)
 

@@ -199,6 +199,14 @@ def run(
             logged(trainer, f"sampling/sampling_logp_difference/{name}") for name in ("mean", "max")
         ],
         "num_leaves": len(get_z3_leaf_modules(module)),
+        **({} if trainer.ref_model is None else reference_of(trainer.ref_model)),
+    }
+
+
+def reference_of(engine: Any) -> dict[str, int]:
+    return {
+        "num_reference_leaves": len(get_z3_leaf_modules(engine.module)),
+        "num_reference_hooks": len(engine.optimizer.forward_hooks),
     }
 
 

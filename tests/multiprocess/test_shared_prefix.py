@@ -53,6 +53,10 @@ def test_equals_trls_own_path(seen, name, like):
         # Layers' weights travel together in one of them, and module by module in the other.
         assert found["num_leaves"] > 2
         assert expected["num_leaves"] == 0
+        if "lora" not in name:  # LoRA's reference model is the policy without it
+            assert found["num_reference_leaves"] == found["num_leaves"]
+            assert expected["num_reference_leaves"] == 0
+            assert found["num_reference_hooks"] < 0.5 * expected["num_reference_hooks"]
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["weights"] == pytest.approx(expected["weights"], abs=1e-6)
     if len(seen) == 2:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
+from trl.models.utils import add_hooks, remove_hooks
 
 
 @contextmanager
@@ -45,6 +46,22 @@ def leaf_layers(model: torch.nn.Module, *, is_wanted: bool) -> Iterator[None]:
         yield
     finally:
         stage3.z3_leaf_parameter = own
+
+
+def make_leaves(engine: Any) -> None:
+    """The same for a model of which an engine is there already, as trl (1.16) makes a reference's.
+
+    Its hooks are made anew. Nothing is reduced in it, as it has no gradients.
+
+    Args:
+        engine: DeepSpeed's, under stage 3.
+    """
+    from deepspeed.utils import set_z3_leaf_module  # noqa: PLC0415
+
+    for layer in whole_layers(engine.module):
+        set_z3_leaf_module(layer, True)
+    remove_hooks(engine)
+    add_hooks(engine)
 
 
 def whole_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
