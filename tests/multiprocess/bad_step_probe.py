@@ -60,11 +60,18 @@ class Spoilt(PersonalizedGRPOTrainer):
             GRPOTrainer._compute_loss = upstream
 
 
-def zero(stage):
+def zero(stage, *, sums_in_float32):
     auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     settings = dict.fromkeys(auto, "auto")
     precisions = {name: {"enabled": "auto"} for name in ("bf16", "fp16")}
-    return settings | precisions | {"zero_optimization": {"stage": stage}}
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if sums_in_float32 else {}
+    return settings | precisions | sums | {"zero_optimization": {"stage": stage}}
+
+
+def sums_of(trainer):
+    """Type in which DeepSpeed adds up gradients, of stage 1 on."""
+    optimizer = getattr(trainer.model_wrapped, "optimizer", None)
+    return getattr(optimizer, "gradient_accumulation_dtype", None)
 
 
 def main(policy, shards, out, stage, precision):
@@ -75,12 +82,14 @@ def main(policy, shards, out, stage, precision):
     args = GRPOConfig(
         str(out),
         use_cpu=True,
-        bf16=precision == "bf16",
+        bf16="bf16" in precision,
         report_to=[],
         gradient_checkpointing=False,
         save_strategy="no",
         disable_tqdm=True,
-        deepspeed=None if stage == "none" else zero(int(stage)),
+        deepspeed=None
+        if stage == "none"
+        else zero(int(stage), sums_in_float32="sums" in precision),
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         num_generations=2,
@@ -115,6 +124,7 @@ def main(policy, shards, out, stage, precision):
         "is_kept": [a == b for a, b in zip(weights.sums, weights.sums[1:], strict=False)],
         "rates": [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e],
         "reward": told,
+        "sums": str(sums_of(trainer)),
     }
     Path(out, f"rank-{WORLD.rank}.json").write_text(json.dumps(seen))
     leave_process_group()

@@ -10,7 +10,7 @@ from tests.shards.support import make_sample, write_set
 
 pytestmark = [
     pytest.mark.multiprocess,
-    pytest.mark.slow(reason="eight short trainings, on two ranks and on one"),
+    pytest.mark.slow(reason="eleven short trainings, on two ranks and on one"),
 ]
 
 
@@ -34,6 +34,9 @@ def data(tmp_path_factory):
         ("3", 2, "float32"),
         ("3", 2, "bf16"),
         ("3", 1, "float32"),
+        ("1", 2, "bf16, float32 sums"),
+        ("2", 2, "bf16, float32 sums"),
+        ("3", 2, "bf16, float32 sums"),
     ],
 )
 def test_no_rank_takes_the_step(data, tmp_path, stage, num_ranks, precision):
@@ -43,6 +46,9 @@ def test_no_rank_takes_the_step(data, tmp_path, stage, num_ranks, precision):
     for rank in seen:
         assert rank["num_bad"] == 2
         assert rank["are_finite"]
+        if stage in ("2", "3"):  # ds_configs/README.md; two micro-steps are added up here
+            is_float32 = precision != "bf16"
+            assert rank["sums"] == ("torch.float32" if is_float32 else "torch.bfloat16")
         assert rank["is_kept"] == [False, True, True, False]
         last = num_ranks - 1
         assert f"the reward its is inf for sample b{last} " in rank["reward"]

@@ -9,6 +9,7 @@ from grpo_stream.train.cluster.preflight import RunChecks
 from grpo_stream.train.cluster.preflight_report import Needs
 from grpo_stream.train.cluster.same_settings import run_settings
 from grpo_stream.train.setup.accelerate_launch import deepspeed_config_of, precision_of
+from grpo_stream.train.setup.deepspeed_config import sums_in_float32
 from grpo_stream.train.setup.memory.memory_estimate import Zero, state_memory
 from grpo_stream.train.setup.memory.model_sizes import MetaModel, find_config
 from grpo_stream.train.setup.run_plan import Settings
@@ -60,6 +61,7 @@ def find_needs(settings: Settings | SupervisedSettings, deepspeed: dict[str, Any
         offload_optimizer=_is_offloaded(zero, "offload_optimizer", "cpu"),
         offload_param=_is_offloaded(zero, "offload_param", "cpu"),
         element_bytes=4 if precision_of(args) == "float32" else 2,
+        gradient_bytes=4 if sums_in_float32(deepspeed or {}) else None,
         with_reference=bool(getattr(args, "beta", 0)),  # supervised training has none
     )
     found = state_memory(model.num_weights, cut)

@@ -74,6 +74,7 @@ def check_zero_config(
     _check_batch(config, micro=micro, accumulation=accumulation, world_size=world_size)
     _check_precision(config, bf16=bf16, fp16=fp16)
     _check_guards(config)
+    _check_sums(config, stage, is_16_bits=bf16 or fp16)
     if max_grad_norm is not None and config.get("gradient_clipping", 1.0) not in (
         _AUTO,
         max_grad_norm,
@@ -259,6 +260,43 @@ def _check_guards(config: dict[str, Any]) -> None:
         value = (config.get(section) or {}).get(name, right)
         if value is not right:
             raise ConfigError(f"{section}.{name}", value, f"{why}; use {str(right).lower()}")
+
+
+def sums_in_float32(config: dict[str, Any]) -> bool:
+    """Whether gradients of 16 bits are summed over micro-steps in 32.
+
+    Args:
+        config: A DeepSpeed file's content (0.19, ``data_types.grad_accum_dtype``).
+    """
+    return (config.get("data_types") or {}).get("grad_accum_dtype") == "fp32"
+
+
+def notes_of_sums(config: dict[str, Any], num_micro_steps: int, *, is_16_bits: bool) -> list[str]:
+    """What is lost where gradients of many micro-steps are summed in 16 bits.
+
+    Args:
+        config: A DeepSpeed file's content.
+        num_micro_steps: In a global step.
+        is_16_bits: Whether the model computes in bfloat16 or float16.
+    """
+    if num_micro_steps == 1 or not is_16_bits or sums_in_float32(config):
+        return []
+    note = (
+        f"gradients of {num_micro_steps} micro-steps are summed in 16 bits; "
+        '"data_types": {"grad_accum_dtype": "fp32"} in the DeepSpeed file sums them in 32'
+    )
+    return [note]
+
+
+def _check_sums(config: dict[str, Any], stage: int, *, is_16_bits: bool) -> None:
+    section = config.get("data_types", {})
+    if not isinstance(section, dict):
+        raise ConfigError("data_types", section, 'must be {"grad_accum_dtype": "fp32"}')
+    value = section.get("grad_accum_dtype")
+    if value not in (None, "fp32", "bf16", "fp16"):
+        raise ConfigError("data_types.grad_accum_dtype", value, 'must be "fp32", or left out')
+    if value == "fp32" and stage == 0 and is_16_bits:  # DeepSpeed's engine: "unsupported mix"
+        raise ConfigError("data_types.grad_accum_dtype", value, "needs stage 1, 2 or 3")
 
 
 def _notes(zero: dict[str, Any], stage: int) -> list[str]:

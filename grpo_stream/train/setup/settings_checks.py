@@ -24,6 +24,7 @@ from grpo_stream.train.setup.arguments import LogArguments, PackedAttention, Sha
 from grpo_stream.train.setup.deepspeed_config import (
     check_batch_arithmetic,
     check_zero_config,
+    notes_of_sums,
 )
 from grpo_stream.train.setup.trackers import check_trackers
 from grpo_stream.train.setup.unsupported_settings import REFUSED
@@ -305,12 +306,15 @@ def check_zero(args: GRPOConfig, num_ranks: int) -> list[str]:
     config = deepspeed_config_of(args)
     if config is None:
         return []
-    return check_zero_config(
+    precision = precision_of(args)
+    notes = check_zero_config(
         config,
         per_device_train_batch_size=args.per_device_train_batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         world_size=num_ranks,
-        bf16=precision_of(args) == "bf16",
-        fp16=precision_of(args) == "fp16",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         max_grad_norm=args.max_grad_norm,
     )
+    num_micro_steps, is_16_bits = args.gradient_accumulation_steps, precision != "float32"
+    return notes + notes_of_sums(config, num_micro_steps, is_16_bits=is_16_bits)

@@ -40,6 +40,11 @@ def test_bytes_a_weight(changes, zero, gpu, host, output):
     assert found == pytest.approx(tuple(n * N / 8 for n in (gpu, host, output)), rel=0.01)
 
 
+def test_gradients_that_are_summed_in_float32():
+    needs = find_needs(settings(), ZERO_3 | {"data_types": {"grad_accum_dtype": "fp32"}})
+    assert needs.gpu_per_rank == pytest.approx(18 * N / 8, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("model", "use_peft", "deepspeed"),
     [

@@ -11,6 +11,7 @@ from grpo_stream.train.setup.deepspeed_config import (
     check_batch_arithmetic,
     check_zero_config,
     load_zero_config,
+    notes_of_sums,
 )
 
 RUN: dict[str, Any] = {
@@ -107,6 +108,17 @@ class TestZeroConfig:
                 "zero_optimization.compute_grad_norm",
                 "use true",
             ),
+            ({"data_types": "fp32"}, "data_types", '{"grad_accum_dtype": "fp32"}'),
+            (
+                {"data_types": {"grad_accum_dtype": "float32"}},
+                "data_types.grad_accum_dtype",
+                '"fp32"',
+            ),
+            (
+                {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization__stage": 0},
+                "data_types.grad_accum_dtype",
+                "stage 1, 2 or 3",
+            ),
             ({"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu", "write 4"),
             ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps", "write 3"),
             ({"gradient_clipping": 1.0}, "gradient_clipping", "max_grad_norm=0.5"),
@@ -180,6 +192,23 @@ class TestZeroConfig:
     def test_a_run_has_one_precision(self):
         with pytest.raises(ConfigError, match="bf16 is on too"):
             check_zero_config(AUTO, **{**RUN, "fp16": True})
+
+    @pytest.mark.parametrize(
+        ("num_micro_steps", "is_16_bits", "types", "is_noted"),
+        [
+            (4, True, {}, True),
+            (1, True, {}, False),
+            (4, False, {}, False),
+            (4, True, {"grad_accum_dtype": "fp32"}, False),
+        ],
+    )
+    def test_sums_in_16_bits_are_noted(self, num_micro_steps, is_16_bits, types, is_noted):
+        config = changed(data_types=types)
+        assert check_zero_config(config, **RUN) == []
+        notes = notes_of_sums(config, num_micro_steps, is_16_bits=is_16_bits)
+        assert [("4 micro-steps" in note, '"fp32"' in note) for note in notes] == (
+            [(True, True)] * is_noted
+        )
 
     def test_float32_runs(self):
         config = changed(bf16__enabled=False, fp16__enabled=False)

@@ -29,6 +29,8 @@ class Zero:
     offload_param: bool = False
     element_bytes: int = 2
     """e; 4 is training in float32."""
+    gradient_bytes: int | None = None
+    """Of a gradient that is summed over micro-steps: 4 with ``grad_accum_dtype`` fp32; None: e."""
     max_live_weights: int = 10**9
     """``stage3_max_live_parameters``."""
     sub_group_weights: int = 10**9
@@ -102,7 +104,7 @@ class MemoryEstimate(StateMemory):
 def state_memory(num_weights: int, zero: Zero) -> StateMemory:
     """What N weights take, and what training them does.
 
-    * weights: e N / R, and as much again for a reference model; gradients: e N / R
+    * weights: e N / R, and as much again for a reference model; gradients: e N / R, or 4 N / R
     * optimizer: 12 N / R: DeepSpeed's own float32 weights and Adam's two moments. Measured with
       deepspeed 0.19.8: 16 bytes a weight in bf16, 20 in float32, in all. DeepSpeed's estimator
       says 18.
@@ -110,13 +112,14 @@ def state_memory(num_weights: int, zero: Zero) -> StateMemory:
     share = -(-num_weights // zero.num_ranks)
     e = zero.element_bytes
     weights = e * share * (2 if zero.with_reference else 1)
+    gradients = share * (zero.gradient_bytes or e)
     optimizer = _OPTIMIZER_BYTES * share
     return StateMemory(
         weights=0 if zero.offload_param else weights,
-        gradients=0 if zero.offload_optimizer else e * share,
+        gradients=0 if zero.offload_optimizer else gradients,
         optimizer=0 if zero.offload_optimizer else optimizer,
         host_weights=weights if zero.offload_param else 0,
-        host_optimizer=e * share + optimizer if zero.offload_optimizer else 0,
+        host_optimizer=gradients + optimizer if zero.offload_optimizer else 0,
     )
 
 
