@@ -43,6 +43,8 @@ class Manifest:
     """Rejected records by cause."""
     group_counts: tuple[int, ...] = ()
     """Images in each shard, where the samples of an image are neighbours; else empty."""
+    sources: tuple[str, ...] = ()
+    """Where the shards lie that are not beside it (:mod:`grpo_stream.shards.linked_sets`)."""
 
     @property
     def is_older(self) -> bool:
@@ -101,6 +103,7 @@ class Manifest:
             "rejects": self.rejects,
             "settings": self.settings,
             **({"group_counts": self.group_counts} if self.group_counts else {}),
+            **({"sources": self.sources} if self.sources else {}),
         }
         lines = [f" {json.dumps(k)}: {json.dumps(v, sort_keys=True)},\n" for k, v in rest.items()]
         shards = ",\n".join(f"  {json.dumps(shard.to_dict())}" for shard in self.shards)
@@ -137,6 +140,7 @@ class Manifest:
                 totals=dict(raw["totals"]),
                 rejects=dict(raw["rejects"]),
                 group_counts=_group_counts(raw.get("group_counts", []), len(raw["shards"])),
+                sources=_sources(raw.get("sources", [])),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise ManifestError(
@@ -201,6 +205,13 @@ def _group_counts(raw: Any, num_shards: int) -> tuple[int, ...]:
     if not is_sound or len(counts) not in (0, num_shards):
         raise ValueError(f"group_counts: not a number for each of {num_shards} shards")
     return counts
+
+
+def _sources(raw: Any) -> tuple[str, ...]:
+    sources = tuple(raw) if isinstance(raw, list) else (None,)
+    if not all(isinstance(source, str) and source for source in sources):
+        raise ValueError("sources: not a list of URLs")
+    return sources
 
 
 def _has_twice(shards: Sequence[ShardInfo]) -> bool:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
@@ -12,12 +13,14 @@ from grpo_stream.errors import ShardFormatError
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.cache import ShardCache
 from grpo_stream.shards.index import IndexEntry, ShardIndex
+from grpo_stream.shards.linked_sets import with_sources
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.shards.sample import Sample
 from grpo_stream.shards.sample_runs import split_name
 from grpo_stream.shards.tar import parse_sample
 from grpo_stream.shards.tar_headers import BLOCK, plain_name
 from grpo_stream.storage.blobs import Data
+from grpo_stream.storage.joined_store import JoinedStore
 from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
 from grpo_stream.storage.store import LocalStore, Store, is_object_store, open_store
 from grpo_stream.stream.config import CacheSettings, StreamConfig
@@ -138,11 +141,12 @@ class ShardSource:
         manifest: Manifest | None = None,
     ) -> None:
         if isinstance(store, (str, os.PathLike)):
-            # A folder's reads need no patience, and counting them costs as much as a cached read.
-            is_far = is_object_store(os.fspath(store))
-            store = open_patient(store, retry) if is_far else open_store(store)
-        self._store = store
+            store = _open(store, retry)
         self.manifest = manifest or Manifest.load(store)
+        self._store = store = with_sources(
+            store, self.manifest.sources, partial(_open, retry=retry)
+        )
+        self._parts = [store.main, *store.others] if isinstance(store, JoinedStore) else [store]
         self.cache: ShardCache | None = None
         if cache is not None:
             self.cache = ShardCache(store, self.manifest, cache.cache_dir, cache.cache_bytes)
@@ -178,7 +182,7 @@ class ShardSource:
     @property
     def is_remote(self) -> bool:
         """False for a folder."""
-        return not isinstance(self._store, LocalStore)
+        return not all(isinstance(store, LocalStore) for store in self._parts)
 
     @property
     def keeps_shards(self) -> bool:
@@ -188,8 +192,10 @@ class ShardSource:
     def metrics(self) -> dict[str, float]:
         """What reading took so far: requests, retries, bytes; hits and downloads of the cache."""
         counts: dict[str, float] = {}
-        if isinstance(self._store, PatientStore):
-            counts |= vars(self._store.counters.snapshot())
+        for store in self._parts:
+            if isinstance(store, PatientStore):
+                for name, count in vars(store.counters.snapshot()).items():
+                    counts[name] = counts.get(name, 0) + count
         if self.cache is not None:
             counts |= {f"cache/{k}": v for k, v in vars(self.cache.snapshot()).items()}
         return counts
@@ -275,8 +281,9 @@ class ShardSource:
 
     def close(self) -> None:
         """Ends the cache's downloads; what failed and waits for its next try fails for good."""
-        if isinstance(self._store, PatientStore):
-            self._store.close()
+        for store in self._parts:
+            if isinstance(store, PatientStore):
+                store.close()
         if self.cache is not None:
             self.cache.close()
 
@@ -318,3 +325,8 @@ class ShardSource:
                 detail = f"{self._store.url}: {info.name} was replaced while it was in use"
                 raise ShardFormatError("foreign_index", f"{detail}: stop, and start anew with it")
         return index
+
+
+def _open(url: str | os.PathLike[str], retry: RetryRules | None) -> Store:
+    # A folder's reads need no patience, and counting them costs as much as a cached read.
+    return open_patient(url, retry) if is_object_store(os.fspath(url)) else open_store(url)

@@ -4,12 +4,14 @@ import argparse
 import json
 from pathlib import Path
 
+from grpo_stream.errors import ConfigError
+from grpo_stream.shards.linked_sets import open_set
 from grpo_stream.shards.manifest import Manifest
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.counting import counting
+from shard_builder.datasets.linking.join_by_manifest import join_by_manifest
 from shard_builder.datasets.rewrite import head, merge, split
 from shard_builder.datasets.show import show
-from shard_builder.passes.look_values import open_set
 from shard_builder.shared_flags import SET_HELP, add_shard_limits, add_split_flag
 
 
@@ -45,6 +47,11 @@ def add_merge(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="P",
         help="put before the keys of a set, to keep them unique; one for each set, in their order",
+    )
+    command.add_argument(
+        "--by-manifest",
+        action="store_true",
+        help="copy nothing: write a manifest that names the shards where they lie",
     )
     _add_out(command)
     command.set_defaults(run=_merge)
@@ -89,13 +96,21 @@ def _head(args: argparse.Namespace) -> int:
 def _merge(args: argparse.Namespace) -> int:
     total = sum(open_set(url)[1].num_samples for url in args.urls)
     with counting(args.progress, "merge", total) as count:
-        manifest = merge(
-            args.urls,
-            args.out,
-            prefixes=args.prefix,
-            overwrite=args.overwrite,
-            on_progress=count,
-        )
+        if args.by_manifest:
+            if args.prefix:
+                expected = "goes without --by-manifest: shards that stay as they are keep keys"
+                raise ConfigError("--prefix", args.prefix, expected)
+            manifest = join_by_manifest(
+                args.urls, args.out, overwrite=args.overwrite, on_progress=count
+            )
+        else:
+            manifest = merge(
+                args.urls,
+                args.out,
+                prefixes=args.prefix,
+                overwrite=args.overwrite,
+                on_progress=count,
+            )
     return _print_made(args, {"": manifest})
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from grpo_stream.errors import ConfigError
 from grpo_stream.families import FAMILIES
 from grpo_stream.images import ResizeRule
+from grpo_stream.shards.linked_sets import open_set
 from grpo_stream.storage.store import open_store
 from shard_builder.build.progress import num_usable_cores
 from shard_builder.counting import counting
@@ -22,7 +23,6 @@ from shard_builder.datasets.stats import stats_dict, stats_table
 from shard_builder.datasets.verify import VerifyPass
 from shard_builder.parts.finish_parts import named_parts
 from shard_builder.parts.plan_request import Part
-from shard_builder.passes.look_values import open_set
 from shard_builder.passes.run_pass import JOIN_WORD, PartDone, PassSettings, run_pass
 from shard_builder.passes.shard_pass import ShardPass
 from shard_builder.shared_flags import SET_HELP, add_executor

@@ -13,6 +13,7 @@ from typing import Any
 
 from grpo_stream.errors import GrpoStreamError, ManifestError, StoreError
 from grpo_stream.printable import mask_secrets
+from grpo_stream.shards.linked_sets import with_sources
 from grpo_stream.shards.manifest import MANIFEST_NAME
 from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
 
@@ -98,16 +99,19 @@ def probe_store(url: str, *, start: int = 0, takes_whole: bool = False) -> Store
     shown = mask_secrets(url)
     try:
         store = open_patient(url, RULES)
-        digest, shards = read_head(store)
+        lines = _head_lines(store)
+        digest, shards = _head_of(lines)
         latency = min(_seconds(store, MANIFEST_NAME, 1) for _ in range(_NUM_LATENCIES))
         if not shards:  # written by other hands; whether it is a manifest, its reader says
             return StoreProbe(shown, digest, latency)
         chosen = [shards[(start + n) % len(shards)] for n in range(_NUM_READS)]
         sizes = [min(_READ_BYTES, num_bytes) for _, num_bytes in chosen]
+        sources: Sequence[str] = next((one["sources"] for one in lines if "sources" in one), [])
+        where = with_sources(store, sources, lambda other: open_patient(other, RULES))
         begin = time.perf_counter()
         with ThreadPoolExecutor(_NUM_READS, "preflight") as pool:
             for future in [
-                pool.submit(store.read_range, name, 0, size)
+                pool.submit(where.read_range, name, 0, size)
                 for (name, _), size in zip(chosen, sizes, strict=True)
             ]:
                 future.result()
@@ -130,17 +134,24 @@ def read_head(store: PatientStore) -> tuple[str | None, list[tuple[str, int]]]:
         StoreError: it cannot be read.
         ManifestError: there is none.
     """
+    return _head_of(_head_lines(store))
+
+
+def _head_lines(store: PatientStore) -> list[dict[str, Any]]:
     try:
         head = store.read_range(MANIFEST_NAME, 0, min(store.size(MANIFEST_NAME), _HEAD_BYTES))
     except StoreError as error:
         if error.cause != "not_found":
             raise
         raise ManifestError(f"{store.url}: has no {MANIFEST_NAME}") from error
+    texts = (line.strip().rstrip(",") for line in head.decode("utf-8", "replace").splitlines())
+    return [_parsed(text if text.startswith("{") else f"{{{text}}}") for text in texts]
+
+
+def _head_of(lines: Sequence[dict[str, Any]]) -> tuple[str | None, list[tuple[str, int]]]:
     digest: str | None = None
     shards: list[tuple[str, int]] = []
-    for line in head.decode("utf-8", "replace").splitlines():
-        text = line.strip().rstrip(",")
-        found = _parsed(text if text.startswith("{") else f"{{{text}}}")
+    for found in lines:
         digest = found.get("digest", digest)
         if isinstance(found.get("name"), str) and isinstance(found.get("num_bytes"), int):
             shards.append((found["name"], found["num_bytes"]))

@@ -14,13 +14,14 @@ from grpo_stream.boxes import Point, Size
 from grpo_stream.errors import ImageError
 from grpo_stream.images import ResizeRule
 from grpo_stream.shards.index import PART_KINDS, ShardIndex
+from grpo_stream.shards.linked_sets import open_set
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.storage.store import Store
 from grpo_stream.targets import bounds_of, read_shape, shape_numbers
 from shard_builder.build.output.reject_lists import WARNINGS_NAME
 from shard_builder.datasets.read_json_members import as_sample, iter_metas
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
-from shard_builder.passes.look_values import open_set, set_facts
+from shard_builder.passes.look_values import set_facts
 from shard_builder.passes.measures import HEAT_CELLS, Measures
 from shard_builder.passes.run_pass import PassSettings, run_pass
 from shard_builder.passes.shard_pass import ShardPass

@@ -13,9 +13,10 @@ import numpy as np
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.shards.index import IndexEntry, ShardIndex
+from grpo_stream.shards.linked_sets import open_set
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.sample import SCHEMA_VERSION
-from grpo_stream.storage.store import Store, open_store
+from grpo_stream.storage.store import Store
 from shard_builder.build.chunk_plan import ShardLimits, Splits
 from shard_builder.datasets.copy_samples import RunBytes, SetWriter, read_runs, with_prefix
 from shard_builder.datasets.rewriting import rewriting
@@ -55,8 +56,7 @@ def head(
     """
     if num_samples < 1:
         raise ConfigError("--num-samples", num_samples, "must be at least 1, for example 1000")
-    store = open_store(url)
-    manifest = Manifest.load(store)
+    store, manifest = open_set(url)
     made_by = _made_by({"command": "head", "num_samples": num_samples}, [manifest])
     with rewriting(out, ("",), made_by, [store], overwrite=overwrite) as work:
         if work.found is not None:
@@ -104,8 +104,7 @@ def merge(
     if prefixes and len(prefixes) != len(urls):
         expected = f"must be given once for each of the {len(urls)} data sets, or not at all"
         raise ConfigError("--prefix", list(prefixes), expected)
-    stores = [open_store(url) for url in urls]
-    manifests = [Manifest.load(store) for store in stores]
+    stores, manifests = zip(*map(open_set, urls), strict=True)
     made_by = _made_by({"command": "merge", "prefixes": list(prefixes)}, manifests)
     book = KeyBook()
     with rewriting(out, ("",), made_by, stores, overwrite=overwrite) as work:
@@ -160,8 +159,7 @@ def split(
         ShardFormatError: a shard is damaged; there is no manifest then.
     """
     limits = limits or ShardLimits()
-    store = open_store(url)
-    manifest = Manifest.load(store)
+    store, manifest = open_set(url)
     shares = [list(pair) for pair in splits.shares]
     kept = {"command": "split", "splits": shares, "shard_limits": asdict(limits)}
     made_by = _made_by(kept, [manifest])

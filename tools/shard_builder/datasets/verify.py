@@ -9,6 +9,7 @@ from typing import Any
 from grpo_stream.errors import GrpoStreamError, StoreError
 from grpo_stream.records.evidence import Sampled
 from grpo_stream.shards.images_field import is_text_only
+from grpo_stream.shards.linked_sets import open_set
 from grpo_stream.shards.manifest import Manifest, ShardInfo
 from grpo_stream.storage.store import Store
 from shard_builder.datasets.judge_reading import is_judged, judge_reading, places_of
@@ -20,7 +21,6 @@ from shard_builder.datasets.scan_shards import (
     no_progress,
 )
 from shard_builder.passes.look_values import (
-    open_set,
     packed_hashes,
     packed_places,
     set_facts,

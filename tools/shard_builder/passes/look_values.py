@@ -1,4 +1,4 @@
-"""What looks at shards find, as values that can be sent and kept; and the set that is looked at."""
+"""What looks at shards find, as values that can be sent and kept."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,18 +10,6 @@ from numpy.typing import NDArray
 from grpo_stream.boxes import Size
 from grpo_stream.records.evidence import Looked, Sampled
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.storage.store import Store, open_store
-
-
-def open_set(url: str) -> tuple[Store, Manifest]:
-    """A data set by its URL.
-
-    Raises:
-        ManifestError: there is none.
-        StoreError: it cannot be read.
-    """
-    store = open_store(url)
-    return store, Manifest.load(store)
 
 
 def set_facts(manifest: Manifest) -> dict[str, Any]:
