@@ -16,15 +16,15 @@ from grpo_stream.train.batches.groups import PromptGroups
 
 
 def backbone_of(model: Any) -> Any:
-    """The module below the language-model head, through LoRA where there is some."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    return base.model
+    """The module below the language-model head, through wrappers and LoRA."""
+    return base_model(model).model
 
 
 def base_model(model: Any) -> Any:
     """The model of transformers, through wrappers and LoRA."""
     model = extract_model_from_parallel(model)
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    # PEFT's ``generate`` is the inner model's own, which has a ``peft_config`` as well.
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def accepted_media(model: Any, media: Media) -> dict[str, Any]:

@@ -146,7 +146,10 @@ def compare(make_trainer, processor, tmp_path):
             runs.append((trainer, weights_of(trainer)))
         (on, weights), (off, expected) = runs
         for name in ("loss", "entropy", "reward", "kl", "entropy_coef"):
-            expected_log = pytest.approx(logged(off, name), rel=2e-6, abs=tolerance / 100)
+            # The KL term is an exponential of log-probabilities, which agree to about 1e-5: how
+            # much of that is used depends on the processor's kernels.
+            rel = 1e-5 if name == "kl" else 2e-6
+            expected_log = pytest.approx(logged(off, name), rel=rel, abs=tolerance / 100)
             assert logged(on, name) == expected_log, name
         total = sum((expected[name] - initial[name]).norm() for name in expected)
         apart = sum((expected[name] - weights[name]).norm() for name in expected)
