@@ -33,7 +33,7 @@ from grpo_stream.train.models.master_weights import (
 from grpo_stream.train.models.model_path import base_model_of
 from grpo_stream.train.models.policy import continued_adapter, policy_config
 from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.models.vision_attention import batch_windows
+from grpo_stream.train.models.vision_attention import batch_windows, check_vision_attention
 from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
@@ -114,6 +114,7 @@ class StreamingSFTTrainer(SFTTrainer):
         log.check()
         check_old_checkpoints(old_checkpoints)
         check_max_bad_steps(self._task.max_bad_steps)
+        check_vision_attention(self._task.vision_attn_implementation)
         self._task.check(has_eval_data=eval_dataset is not None)
         check_supervised(args, has_eval_data=eval_dataset is not None)
         check_streams(train_dataset, eval_dataset, args)

@@ -47,7 +47,7 @@ from grpo_stream.train.models.policy import (
     policy_config,
 )
 from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
-from grpo_stream.train.models.vision_attention import batch_windows
+from grpo_stream.train.models.vision_attention import batch_windows, check_vision_attention
 from grpo_stream.train.models.zero_leaves import leaf_layers, make_leaves
 from grpo_stream.train.observe.bad_steps import check_max_bad_steps
 from grpo_stream.train.observe.metrics import RunMetrics
@@ -171,6 +171,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         args = args or GRPOConfig("out")
         log = log or LogArguments()
         _check_arguments(old_checkpoints, max_bad_steps, kwargs)
+        check_vision_attention(vision_attn_implementation)
         checked = check_settings(
             args,
             log,

@@ -4,6 +4,7 @@ transformers (5.23) gives each window and each image a call of its own wherever 
 not asked for: 2,356 calls a pass for an image of 1288 x 728 in Qwen2.5-VL's tower, 88 here.
 """
 
+import importlib.util
 import inspect
 from collections import Counter
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ from grpo_stream.errors import ConfigError
 WINDOWS = "flash_windows"
 """Name of the attention. With "flash" in its name transformers (5.23,
 ``is_flash_attention_requested``) hands it all windows at once, with their bounds."""
+
+
+_FLASH_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "kernels"),
+    "flash_attention_3": ("flash_attn_interface", "kernels"),
+    "flash_attention_4": ("flash_attn", "kernels"),
+}
+"""What each needs one of, by transformers' name."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,24 @@ def batch_windows(model: Any, wanted: str = "auto") -> str | None:
     AttentionInterface.register(WINDOWS, window_attention)
     tower.config._attn_implementation = WINDOWS  # noqa: SLF001
     return WINDOWS
+
+
+def check_vision_attention(wanted: str) -> None:
+    """Checks the setting ``vision_attn_implementation`` before any model is loaded.
+
+    Kernels of the hub (``owner/name``) are transformers' to find.
+
+    Raises:
+        ConfigError: transformers (5.23) has no attention of that name, or its package is missing.
+    """
+    known = sorted({"auto", "eager", "sdpa", "flex_attention", *_FLASH_PACKAGES})
+    field = "vision_attn_implementation"
+    if wanted not in known and "/" not in wanted:
+        raise ConfigError(field, wanted, f"must be one of {', '.join(known)}")
+    packages = _FLASH_PACKAGES.get(wanted, ())
+    if packages and not any(importlib.util.find_spec(one) for one in packages):
+        expected = f"needs the package {packages[0]} (or kernels, for one of the hub); use auto"
+        raise ConfigError(field, wanted, expected)
 
 
 def window_attention(

@@ -17,6 +17,7 @@ from grpo_stream.train.models.master_weights import check_dtype
 from grpo_stream.train.models.model_path import EXAMPLE, base_model_of, check_model_path
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import known_rule, load_processor
+from grpo_stream.train.models.vision_attention import check_vision_attention
 from grpo_stream.train.setup.settings_checks import check_policy
 
 
@@ -65,6 +66,7 @@ def check_model(settings: Any) -> CheckedModel:
             raise ConfigError(field_name, True, "is not supported yet; use False")
     if model.use_peft and importlib.util.find_spec("peft") is None:
         raise ConfigError("use_peft", True, "needs the package peft: pip install grpo_stream[lora]")
+    check_vision_attention(task.vision_attn_implementation)
     check_model_path(name)
     if model.use_peft and base_model_of(name):
         expected = "is for a new adapter, and model_name_or_path holds one with its own; use False"

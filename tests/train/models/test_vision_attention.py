@@ -9,7 +9,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.models import vision_attention
 from grpo_stream.train.models.tiny import make_tiny_policy
-from grpo_stream.train.models.vision_attention import WINDOWS, LinearPatches, batch_windows
+from grpo_stream.train.models.vision_attention import (
+    WINDOWS,
+    LinearPatches,
+    batch_windows,
+    check_vision_attention,
+)
 
 GRIDS = [[1, 12, 20], [1, 4, 20], [1, 12, 20]]  # in patches; windows of several lengths
 
@@ -96,6 +101,29 @@ def test_an_attention_of_transformers(model):
     assert batch_windows(named) is None  # somebody has chosen
     with pytest.raises(ConfigError, match=r"vision_attn_implementation='flash_attention_2'.*auto"):
         batch_windows(named, "flash_attention_2")  # its package is not here
+
+
+@pytest.mark.parametrize(
+    ("wanted", "packages", "words"),
+    [
+        ("auto", (), None),
+        ("eager", (), None),
+        ("kernels-community/flash-attn2", (), None),
+        ("flash_attention_2", ("flash_attn",), None),
+        ("flash_attention_2", ("kernels",), None),
+        ("flash_attention_2", (), "needs the package flash_attn .*use auto"),
+        ("flash_attention_3", ("flash_attn",), "needs the package flash_attn_interface"),
+        ("flash2", ("flash_attn",), "must be one of auto, eager, flash_attention_2"),
+    ],
+)
+def test_names_are_checked_before_a_model_is_there(monkeypatch, wanted, packages, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in packages or None)
+    if words is None:
+        check_vision_attention(wanted)
+        return
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_vision_attention(wanted)
+    assert caught.value.field == "vision_attn_implementation"
 
 
 def test_a_kernel_over_several_patches_stays_a_convolution():

@@ -156,6 +156,7 @@ def test_micro_steps_of_a_generation_share_its_prompts(shapes):
         (["--shared_prefix", "maybe"], "auto, on, packed, forked, off"),
         (["--shared_prefix_attention", "fast"], "auto, two_part, dense, flex"),
         (["--shared_prefix_attention", "flex"], "use two_part"),
+        (["--vision_attn_implementation", "flash_attention_9"], "flash_attention_2"),
         (["--block_shards", "0"], "block_shards=0"),
         (["--num_reader_threads", "-1"], "num_reader_threads=-1"),
         (["--num_decode_processes", "-1"], "num_decode_processes=-1"),
