@@ -1,5 +1,6 @@
 """Runs that are killed, and runs that go on with other ranks, beside undisturbed ones."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,9 @@ from benchmarks.kill.kill_resume import ZERO3, Run, measure, prepare, rank_serve
 from grpo_stream.train.checkpoints.universal import make_universal
 from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.models.processor import load_processor
+from shard_builder.build.build import BuildSettings, build
+from shard_builder.build.chunk_plan import ShardLimits
+from shard_builder.datasets.linking.join_by_manifest import join_by_manifest
 from tests.launch.support import load_script
 
 pytestmark = [
@@ -49,6 +53,30 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert len(found["kills"]) == num_kills
     assert found["num_resumed"] > 0
     assert found["num_partial"] > 0  # one at least was killed while it saved
+
+
+def test_a_killed_run_on_a_joined_set_goes_on_though_all_of_it_has_moved(server, tmp_path):
+    settings = prepare(tmp_path) | {"max_steps": 5}
+    images_root, records = settings.pop("images_root"), settings.pop("json")
+    rows = json.loads(records.read_text())
+    for name, some in (("a", rows[:10]), ("b", rows[10:])):
+        half = tmp_path / f"{name}.json"
+        half.write_text(json.dumps(some))
+        out = tmp_path / "sets" / name
+        limits = ShardLimits(max_samples=4)
+        build(BuildSettings((str(half),), str(images_root), str(out), limits=limits))
+    joined = tmp_path / "sets/both"
+    join_by_manifest([str(joined.parent / name) for name in "ab"], str(joined))
+    whole = Run(server, tmp_path / "whole", 1, settings | {"shards": joined})
+    assert whole.start()
+    killed = Run(server, tmp_path / "killed", 1, settings | {"shards": joined})
+    assert not killed.start({"rank": 0, "moment": whole.num_moments()[0] * 2 // 3, "seconds": 0.0})
+    moved = joined.parent.rename(tmp_path / "moved") / joined.name
+    killed.settings["shards"] = moved
+    assert killed.start()
+    assert killed.num_in_log("begins from ") == 1
+    assert whole.differences(killed) == []
+    assert len({key for keys in whole.samples()[0].values() for key in keys}) > 10  # of both
 
 
 def early_reward(completions, trainer_state, **_):

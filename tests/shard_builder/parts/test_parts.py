@@ -76,6 +76,21 @@ def test_finish_names_the_parts_that_are_missing(raw, tmp_path):
     assert files_of(tmp_path / "out") == built_here(settings, tmp_path)
 
 
+@pytest.mark.parametrize("spelling", ["{}/", "{}/.", "{}/../out", "file://{}", "relative"])
+def test_other_spellings_of_the_place_are_the_same_place(raw, tmp_path, monkeypatch, spelling):
+    out = str(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    other = "out" if spelling == "relative" else spelling.format(out)
+    build_part(make_settings(raw, out), Part(1, 2))
+    with pytest.raises(PartsMissingError, match="1 are not whole yet: 2 "):
+        finish(other)
+    settings = make_settings(raw, "x")
+    assert build_part(replace(settings, out=other), Part(2, 2)).finished is not None
+    assert not finish(other).is_new
+    assert files_of(tmp_path / "out") == built_here(settings, tmp_path)
+    assert not (tmp_path / "x").exists()
+
+
 def test_finish_without_parts_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no plan of a build in parts"):
         finish(str(tmp_path / "nothing"))

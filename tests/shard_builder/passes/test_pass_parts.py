@@ -6,11 +6,12 @@ import json
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.storage.store import LocalStore
+from grpo_stream.storage.store import LocalStore, open_store
 from shard_builder.build.build import build
 from shard_builder.cli import main
 from shard_builder.datasets.verify import VerifyPass
@@ -201,3 +202,37 @@ def test_progress_as_json(data_set):
         main(["verify", str(data_set), "--part", "1/2", "--progress", "json"])
     found = json.loads(said.getvalue())
     assert (found["part"], found["missing_parts"]) == ("1/2", [2])
+
+
+def test_more_parts_than_shards(tmp_path):
+    write_set(tmp_path, [make_sample("a"), make_sample("b")], per_shard=1)
+    code, words = part("verify", tmp_path, 4, 4)
+    assert (code, words) == (0, "part 4/4 sound: 0 samples in 0 shards; not yet whole: 1, 2\n")
+    assert part("verify", tmp_path, 1, 4)[0] == 0
+    assert part("verify", tmp_path, 2, 4)[1].startswith("sound: 2 samples in 2 shards")
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is here")
+@pytest.mark.parametrize("command", ["verify", "stats", "index"])
+def test_without_ray_it_is_named(data_set, command):
+    before = files_of(data_set)
+    code, words = run(command, data_set, "--executor", "ray")
+    assert (code, "needs ray: pip install 'grpo_stream[ray]'" in words) == (2, True)
+    code, words = run(command, data_set, "--ray-address", "auto")
+    assert (code, "goes with --executor ray" in words) == (2, True)
+    assert files_of(data_set) == before
+
+
+def test_in_a_bucket(built, bucket):
+    pytest.importorskip("obstore")
+    store = open_store(f"{bucket}/set")
+    for name, data in files_of(built).items():
+        store.write(name, data)
+    before = store.walk()
+    for number in (3, 1):
+        assert part("stats", f"{bucket}/set", number)[0] == 0
+    code, words = part("stats", f"{bucket}/set", 2)
+    assert (code, words) == run("stats", built)
+    assert part("verify", f"{bucket}/set", 1, 1, "--parts-at", f"{bucket}/kept")[0] == 0
+    left = [name for name in store.walk() if name not in before]
+    assert all(name.startswith("_parts/stats/") for name in left)
