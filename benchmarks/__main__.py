@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Here, because the builder's worker processes import this module again.
     from benchmarks.build import build, memory, parts, upload  # noqa: PLC0415
     from benchmarks.fuzz import fuzz  # noqa: PLC0415
-    from benchmarks.gpu import gpu_check, launches  # noqa: PLC0415
+    from benchmarks.gpu import decode, gpu_check, launches  # noqa: PLC0415
     from benchmarks.kill import kill_resume  # noqa: PLC0415
     from benchmarks.loaders import (  # noqa: PLC0415
         byte_counts,
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_command(commands)
     for module in (build, upload, memory, parts, step, growth, scale, kill_resume, fuzz):
         module.add_command(commands)
-    for module in (launches, gpu_check):
+    for module in (launches, decode, gpu_check):
         module.add_command(commands)
     args = parser.parse_args(argv)
     try:

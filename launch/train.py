@@ -117,6 +117,7 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
             shared_prefix=task.shared_prefix,
             shared_prefix_check=task.shared_prefix_check,
             shared_prefix_attention=task.shared_prefix_attention,
+            decode=task.decode,
             vision_attn_implementation=task.vision_attn_implementation,
             freeze_vision_tower=task.freeze_vision_tower,
             refill_zero_variance=task.refill_zero_variance,

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import GenerationConfig
 
 from benchmarks.gpu.deep_policy import Depth, make_deep_policy, make_groups
 from benchmarks.gpu.launches import COLUMNS
+from grpo_stream.train.prefix.decoder import Decoder, Logits
 from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay
 
 _PAD = 0
@@ -52,6 +53,10 @@ class DispatchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:  # torch's signature
         self._names[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+    def note(self, name: str) -> None:
+        """Counts one more of that name."""
+        self._names[name] += 1
 
     def counts(self) -> dict[str, int]:
         """By the names of :data:`COLUMNS`."""
@@ -105,6 +110,63 @@ def count_launches(
     optimizer.step()  # makes the moments
     _, counts["optimizer"] = _counted(optimizer.step)
     return counts
+
+
+def count_compiled(
+    family: str, depth: Depth, *, num_groups: int, num_generations: int, grid: tuple[int, int]
+) -> dict[str, int]:
+    """Counts of a token with ``decode: compiled``, whose graph is one operation.
+
+    With them ``breaks`` of graphs and ``compilations``, of prompts of two lengths and of
+    completions that outgrow their slots. They do not depend on kernels, so none are made.
+
+    Args:
+        family: As of :func:`count_launches`, like the others.
+        depth: Layers of the policy.
+        num_groups: Of a rollout.
+        num_generations: Completions of a prompt.
+        grid: Patches of an image, rows and columns.
+    """
+    model = make_deep_policy(family, depth, is_ours=True).eval()
+    decoder = CountedDecoder()
+    counters = torch._dynamo.utils.counters  # noqa: SLF001 - where torch counts them
+    torch._dynamo.reset()  # noqa: SLF001
+    counters.clear()
+    way = Packed("two_part", _PAD)
+
+    def sample(num_tokens: int, rows: int = 0) -> dict[str, int]:
+        groups = make_groups(model, num_groups, num_generations, (grid[0] + rows, grid[1]))
+        config = sampling_config(num_tokens)
+        with DispatchCounter() as decoder.counter:
+            way.sample(model, groups, config, _PAD, decoder)
+        return decoder.counter.counts()
+
+    sample(70)
+    few, many = sample(3, rows=4), sample(7, rows=4)
+    if not decoder.is_compiled:
+        raise RuntimeError(decoder.fallback)
+    token = {name: (many[name] - few[name]) // 4 for name in COLUMNS}
+    compilations = counters["stats"]["unique_graphs"]
+    return token | {"breaks": sum(counters["graph_break"].values()), "compilations": compilations}
+
+
+class CountedDecoder(Decoder):
+    """Compiled, and each call of the graph counted as one operation."""
+
+    def __init__(self) -> None:
+        super().__init__("compiled", backend="eager")
+        self.counter = DispatchCounter()
+
+    def bind(self, *args: Any) -> Logits:
+        """Calls that the counter does not look into."""
+        call = super().bind(*args)
+
+        def counted() -> torch.Tensor:
+            self.counter.note("graph")
+            with _disable_current_modes():
+                return call()
+
+        return counted
 
 
 def make_completions(num_rows: int, longest: int = 12) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,8 @@
 At the real depth of a model and small widths, on the CPU: operations that torch dispatches, those
 of them that are no mere views, calls of attention, and values that the host waits for. A GPU that
 waits for Python waits for these. trl's layout is transformers' own attention, loop and padded rows.
-Nothing is compiled on either side, so there are no compilations and no graphs that could break.
+A token is counted a second time with ``decode: compiled``: its graph is one operation, and graph
+breaks and compilations are counted with it.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def add_command(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the counts."""
     from benchmarks.gpu.deep_policy import DEPTHS  # noqa: PLC0415 - torch, seconds to import
-    from benchmarks.gpu.launch_counts import count_launches  # noqa: PLC0415
+    from benchmarks.gpu.launch_counts import count_compiled, count_launches  # noqa: PLC0415
 
     found = {
         who: count_launches(
@@ -46,8 +47,15 @@ def run(args: argparse.Namespace) -> None:
         )
         for who in ("ours", "trl's layout")
     }
+    compiled = count_compiled(
+        args.family,
+        DEPTHS[args.family],
+        num_groups=args.groups,
+        num_generations=args.num_generations,
+        grid=tuple(args.grid),
+    )
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(found | {"ours, compiled": {"token": compiled}}))
         return
     print(f"{args.family}, {args.groups} groups of {args.num_generations}, eager")
     print(f"  {'':<22}" + "".join(f"{name:>12}" for name in COLUMNS))
@@ -55,3 +63,7 @@ def run(args: argparse.Namespace) -> None:
         for who, counts in found.items():
             cells = "".join(f"{counts[phase][name]:>12,}" for name in COLUMNS)
             print(f"  {phase:<10}{who:<12}{cells}")
+        if phase == "token":
+            cells = "".join(f"{compiled[name]:>12,}" for name in COLUMNS)
+            rest = ", ".join(f"{compiled[name]} {name}" for name in ("breaks", "compilations"))
+            print(f"  {phase:<10}{'compiled':<12}{cells}   {rest}")

@@ -25,6 +25,7 @@ from grpo_stream.train.models.zero_trace import kept_trace, whole_traces
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.rollout_sheets import Rollout
+from grpo_stream.train.prefix.decoder import Decoder
 from grpo_stream.train.prefix.generation import trim_completions
 from grpo_stream.train.prefix.proof import proven_way
 from grpo_stream.train.prefix.sampling_difference import SamplingCheck
@@ -50,6 +51,8 @@ class RolloutSettings:
     """The first way is taken as it is, instead of the first that proves itself."""
     reference_has_own_tower: bool
     """Whether the reference model's vision tower may be another one than the policy's."""
+    decode: str
+    """``eager`` or ``compiled``: how packed groups compute a token."""
     pad_token_id: int
     reward_names: Sequence[str]
     reward_weights: NDArray[np.float32]
@@ -88,6 +91,7 @@ class GroupRollout:
         self._phases = phases
         self._metrics = metrics
         self._engine = engine
+        self._decoder = Decoder(settings.decode)
         self._scorer = GroupScorer(accelerator, phases)
         steps = settings.logp_difference_steps
         self._check = SamplingCheck(steps, args, accelerator, self._scorer, metrics)
@@ -244,7 +248,9 @@ class GroupRollout:
             self._check.watching(unwrapped, train_step) as sampled,
         ):
             pad = self._settings.pad_token_id
-            completion_ids = self.way.sample(unwrapped, groups, generation_config, pad)
+            completion_ids = self.way.sample(
+                unwrapped, groups, generation_config, pad, self._decoder
+            )
         rows = trim_completions(completion_ids, eos_token_ids)
         if sampled is not None:
             self._check.log(sampled, self.way, model, groups, completion_ids, rows)

@@ -63,6 +63,7 @@ from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed, PrefixWay, ways
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
 from grpo_stream.train.run_state import Gathered, RunState, refill_columns
 from grpo_stream.train.setup.arguments import LogArguments
+from grpo_stream.train.setup.decode_setting import chosen_decode
 from grpo_stream.train.setup.open_data import check_template
 from grpo_stream.train.setup.settings_checks import (
     RewardArgument,
@@ -109,6 +110,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             (:mod:`grpo_stream.train.prefix.proof`).
         shared_prefix_attention: How packed groups attend, see
             :func:`grpo_stream.train.setup.settings_checks.packed_attention`.
+        decode: How packed groups sample a token: ``eager``, ``compiled`` as one graph, or ``auto``,
+            which compiles on CUDA. See :mod:`grpo_stream.train.prefix.decoder`.
         vision_attn_implementation: How the vision tower attends, see
             :func:`grpo_stream.train.models.vision_attention.batch_windows`.
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
@@ -158,6 +161,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         shared_prefix: str = "auto",
         shared_prefix_check: bool = True,
         shared_prefix_attention: str = "auto",
+        decode: str = "auto",
         vision_attn_implementation: str = "auto",
         freeze_vision_tower: bool = False,
         refill_zero_variance: int = 0,
@@ -172,6 +176,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         log = log or LogArguments()
         _check_arguments(old_checkpoints, max_bad_steps, kwargs)
         check_vision_attention(vision_attn_implementation)
+        mode, reason = chosen_decode(decode, args, args.device.type)
         checked = check_settings(
             args,
             log,
@@ -221,6 +226,8 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         check_trained_weights(self.model, args, master_weights)
         self._master_weights = master_weights
         ways = self._ways_to_try(shared_prefix)
+        if decode == "compiled" != mode and self.accelerator.is_main_process:
+            logger.warning("decode is %s: %s", mode, reason)
         self._check_inputs(ways, has_patches=known_rule(images.processor) is not None)
         self._make_parts(
             Feed(*streams, ViewCollator(collate), args, allow_new_lanes=allow_new_lanes),
@@ -231,6 +238,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
                 log.logp_difference_steps,
                 checks=shared_prefix_check,
                 has_same_files=isinstance(model, str),
+                decode=mode,
             ),
             self._ban_tokens(banned, images.processor),
             log,
@@ -245,12 +253,14 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         *,
         checks: bool,
         has_same_files: bool,
+        decode: str,
     ) -> RolloutSettings:
         return RolloutSettings(
             refill_zero_variance=refill,
             ways=ways,
             is_proof_skipped=not checks,
             reference_has_own_tower=not has_same_files,
+            decode=decode,
             pad_token_id=self._tokenizer.pad_token_id,
             reward_names=self.reward_func_names,
             reward_weights=self.reward_weights.cpu().numpy(),

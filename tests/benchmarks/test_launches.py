@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.gpu.deep_policy import DEPTHS, Depth
-from benchmarks.gpu.launch_counts import count_launches
+from benchmarks.gpu.launch_counts import count_compiled, count_launches
 from benchmarks.gpu.launches import FAMILIES
 
 pytestmark = pytest.mark.slow(reason="every dispatched operation of three steps passes Python")
@@ -71,9 +71,24 @@ HELD = {
 }
 """With torch 2.13, transformers 5.23, trl 1.16; another version may need other numbers."""
 
+COMPILED = {
+    "operations": 41,
+    "kernels": 32,
+    "attention": 0,
+    "syncs": 1,
+    "breaks": 0,
+    "compilations": 1,
+}
+"""Of a token: one call of the graph, and the loop around it."""
+
 
 def test_counts_are_those_that_were_written_down(ours):
     assert {phase: ours[1][phase] for phase in HELD} == HELD
+
+
+def test_a_compiled_token_is_one_graph_that_is_compiled_once():
+    found = count_compiled("qwen2_5_vl", SMALL, num_groups=1, num_generations=4, grid=(12, 20))
+    assert found == COMPILED
 
 
 def test_every_family_has_a_depth():

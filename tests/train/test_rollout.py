@@ -168,7 +168,9 @@ def test_prompts_that_an_evaluation_repeats_have_no_reward(make_trainer):
 
 
 def test_rows_of_other_prompts_are_not_scored(processor):
-    settings = RolloutSettings(0, [ways.PLAIN], False, False, 0, ["r"], np.ones(1, np.float32))
+    settings = RolloutSettings(
+        0, [ways.PLAIN], False, False, "eager", 0, ["r"], np.ones(1, np.float32)
+    )
     tools = (GRPOConfig("out", use_cpu=True, bf16=False), None, Phases(), RunMetrics({}))
     rollout = GroupRollout(settings, *tools)
     with pytest.raises(RuntimeError, match="2 completions are scored, no prompts were announced"):

@@ -4,10 +4,12 @@ from collections import deque
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.attention import prefixes_alone
 from grpo_stream.train.prefix.backbone import backbone_of, image_kwargs, prompt_positions
+from grpo_stream.train.prefix.decoder import Decoder
 from grpo_stream.train.prefix.group_cache import GroupCache
 from grpo_stream.train.prefix.spare_image import tower_is_called
 
@@ -25,31 +27,24 @@ class DecodeStep:
         model: Unwrapped; LoRA may be around it.
         groups: The prompts; all must have the same number of completions.
         most: Tokens of the longest completion that is possible.
+        decoder: What calls the model.
     """
 
-    def __init__(self, model: Any, groups: PromptGroups, most: int) -> None:
+    def __init__(self, model: Any, groups: PromptGroups, most: int, decoder: Decoder) -> None:
         positions = prompt_positions(backbone_of(model), groups)
         number = groups.sizes[0]
-        self._model = model
+        self._model, self._decoder = model, decoder
         self._cache = prefill(model, groups, positions, most)
         # What each completion computes first is the prompt's last token.
         last = torch.stack([ids[-1:] for ids in groups.prompt_ids])
         self._tokens = last.repeat(1, number)
         openings = torch.stack([own[:, -1:] for own in positions], dim=1)
         self._positions = openings.repeat(1, 1, number)
+        self._bind()
 
     def logits(self) -> torch.Tensor:
         """Of each completion's next token: float32, shape (completions, vocabulary)."""
-        cache = self._cache
-        logits: torch.Tensor = self._model(
-            input_ids=self._tokens,
-            position_ids=self._positions,
-            attention_mask=cache.mask,
-            past_key_values=cache,
-            shared_prefix=cache,
-            use_cache=True,
-        ).logits
-        return logits.flatten(0, 1).float()
+        return self._logits().flatten(0, 1).float()
 
     def advance(self, tokens: torch.Tensor) -> None:
         """Goes on behind the sampled tokens.
@@ -59,7 +54,11 @@ class DecodeStep:
         """
         self._tokens.copy_(tokens.view_as(self._tokens))
         self._positions += 1
-        self._cache.advance()
+        if self._cache.advance():
+            self._bind()
+
+    def _bind(self) -> None:
+        self._logits = self._decoder.bind(self._model, self._tokens, self._positions, self._cache)
 
 
 class StopCheck:
@@ -107,14 +106,17 @@ def prefill(
     """
     prefixes = [ids[:-1] for ids in groups.prompt_ids]
     lengths = [len(one) for one in prefixes]
+    # Not the one that the model returns: accelerate's wrapper turns that into float32.
+    cache = DynamicCache()
     with tower_is_called(model, groups):
-        cache = model(
+        model(
             input_ids=torch.cat(prefixes)[None],
             position_ids=torch.cat([own[:, :-1] for own in positions], dim=1)[:, None],
+            past_key_values=cache,
             shared_prefix=prefixes_alone(lengths, prefixes[0].device),
             use_cache=True,
             logits_to_keep=1,
             **image_kwargs(groups),
-        ).past_key_values
+        )
     num_heads = backbone_of(model).config.get_text_config().num_attention_heads
     return GroupCache.from_prefill(cache.layers, lengths, groups.sizes[0], num_heads, most)

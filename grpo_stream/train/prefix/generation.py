@@ -1,5 +1,7 @@
 """Sampling completions: the prompt is computed once, whatever the number of completions."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from grpo_stream.families import VISION_TOKENS
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.decode_step import DecodeStep, StopCheck
+from grpo_stream.train.prefix.decoder import EAGER, Decoder
 
 
 def suppressed_token_ids(tokenizer: Any) -> list[int]:
@@ -18,7 +21,11 @@ def suppressed_token_ids(tokenizer: Any) -> list[int]:
 
 
 def generate_groups(
-    model: Any, groups: PromptGroups, generation_config: Any, pad_token_id: int
+    model: Any,
+    groups: PromptGroups,
+    generation_config: Any,
+    pad_token_id: int,
+    decoder: Decoder = EAGER,
 ) -> torch.Tensor:
     """Samples each prompt's completions from one prefill.
 
@@ -34,6 +41,7 @@ def generate_groups(
         groups: The prompts; all must have the same number of completions.
         generation_config: transformers' options of sampling, end tokens and length.
         pad_token_id: Fills shorter prompts up on the left.
+        decoder: What computes a token.
 
     Returns:
         int64, shape (completions of all prompts, longest completion), padded behind the end.
@@ -49,7 +57,8 @@ def generate_groups(
             past_key_values=DynamicCache(),
             generation_config=generation_config,
             custom_generate=_sample,
-            groups=groups,
+            # ``generate`` of LoRA calls that of the model inside.
+            begin=partial(DecodeStep, model, groups, decoder=decoder),
         )
     completions: torch.Tensor = sequences[:, ids.size(1) :]
     return completions
@@ -72,7 +81,7 @@ def _sample(
     model: Any,
     input_ids: torch.Tensor,
     *,
-    groups: PromptGroups,
+    begin: Callable[[int], DecodeStep],
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: Any,
@@ -83,7 +92,7 @@ def _sample(
     Args:
         model: The model that ``generate`` was called for.
         input_ids: The prompts, shape (completions, prompt length).
-        groups: The same.
+        begin: Runs their prefixes, for completions of so many tokens.
         logits_processor: What ``generate`` has made of its settings.
         stopping_criteria: The same; ends each completion by itself.
         generation_config: The settings.
@@ -100,7 +109,7 @@ def _sample(
     # ZeRO-3 leaves partitioned weights empty: all ranks must call the model equally often.
     is_partitioned = any(parameter.numel() == 0 for parameter in model.parameters())
     check = StopCheck(sequences.device)
-    step = DecodeStep(model, groups, room)
+    step = begin(room)
     while _is_open_anywhere(is_open) if is_partitioned else check.is_any_open(is_open):
         logits = step.logits()
         if is_partitioned and not is_open.any():

@@ -3,7 +3,7 @@
 While it is sampled, a group is one row of G tokens, the next one of each of its completions. Their
 keys are written behind the prefix, and one call of attention per layer reads all of them: its mask
 lets a completion see the prefix and its own tokens. So nothing is copied for each completion,
-nothing grows from token to token, and a step has the same shapes as the one before it.
+nothing grows from token to token, and a step has the shapes of the one before it.
 
 Products are of float32 at least, as the kernels have it that score: rounded to bfloat16, large ones
 would make another policy of it, and float16 would overflow.
@@ -115,7 +115,7 @@ class GroupCache:
         """
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         keys.index_copy_(2, self.slots, key.to(keys.dtype))
-        values.index_copy_(2, self.slots, value)
+        values.index_copy_(2, self.slots, value.to(values.dtype))
         return keys, values
 
     def attend(

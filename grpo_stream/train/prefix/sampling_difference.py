@@ -167,9 +167,12 @@ class _Call(LogitsProcessor):
         return scores
 
     def read(self, completion_ids: torch.Tensor) -> torch.Tensor:
-        last = self._of(completion_ids[:, len(self._found)])
-        found = torch.stack([*self._found, last], dim=1)
-        return torch.nn.functional.pad(found, (0, completion_ids.size(1) - found.size(1)))
+        found, longest = self._found, completion_ids.size(1)
+        # On a GPU the loop learns of the last end late, and has seen more steps then.
+        if len(found) < longest:
+            found = [*found, self._of(completion_ids[:, len(found)])]
+        kept = torch.stack(found[:longest], dim=1)
+        return torch.nn.functional.pad(kept, (0, longest - kept.size(1)))
 
     def _of(self, tokens: torch.Tensor) -> torch.Tensor:
         assert self._last is not None  # noqa: S101 - generate has called

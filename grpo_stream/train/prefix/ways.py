@@ -20,6 +20,7 @@ from accelerate.utils import extract_model_from_parallel
 from grpo_stream.families import PREFIX_LMS
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.backbone import backbone_of, prepare_prompts, prompt_positions
+from grpo_stream.train.prefix.decoder import EAGER, Decoder
 from grpo_stream.train.prefix.forked import sample_forked, score_forked
 from grpo_stream.train.prefix.generation import generate_groups
 from grpo_stream.train.prefix.packing import pack_groups, score_packed, shared_prefix_obstacle
@@ -76,7 +77,12 @@ class PrefixWay(Protocol):
         ...
 
     def sample(
-        self, model: Any, groups: PromptGroups, generation_config: Any, pad_token_id: int
+        self,
+        model: Any,
+        groups: PromptGroups,
+        generation_config: Any,
+        pad_token_id: int,
+        decoder: Decoder = EAGER,
     ) -> torch.Tensor:
         """Samples each prompt's completions: int64, shape (completions, longest).
 
@@ -85,6 +91,7 @@ class PrefixWay(Protocol):
             groups: The prompts.
             generation_config: transformers' options of sampling, end tokens and length.
             pad_token_id: Fills shorter rows up.
+            decoder: What computes a token of packed groups.
         """
         ...
 
@@ -131,10 +138,15 @@ class Packed:
         return score_packed(model, packed, groups, completion_mask, compute_entropy=compute_entropy)
 
     def sample(
-        self, model: Any, groups: PromptGroups, generation_config: Any, pad_token_id: int
+        self,
+        model: Any,
+        groups: PromptGroups,
+        generation_config: Any,
+        pad_token_id: int,
+        decoder: Decoder = EAGER,
     ) -> torch.Tensor:
         """All groups together."""
-        return generate_groups(model, groups, generation_config, pad_token_id)
+        return generate_groups(model, groups, generation_config, pad_token_id, decoder)
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,12 @@ class _GroupByGroup:
         return _stacked(log_probs, longest, 0.0), entropy
 
     def sample(
-        self, model: Any, groups: PromptGroups, generation_config: Any, pad_token_id: int
+        self,
+        model: Any,
+        groups: PromptGroups,
+        generation_config: Any,
+        pad_token_id: int,
+        decoder: Decoder = EAGER,  # noqa: ARG002 - ``generate`` has its own loop
     ) -> torch.Tensor:
         """Each group by itself."""
         rows = [self._sample(model, group, generation_config) for group in groups.each()]

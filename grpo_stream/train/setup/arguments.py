@@ -19,6 +19,7 @@ from grpo_stream.stream.config import CacheSettings, StreamConfig
 from grpo_stream.stream.selected_source import MAX_WEIGHT
 from grpo_stream.train.setup.difficulty_file import DifficultyRule, DifficultySettings
 
+Decode = Literal["auto", "eager", "compiled"]
 SharedPrefix = Literal["auto", "on", "packed", "forked", "off"]
 PackedAttention = Literal["auto", "two_part", "dense", "flex"]
 MasterWeightsSetting = Literal["none", "float32", "optimizer"]
@@ -198,6 +199,10 @@ class TaskArguments:
     shared_prefix_attention: PackedAttention = setting(
         "auto",
         "How completions attend to the prompt they share; flex is for CUDA, auto is two_part.",
+    )
+    decode: Decode = setting(
+        "auto",
+        "How packed groups sample a token: eager, or compiled as one graph; auto compiles on CUDA.",
     )
     num_views: int = setting(
         1,

@@ -27,6 +27,7 @@ from grpo_stream.train.setup.arguments import (
     RunArguments,
     TaskArguments,
 )
+from grpo_stream.train.setup.decode_setting import chosen_decode
 from grpo_stream.train.setup.deepspeed_config import check_batch_arithmetic, load_zero_config
 from grpo_stream.train.setup.model_checks import check_model
 from grpo_stream.train.setup.open_data import (
@@ -201,6 +202,7 @@ def plan_run(settings: Settings) -> RunPlan:
         ("prompt", f"{task.prompt_template}, answers of up to {args.max_completion_length} tokens"),
         ("precision", precision_of(args)),
         ("shared prefix", _describe_shared_prefix(settings, checked.packed_attention)),
+        ("decode", "{}: {}".format(*chosen_decode(task.decode, args, args.device.type))),
         ("cuDNN attention", cudnn_attention),
         ("deepspeed", describe_deepspeed(args)),
         ("output", str(args.output_dir)),

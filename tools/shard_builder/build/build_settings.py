@@ -114,9 +114,9 @@ def check_settings(settings: BuildSettings) -> None:
     if settings.max_rejects is not None and settings.max_rejects < 0:
         expected = "must be 0 or more, for example 100"
         raise ConfigError("--max-rejects", settings.max_rejects, expected)
-    check_executor(settings.executor, settings.ray_address)
     if settings.executor == "ray" and settings.dry_run:
         raise ConfigError("--executor", "ray", "goes without --dry-run, which this machine does")
+    check_executor(settings.executor, settings.ray_address)
     root = _open("--images-root", settings.images_root)
     if isinstance(root, LocalStore) and not root.folder.is_dir():
         expected = "must be the folder that image paths start from"
