@@ -222,3 +222,21 @@ def test_head_and_merge_keep_to_the_same_lock(raws, tmp_path):
             act()
     lock.close()
     assert head(str(tmp_path / "set"), str(tmp_path / "out"), 5).num_samples == 5
+
+
+def test_of_two_that_both_believe_to_hold_the_lock_one_writes_the_manifest(
+    bucket, raws, monkeypatch
+):
+    """One was stopped for so long that its lease was taken, between its last look and its end."""
+    url = f"{bucket}/set"
+    store = open_store(url)
+    theirs = b"of another build"
+
+    def others_end_first(*_):
+        store.write("manifest.json", theirs)
+        return iter(())
+
+    monkeypatch.setattr(output_folder.Output, "_missing_files", others_end_first)
+    with pytest.raises(StoreError, match=r"taken_over: .*another process has written a manifest"):
+        build(make_settings(raws[0], url))
+    assert store.read("manifest.json") == theirs

@@ -91,9 +91,9 @@ class Output:
             if not is_ours:
                 expected = f"holds this data set without {missing}: add --overwrite to build anew"
                 raise ConfigError("--out", self._out, expected)
-            for store in self._stores.values():
-                store.delete(MANIFEST_NAME)
         if is_ours:
+            for store in self._stores.values():
+                store.delete(MANIFEST_NAME)  # of a split, or damaged: all come at the end
             self._done = KeptResults(self._store, self._stores)
             return None
         names = {split: _our_names(store) for split, store in self._stores.items()}
@@ -147,7 +147,8 @@ class Output:
 
         Raises:
             StoreError: cause ``not_found``: a shard that was written is there no more, or is
-                another one now; ``taken_over``: another build has the place now.
+                another one now; ``taken_over``: another build has the place now, or its manifest is
+                there.
         """
         self._lock.check()
         if self._load_started() != self._started():
@@ -158,8 +159,18 @@ class Output:
             detail = f"{self._out}: {missing} was written, but is there no more, or is another now"
             raise StoreError("not_found", f"{detail}: run the same command again to make it anew")
         for split, manifest in manifests.items():
-            manifest.save(self._stores[split])
+            self._save(self._stores[split], manifest)
         self.clear_state()
+
+    def _save(self, store: Store, manifest: Manifest) -> None:
+        """Writes a manifest; into a bucket only where none is, whatever became of the lock."""
+        if isinstance(store, LocalStore):
+            manifest.save(store)  # its lock cannot be lost, and the file appears whole
+            return
+        words = manifest.to_json()
+        if not store.write_new(MANIFEST_NAME, words) and store.read(MANIFEST_NAME) != words:
+            detail = f"{store.url}: another process has written a manifest: this build stops here"
+            raise StoreError("taken_over", detail)
 
     def abandon(self) -> None:
         """Removes the state and the shards of a build that came to nothing; its lists stay."""
