@@ -46,6 +46,8 @@ class Family:
     behind it, and a prompt without its last token would be another one."""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Built-in prompt templates, and those that it is asked with in their place."""
+    no_vllm: str | None = None
+    """Why vLLM cannot sample for it; None where it was shown to, or nobody has tried."""
     vision_tokens: tuple[str, ...] = ()
     """Never sampled: a completion with one of them would ask for an image that is not there."""
 
@@ -88,17 +90,21 @@ FAMILIES: dict[str, Family] = {
             "glm46v",
             "internvl",
             "gemma3",
-            "llava_next",
-            "llava_onevision",
             "smolvlm",
             "idefics3",
             "gemma4",
-            "mistral3",
             "lfm2_vl",
             "kimi_k25",
             "minicpmv4_7",
         ),
         Family(answer_frame="per_mille"),
+    ),
+    **dict.fromkeys(
+        ("llava_next", "llava_onevision", "mistral3"),
+        Family(
+            answer_frame="per_mille",
+            no_vllm="vLLM 0.30 asks transformers for PixtralRotaryEmbedding, which is gone in 5.23",
+        ),
     ),
     "paligemma": Family(answer_frame="per_mille", is_prefix_lm=True),
 }

@@ -275,7 +275,7 @@ class GroupRollout:
         assert engine is not None  # noqa: S101 - the trainer has use_vllm
         num_generations //= views_in(self._batch)  # a view is a prompt of its own to an engine
         images = engine_images(self._batch["pixel_values"], keys, num_generations)
-        engine.begin(keys, num_generations)
+        engine.begin(keys, num_generations, self._batch.get("short_ids"))
         before = engine.num_payload_bytes
         sampled = upstream(prompt_ids, images, {}, num_generations)
         num_bytes = engine.num_payload_bytes - before

@@ -46,7 +46,7 @@ from grpo_stream.train.models.policy import (
     input_names,
     policy_config,
 )
-from grpo_stream.train.models.processor import known_rule, load_processor, resize_rule
+from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.models.vision_attention import batch_windows, check_vision_attention
 from grpo_stream.train.models.zero_leaves import leaf_layers, make_leaves
 from grpo_stream.train.observe.bad_steps import check_max_bad_steps
@@ -211,7 +211,9 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             check_prompts(own, streams[0].sources)
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
-            args.generation_kwargs = banning_kwargs(banned, args.generation_kwargs)
+            image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+            ids = sorted({*banned, image})
+            args.generation_kwargs = banning_kwargs(ids, args.generation_kwargs)
         # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
         empty = Dataset.from_dict({"prompt": []})
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
@@ -304,9 +306,10 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """Keeps tokens out of completions; the engine that samples, with ``use_vllm``."""
         image_token_id = self.model.config.image_token_id
         if self.use_vllm:  # was told by its settings
-            limits = pixel_limits(resize_rule(image_processor))
+            limits = pixel_limits(known_rule(image_processor))
             is_trained = not has_frozen_vision_tower(self.accelerator.unwrap_model(self.model))
-            return Engine(self.vllm_generation, image_token_id, limits, is_trained)
+            model_type = self.model.config.model_type
+            return Engine(self.vllm_generation, image_token_id, limits, model_type, is_trained)
         given = (self.args.generation_kwargs or {}).get("suppress_tokens") or []
         ids = sorted({*banned, *given, image_token_id})
         self.generation_kwargs["suppress_tokens"] = ids

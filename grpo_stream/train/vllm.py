@@ -1,8 +1,11 @@
 """What trl's vLLM generation is handed: images at the model's size, once per prompt.
 
 An engine runs an image processor of its own. It is pinned to the policy's pixel limits, so that it
-finds nothing to resize, and the image tokens that it makes of an image are counted: another number
-would mean that completions are sampled for another prompt than they are trained on.
+finds nothing to resize (families with a processor of their own have no such limits: it is the same
+processor), and what it makes of a prompt is compared: otherwise completions would be sampled for
+another prompt than they are trained on.
+
+Weights are handed over as the files of the hub hold them, which is what an engine's loader takes.
 
 An engine keeps what its vision tower made of an image, and trl resets only the cache of prefixes
 after a sync of weights: an image that comes again would be answered by the tower of an earlier
@@ -14,7 +17,7 @@ and server check what they are handed (``tests/train/test_vllm.py``); real ones 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +27,7 @@ from PIL import Image
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.images import ResizeRule
+from grpo_stream.train.models.expert_weights import as_in_files
 
 _BAN = -100.0  # the least that vLLM takes as a bias
 _RENDER_PATH = "/v1/chat/completions/render"
@@ -39,8 +43,13 @@ def banning_kwargs(
     return given | {"logit_bias": bias}
 
 
-def pixel_limits(rule: ResizeRule) -> dict[str, int]:
-    """``mm_processor_kwargs`` under which an engine's processor leaves the images alone."""
+def pixel_limits(rule: ResizeRule | None) -> dict[str, int]:
+    """``mm_processor_kwargs`` under which an engine's processor does as the policy's.
+
+    With a rule it finds nothing to resize; without one it has no limits to be told.
+    """
+    if rule is None:
+        return {}
     return {"min_pixels": rule.min_pixels, "max_pixels": rule.max_pixels}
 
 
@@ -74,29 +83,33 @@ class Engine:
         generation: trl's, ready.
         image_token_id: What an image is in a prompt's token ids, repeated.
         limits: See :func:`pixel_limits`.
+        model_type: Of the policy, whose weights are handed over.
         is_tower_trained: Whether what the engine keeps of images is out of date after a sync.
     """
 
     generation: Any
     image_token_id: int
     limits: dict[str, int]
+    model_type: str = ""
     is_tower_trained: bool = True
     num_payload_bytes: int = 0
     """Sent to a server for images so far."""
     _keys: list[str] = field(default_factory=list)
+    _short_ids: list[list[int] | None] = field(default_factory=list)
     _num_placed: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         if self.is_tower_trained:
             self._forget_images_at_sync()
+        self._name_as_in_files()
         if self.generation.mode == "colocate":
             self.generation.llm = ColocatedEngine(self.generation.llm, self)
             return
         place = self.generation._place_features  # noqa: SLF001 - the one place that sees both
 
-        def checked(features: dict[str, Any], prompt_ids: list[int]) -> Any:
-            images = features["mm_placeholders"].get("image", ())
+        def checked(features: dict[str, Any] | None, prompt_ids: list[int]) -> Any:
+            images = (features or {"mm_placeholders": {}})["mm_placeholders"].get("image", ())
             self.compare(self._num_placed, sum(one["length"] for one in images), prompt_ids)
             self._num_placed += 1
             return place(features, prompt_ids)
@@ -105,10 +118,27 @@ class Engine:
         if hasattr(self.generation, "vllm_client"):  # the first rank's
             self._pin(self.generation.vllm_client.session)
 
-    def begin(self, keys: Sequence[str], num_generations: int) -> None:
-        """Notes whose completions are sampled next, and how many of each; every rank at once."""
+    def begin(
+        self,
+        keys: Sequence[str],
+        num_generations: int,
+        short_ids: Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        """Notes whose completions are sampled next, and how many of each; every rank at once.
+
+        Args:
+            keys: Of the prompts.
+            num_generations: Completions of each.
+            short_ids: The prompts before their images' tokens are repeated, where it takes the
+                processor to tell; each int64, shape (length,).
+        """
         if self.generation.mode == "colocate":
-            self._keys = self._keys_of_engine(list(keys))
+            given: list[list[int] | None] = [None] * len(keys)
+            if short_ids is not None:
+                given = [ids.tolist() for ids in short_ids]
+            pairs = self._of_engine(list(zip(keys, given, strict=True)))
+            self._keys = [key for key, _ in pairs]
+            self._short_ids = [ids for _, ids in pairs]
             self.generation.generation_kwargs["n"] = num_generations
         else:
             self._keys = gather_object(list(keys))
@@ -128,12 +158,50 @@ class Engine:
         expected = prompt_ids.count(self.image_token_id)
         if found == expected:
             return
-        key = self._keys[number] if number < len(self._keys) else f"prompt {number} of all ranks"
+        key = self._key(number)
         limits = ", ".join(f"{name}={value}" for name, value in self.limits.items())
         raise GrpoStreamError(
             f"sample {key!r}: vLLM makes {found} image tokens of its image, training {expected}; "
-            f"the engine's image processor must be the policy's, with {limits}"
+            f"the engine's image processor must be the policy's, with {limits or 'its settings'}"
         )
+
+    def compare_ids(self, number: int, found: list[int], prompt_ids: list[int]) -> None:
+        """As :meth:`compare`, where the engine gives the whole prompt.
+
+        Raises:
+            GrpoStreamError: it is another one, with the sample's key.
+        """
+        self.compare(number, found.count(self.image_token_id), prompt_ids)
+        if found == prompt_ids:
+            return
+        pairs = enumerate(zip(found, prompt_ids, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), min(len(found), len(prompt_ids)))
+        raise GrpoStreamError(
+            f"sample {self._key(number)!r}: vLLM makes another prompt of it than training has, "
+            f"from token {place} on; use use_vllm=False for this model"
+        )
+
+    def short_ids(self, number: int, prompt_ids: list[int]) -> list[int]:
+        """A prompt as an engine takes it: each image's token once.
+
+        Args:
+            number: Of the prompt, in the order of the keys.
+            prompt_ids: As it is trained on. Of Qwen-VL's kind, where a token behind each image
+                parts it from the next.
+        """
+        given = self._short_ids[number] if number < len(self._short_ids) else None
+        if given is not None:
+            return given
+        image = self.image_token_id
+        return [
+            token
+            for token, before in zip(prompt_ids, [None, *prompt_ids[:-1]], strict=True)
+            if token != image or before != image
+        ]
+
+    def _key(self, number: int) -> str:
+        is_known = number < len(self._keys)
+        return self._keys[number] if is_known else f"prompt {number} of all ranks"
 
     def close(self) -> None:
         """Ends a colocated engine, while the groups that it spans are still there.
@@ -143,13 +211,27 @@ class Engine:
         if self.generation.mode == "colocate":
             self.generation.llm.llm_engine.engine_core.shutdown()
 
-    def _keys_of_engine(self, keys: list[str]) -> list[str]:
+    def _of_engine(self, values: list[Any]) -> list[Any]:
         """Those of all ranks that an engine spans, in the order in which trl joins its prompts."""
         if self.generation.tensor_parallel_size == 1:
-            return keys
+            return values
         gathered: list[Any] = [None] * self.generation.tensor_parallel_size
-        torch.distributed.all_gather_object(gathered, keys, group=self.generation.tp_group)
-        return [key for of_rank in gathered for key in of_rank]
+        torch.distributed.all_gather_object(gathered, values, group=self.generation.tp_group)
+        return [value for of_rank in gathered for value in of_rank]
+
+    def _name_as_in_files(self) -> None:
+        """Weights go over in the layout of the hub's files, and none of them may be passed over."""
+        named = getattr(self.generation, "_iter_named_params", None)
+        if named is not None:
+
+            def converted() -> Iterator[tuple[str, torch.Tensor]]:
+                return as_in_files(self.model_type, named())
+
+            self.generation._iter_named_params = converted  # noqa: SLF001 - trl has no hook
+        if self.generation.mode == "colocate" and self.generation.llm is not None:
+            executor = self.generation.llm.llm_engine.model_executor
+            model = executor.driver_worker.model_runner.model
+            model.load_weights = _LoadAll(model.load_weights)
 
     def _forget_images_at_sync(self) -> None:
         sync_weights = self.generation.sync_weights
@@ -180,6 +262,28 @@ class Engine:
         session.post = pinned
 
 
+class _LoadAll:
+    """A model's ``load_weights`` that passes nothing over: vLLM's skip a name without a word.
+
+    Args:
+        load: vLLM's (0.30); the names of its own weights that have been loaded.
+    """
+
+    def __init__(self, load: Any) -> None:
+        self._load = load
+
+    def __call__(self, weights: Any) -> Any:
+        given = list(weights)
+        loaded = self._load(given)
+        if loaded is not None and not loaded:
+            names = ", ".join(name for name, _ in given)
+            raise GrpoStreamError(
+                f"vLLM takes no weight by the name of {names}: its engine would sample from an "
+                "earlier policy; use use_vllm=False for this model"
+            )
+        return loaded
+
+
 class ColocatedEngine:
     """``vllm.LLM`` as trl calls it, with each prompt once.
 
@@ -203,24 +307,14 @@ class ColocatedEngine:
     ) -> list[Any]:
         """See ``vllm.LLM.generate``; one output per prompt, each with its completions."""
         prompts = prompts[:: sampling_params.n]
+        limits = self._owner.limits
         rows = [
             row
-            | {
-                "prompt_token_ids": self._unrepeated(row["prompt_token_ids"]),
-                "mm_processor_kwargs": self._owner.limits,
-            }
-            for row in prompts
+            | {"prompt_token_ids": self._owner.short_ids(number, row["prompt_token_ids"])}
+            | ({"mm_processor_kwargs": limits} if limits else {})
+            for number, row in enumerate(prompts)
         ]
         outputs: list[Any] = self._llm.generate(rows, sampling_params=sampling_params, **kwargs)
         for number, (row, output) in enumerate(zip(prompts, outputs, strict=True)):
-            found = output.prompt_token_ids.count(self._owner.image_token_id)
-            self._owner.compare(number, found, row["prompt_token_ids"])
+            self._owner.compare_ids(number, output.prompt_token_ids, row["prompt_token_ids"])
         return outputs
-
-    def _unrepeated(self, ids: list[int]) -> list[int]:
-        image = self._owner.image_token_id
-        return [
-            token
-            for token, before in zip(ids, [None, *ids[:-1]], strict=True)
-            if token != image or before != image
-        ]

@@ -10,11 +10,12 @@ from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
 from grpo_stream.train.models.processor import load_processor, resize_rule
-from grpo_stream.train.setup.settings_checks import check_supported
+from grpo_stream.train.setup.settings_checks import check_engine, check_supported
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images
 from tests.train.runs import logged, spread_reward
 from tests.train.support import QUIET
+from tests.train.vllm_stand_in import Engine as StandIn
 from tests.train.vllm_stand_in import Server, install_client, install_engine
 
 NUM_GENERATIONS = 4
@@ -208,9 +209,9 @@ def test_a_colocated_engine_ends_with_its_trainer(make_trainer, processor, answe
 def test_a_prompt_of_another_rank_is_named(monkeypatch):
     """An engine over two ranks gets the prompts of both."""
 
-    def gather(parts, keys, group):
+    def gather(parts, own, group):
         assert group == "both"
-        parts[:] = [["a", "b"], keys]
+        parts[:] = [[("a", None), ("b", None)], own]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     generation = SimpleNamespace(
@@ -221,6 +222,89 @@ def test_a_prompt_of_another_rank_is_named(monkeypatch):
     engine.begin(["c", "d"], 2)
     with pytest.raises(GrpoStreamError, match="sample 'c': vLLM makes 2 image tokens"):
         engine.compare(2, 2, [7])
+
+
+def engine_of(load_weights=None, **changes):
+    """One that no prompt is sampled by."""
+    model = SimpleNamespace(load_weights=load_weights or (lambda _: {"a"}))
+    worker = SimpleNamespace(model_runner=SimpleNamespace(model=model))
+    executor = SimpleNamespace(driver_worker=worker)
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(model_executor=executor))
+    weights = {"layers.0.mlp.experts.down_proj": torch.rand(2, 3, 4), "norm": torch.rand(3)}
+    generation = SimpleNamespace(
+        mode="colocate", llm=llm, generation_kwargs={}, tensor_parallel_size=1,
+        sync_weights=lambda: None, _iter_named_params=lambda: iter(weights.items()),
+    )  # fmt: skip
+    return Engine(generation, image_token_id=7, limits={}, **changes), model, weights
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_experts_are_handed_over_as_in_the_hubs_files(model_type):
+    engine, _, weights = engine_of(model_type=model_type)
+    handed = dict(engine.generation._iter_named_params())
+    name, other = weights
+    turned = weights[name].transpose(1, 2) if model_type == "qwen3_vl_moe" else weights[name]
+    torch.testing.assert_close(handed[name], turned)
+    assert handed[name].is_contiguous()
+    torch.testing.assert_close(handed[other], weights[other])
+
+
+def test_a_weight_that_an_engine_passes_over_is_named():
+    _, model, _ = engine_of(lambda pairs: {name for name, _ in pairs if name != "odd.bias"})
+    model.load_weights([("norm", torch.ones(1))])
+    with pytest.raises(GrpoStreamError, match=r"no weight by the name of odd\.bias"):
+        model.load_weights([("odd.bias", torch.ones(1))])
+
+
+def test_prompts_as_an_engine_takes_them():
+    """Several images and none, each image's token once; or as the processor tells them."""
+    engine, _, _ = engine_of()
+    engine.begin(["a", "b"], 2)
+    assert engine.short_ids(0, [1, 7, 7, 2, 3, 7, 2, 4]) == [1, 7, 2, 3, 7, 2, 4]
+    assert engine.short_ids(1, [1, 4]) == [1, 4]
+    engine.begin(["a"], 2, [torch.tensor([1, 7, 7])])
+    assert engine.short_ids(0, [1, 7, 7, 7, 7]) == [1, 7, 7]
+
+
+def test_another_prompt_with_as_many_image_tokens_is_named():
+    engine, _, _ = engine_of()
+    engine.begin(["a"], 2)
+    engine.compare_ids(0, [1, 7, 2], [1, 7, 2])
+    with pytest.raises(GrpoStreamError, match=r"sample 'a': vLLM makes another .* from token 2"):
+        engine.compare_ids(0, [1, 7, 3], [1, 7, 2])
+
+
+def test_a_text_alone_on_a_server():
+    placed = []
+    generation = SimpleNamespace(
+        mode="server", generation_kwargs={}, sync_weights=lambda: None,
+        _place_features=lambda *given: placed.append(given),
+    )  # fmt: skip
+    Engine(generation, image_token_id=7, limits={"max_pixels": 1})
+    generation._place_features(None, [1, 4])
+    assert placed == [(None, [1, 4])]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "mode", "setting"),
+    [("llava_onevision", "colocate", "use_vllm"), ("internvl", "server", "vllm_mode")],
+)
+def test_a_family_that_an_engine_cannot_sample_for(model_type, mode, setting):
+    args = SimpleNamespace(use_vllm=True, vllm_mode=mode)
+    with pytest.raises(ConfigError, match=f"{setting}=.*{model_type}.*use "):
+        check_engine(model_type, args)
+    check_engine("internvl", SimpleNamespace(use_vllm=True, vllm_mode="colocate"))
+    check_engine(model_type, SimpleNamespace(use_vllm=False))
+
+
+def test_sleep_mode_and_tensor_parallelism_reach_the_engine(
+    make_trainer, processor, answer, monkeypatch
+):
+    engines = install_engine(monkeypatch, processor, answer)
+    monkeypatch.setattr(StandIn, "sleep", lambda *_, **__: None, raising=False)
+    make_trainer(vllm_enable_sleep_mode=True)
+    assert engines[0].settings["enable_sleep_mode"] is True
+    assert engines[0].settings["tensor_parallel_size"] == 1
 
 
 def test_floats_of_a_collator_are_refused():

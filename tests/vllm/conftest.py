@@ -10,11 +10,14 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import pytest
 
+from grpo_stream.families import FAMILIES as ROWS
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.models.tiny import make_tiny_policy
 from tests.train.support import TASK_TEXTS, write_shapes
 
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+FAMILIES = (
+    "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "internvl", "idefics3",
+)  # fmt: skip
 
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
 
@@ -46,5 +49,11 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processor_of(folder_of):
-    """A family's, which makes the images smaller than their 112 x 112."""
-    return lambda family: load_processor(folder_of(family), min_pixels=56**2, max_pixels=84**2)
+    """A family's; those of Qwen-VL's kind make the images smaller than their 112 x 112."""
+
+    def load(family):
+        is_qwen = ROWS[family].processor is not None
+        limits = {"min_pixels": 56**2, "max_pixels": 84**2} if is_qwen else {}
+        return load_processor(folder_of(family), **limits)
+
+    return load

@@ -8,10 +8,14 @@ from peft import LoraConfig
 from transformers import PrinterCallback
 from trl import GRPOConfig
 
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.train.models.processor import resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import Engine
 from tests.train.runs import logged, spread_reward
-from tests.train.support import QUIET
+from tests.train.support import QUIET, write_mixed_set
 from tests.train.vllm_stand_in import forget_world
 from tests.vllm.engines import EAGER, EXACT, SyncOff, use_engines
 
@@ -81,6 +85,14 @@ def test_each_family(train, family):
     trainer = train(family)
     assert trainer.shared_prefix
     check_differences(trainer)
+
+
+def test_samples_of_none_one_and_several_images(train, processor_of, tmp_path):
+    """In shards, in turn; prompts without an image are no part of what the tower does."""
+    rule = resize_rule(processor_of("qwen2_5_vl").image_processor)
+    config = StreamConfig(num_lanes=2, num_reader_threads=1, resize=rule)
+    mixed = write_mixed_set(tmp_path / "mixed", 4)
+    check_differences(train(records=PromptStream(ShardSource(str(mixed)), config)))
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,22 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
-from PIL import Image
 
 from grpo_stream.train.batches.groups import PromptGroups
-from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.prefix.generation import suppressed_token_ids
 from grpo_stream.train.prefix.plain import plain_inputs
-from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
-from tests.train.prefix.test_generation import generate_alone, generation_config
-from tests.train.support import CPU, load_model, make_collator, make_stream_sample
+from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images, pixel_limits
+from tests.train.prefix.test_generation import generation_config
+from tests.train.support import (
+    CPU,
+    load_model,
+    make_collator,
+    make_mixed_stream,
+    make_stream_sample,
+)
 from tests.vllm.engines import EXACT, make_engine
 
 # Width and height, of whole cells in every family, and within its limits.
@@ -19,20 +25,33 @@ SIZES = [(448, 224), (224, 448), (448, 448), (672, 224), (224, 672), (448, 672)]
 NUM_TOKENS = 16
 
 
-def test_six_images(folder_of, family):
+@pytest.fixture(params=["one_image", "none_or_several"])
+def make_samples(request):
+    """Six samples: of one image each; or of one, none, two and three, in another order, too."""
+    if request.param == "one_image":
+        return lambda _: [make_stream_sample(number, size) for number, size in enumerate(SIZES)]
+    return lambda processor: [
+        *make_mixed_stream(processor, (3, 1, 2, 0)),
+        *make_mixed_stream(processor, (2, 3)),
+    ]
+
+
+def test_six_samples(folder_of, family, make_samples):
     folder = folder_of(family)
     processor = load_processor(folder)
-    samples = [make_stream_sample(number, size) for number, size in enumerate(SIZES)]
-    batch = make_collator(processor)(samples)
+    batch = make_collator(processor)(make_samples(processor))
     answers = answers_of_engine(folder, processor, batch)
     model = load_model(folder, is_prepared=False).eval()
     groups = PromptGroups.from_batch(batch, 1, CPU)
     lengths = {"min_new_tokens": NUM_TOKENS, "max_new_tokens": NUM_TOKENS}
     banned = suppressed_token_ids(processor.tokenizer)
     config = generation_config(processor, suppress_tokens=banned, **lengths)
-    completions = generate_alone(model, groups, config)
+    completions = [
+        generate_plainly(model, groups.rows(number, number + 1), config)
+        for number in range(len(SIZES))
+    ]
     assert [answer.token_ids for answer in answers] == completions
-    assert len(set(map(tuple, completions))) == len(SIZES)  # the images make a difference
+    assert len(set(map(tuple, completions))) > 3  # the images make a difference
     for number, answer in enumerate(answers):
         found = [
             scored[token].logprob
@@ -42,6 +61,13 @@ def test_six_images(folder_of, family):
         torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)
 
 
+def generate_plainly(model, group, config):
+    (prompt,) = group.prompt_ids
+    inputs = plain_inputs(model, group, 1, 0)
+    found = model.generate(input_ids=prompt[None], generation_config=config, **inputs)
+    return found[0, len(prompt) :].tolist()
+
+
 def answers_of_engine(folder, processor, batch):
     """Through the class that trl calls while training."""
     from vllm import SamplingParams
@@ -49,18 +75,27 @@ def answers_of_engine(folder, processor, batch):
     rows = [
         {
             "prompt_token_ids": ids.tolist(),
-            "multi_modal_data": {"image": Image.fromarray(pixels.numpy())},
+            **({"multi_modal_data": {"image": images}} if images else {}),
         }
-        for ids, pixels in zip(batch["prompt_ids"], batch["pixel_values"], strict=True)
+        for ids, images in zip(
+            batch["prompt_ids"],
+            engine_images(batch["pixel_values"], batch["key"], 1),
+            strict=True,
+        )
     ]
     end = processor.tokenizer.eos_token_id
     lengths = {"min_tokens": NUM_TOKENS, "max_tokens": NUM_TOKENS, "stop_token_ids": [end]}
     banned = banning_kwargs(suppressed_token_ids(processor.tokenizer), None)
     params = SamplingParams(temperature=0, logprobs=0, **lengths, **banned)
-    limits = pixel_limits(resize_rule(processor.image_processor))
+    limits = pixel_limits(known_rule(processor.image_processor))
     with make_engine(folder, **EXACT) as llm:
-        trls = SimpleNamespace(mode="colocate", llm=llm, generation_kwargs={}, sync_weights=None)
-        Engine(trls, processor.image_token_id, limits)  # counts the image tokens, too
+        trls = SimpleNamespace(
+            mode="colocate", llm=llm, generation_kwargs={}, sync_weights=None,
+            tensor_parallel_size=1,
+        )  # fmt: skip
+        image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        engine = Engine(trls, image, limits)  # compares the prompts, too
+        engine.begin(batch["key"], 1, batch.get("short_ids"))
         outputs = trls.llm.generate(rows, params, use_tqdm=False)
     return [output.outputs[0] for output in outputs]
 

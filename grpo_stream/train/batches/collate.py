@@ -63,6 +63,8 @@ class PromptCollator:
     * ``spare_media``: where a prompt has none, a small image as the model takes it, for ranks that
       have to call the vision tower with something;
     * ``prompt_ids``: per prompt int64, shape (prompt length,), image tokens expanded;
+    * ``short_ids``: in a family without Qwen-VL's patches, per prompt int64, shape (length,), the
+      same before they are expanded;
     * ``mm_token_type_ids``: per prompt int64, the same shape: 0 text, 1 image;
     * ``prompt``: per prompt the conversation, its images as placeholders;
     * ``solution``: per prompt the numbers of its target (:mod:`grpo_stream.targets`), frame

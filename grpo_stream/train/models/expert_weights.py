@@ -5,8 +5,10 @@ shape is that of nothing, and files that have the right one already (those that 
 written itself) would be turned, too.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -14,6 +16,7 @@ from transformers.conversion_mapping import (
 from transformers.core_model_loading import Transpose, WeightConverter
 
 _MODEL_TYPES = ("qwen3_vl_moe",)
+_TURNED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 
 
 class TransposeToFit(Transpose):
@@ -50,3 +53,17 @@ def use_whole_shapes() -> None:
                     for one in entry.operations
                 ]
         register_checkpoint_conversion_mapping(model_type, mapping, overwrite=True)
+
+
+def as_in_files(
+    model_type: str, named: Iterator[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights by their names in the model, in the layout of the hub's files.
+
+    Args:
+        model_type: Of the model; any.
+        named: One after another, as they are gathered.
+    """
+    for name, weight in named:
+        is_turned = model_type in _MODEL_TYPES and name.endswith(_TURNED)
+        yield name, weight.transpose(1, 2).contiguous() if is_turned else weight

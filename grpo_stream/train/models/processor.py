@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.families import QWEN_PROCESSORS
@@ -82,7 +83,8 @@ def without_video(kind: Any) -> Any:
 
     Args:
         kind: The class, which is given back where it has none, or cannot do without. Images and
-            texts are processed by its own methods, and it is saved under its own name.
+            texts are processed by its own methods, and it is saved under its own name, with the
+            attribute ``video_settings``, if it has one, for machines with torchvision.
     """
     video = inspect.signature(kind.__init__).parameters.get("video_processor")
     if video is None or video.default is not None:
@@ -97,6 +99,11 @@ def without_video(kind: Any) -> Any:
             if argument_name == "video_processor":
                 return type(None)
             return super().check_argument_for_proper_class(argument_name, argument)
+
+        def to_dict(self) -> dict[str, Any]:
+            settings = getattr(self, "video_settings", None)
+            saved: dict[str, Any] = super().to_dict()
+            return saved if settings is None else saved | {"video_processor": settings}
 
     ImagesOnly.__name__ = kind.__name__
     return ImagesOnly
@@ -155,7 +162,10 @@ def _loaded(model_id: str | Path, revision: str) -> Any:
         return AutoProcessor.from_pretrained(model_id, padding_side="left", revision=revision)
     if stands_for not in QWEN_PROCESSORS:
         kind = without_video(getattr(transformers, stands_for))
-        return kind.from_pretrained(model_id, padding_side="left", revision=revision)
+        processor = kind.from_pretrained(model_id, padding_side="left", revision=revision)
+        if kind is not getattr(transformers, stands_for):
+            processor.video_settings = _video_settings(model_id, revision)
+        return processor
     tokenizer = AutoTokenizer.from_pretrained(model_id, padding_side="left", revision=revision)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_id, revision=revision)
     # The template may be in chat_template.json, which only a processor reads.
@@ -163,6 +173,15 @@ def _loaded(model_id: str | Path, revision: str) -> Any:
     return ImageTextProcessor(
         image_processor, tokenizer, chat_template=template, stands_for=stands_for
     )
+
+
+def _video_settings(model_id: str | Path, revision: str) -> dict[str, Any] | None:
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(model_id, revision=revision)
+    except OSError:  # there is no such file
+        return None
+    # Of an image processor's file, from which older folders take them, the class is not theirs.
+    return settings if "video_processor_type" in settings else None
 
 
 def resize_rule(image_processor: Any) -> ResizeRule:

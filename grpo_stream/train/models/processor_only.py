@@ -31,8 +31,9 @@ def encode_by_processor(
     Returns:
         Per prompt ``media``, what it has made of the images, and ``pixel_values``, the image
         itself, or the list of them where it has not exactly one; ``prompt_ids`` and
-        ``mm_token_type_ids``; and ``types_name``, the name that the model has for the latter, or
-        None.
+        ``mm_token_type_ids``; ``short_ids``, the text's token ids before the processor repeats
+        those of images, as an engine takes them; and ``types_name``, the name that the model has
+        for the types, or None.
 
     Raises:
         RecordError: the processor takes a text for one of another number of images.
@@ -59,6 +60,7 @@ def encode_by_processor(
         expected = f"makes {max(rows)} rows of tokens of one prompt, which cannot be told apart"
         raise ConfigError("model_name_or_path", type(processor).__name__, expected)
     ids = [one["input_ids"][0] for one in encoded]
+    short = processor.tokenizer(list(texts))["input_ids"]
     return {
         "pixel_values": [
             image_tensor(own[0]) if len(own) == 1 else [image_tensor(image) for image in own]
@@ -66,6 +68,7 @@ def encode_by_processor(
         ],
         "media": media,
         "prompt_ids": ids,
+        "short_ids": [torch.tensor(one) for one in short],
         "mm_token_type_ids": [
             one[named][0] if named in one else torch.zeros_like(own)
             for one, own in zip(encoded, ids, strict=True)

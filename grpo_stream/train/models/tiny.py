@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -22,6 +23,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from grpo_stream.errors import ConfigError
 from grpo_stream.families import FAMILIES
 from grpo_stream.records.formats.json_stream import read_records
+from grpo_stream.train.models.expert_weights import as_in_files
 from grpo_stream.train.models.processor import ImageTextProcessor
 from grpo_stream.train.models.tiny_families import (
     OWN_RECIPES,
@@ -45,11 +47,14 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
+_PYTORCH = {"format": "pt"}
 _WIDTH = 128  # of the text model
 _TOWER = {"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": _WIDTH}
 _NUM_LAYERS = 3
 _ROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10.0}
 _QWEN3_TOWER = _TOWER | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
+# It has no such indexes, and vLLM makes weights for those that it finds.
+_QWEN3_5_TOWER = _QWEN3_TOWER | {"deepstack_visual_indexes": []}
 _QWEN3_IMAGES = {
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
@@ -58,6 +63,7 @@ _QWEN3_IMAGES = {
 # As in the real ones. transformers always interleaves; vLLM does so where it is written.
 _QWEN3_TEXT = {"head_dim": 32, "rope_parameters": {**_ROPE, "mrope_interleaved": True}}
 _EXPERTS = {
+    "norm_topk_prob": True,
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 96,
@@ -65,6 +71,13 @@ _EXPERTS = {
     "router_aux_loss_coef": 0.0,
 }
 _LINEAR = {
+    # Half of a head is turned, in the real ones a quarter; the sections sum to half of that.
+    "rope_parameters": {
+        **_ROPE,
+        "mrope_section": [2, 3, 3],
+        "mrope_interleaved": True,
+        "partial_rotary_factor": 0.5,
+    },
     "layer_types": ["linear_attention", "linear_attention", "full_attention"],
     "head_dim": 32,
     "linear_key_head_dim": 16,
@@ -92,9 +105,9 @@ RECIPES: dict[str, Recipe] = {
     "qwen2_vl": Recipe({"embed_dim": 64, "hidden_size": _WIDTH, "mlp_ratio": 2}, _FULL),
     "qwen3_vl": Recipe(_QWEN3_TOWER, _QWEN3_TEXT, _QWEN3_IMAGES),
     "qwen3_vl_moe": Recipe(_QWEN3_TOWER, _QWEN3_TEXT | _EXPERTS, _QWEN3_IMAGES),
-    "qwen3_5": Recipe(_QWEN3_TOWER, _LINEAR, _QWEN3_IMAGES),
+    "qwen3_5": Recipe(_QWEN3_5_TOWER, _LINEAR, _QWEN3_IMAGES),
     "qwen3_5_moe": Recipe(
-        _QWEN3_TOWER, _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 64}, _QWEN3_IMAGES
+        _QWEN3_5_TOWER, _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 64}, _QWEN3_IMAGES
     ),
 }
 """A row of ``grpo_stream.families.FAMILIES`` by its key -> how a tiny policy of it is made."""
@@ -282,6 +295,9 @@ def write_policy(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    if path.is_file():  # transformers keeps its own layout of experts
+        save_file(dict(as_in_files(config.model_type, load_file(path).items())), path, _PYTORCH)
     write_processor(folder, config, tokenizer)
     return folder
 

@@ -17,9 +17,9 @@ _TEXT = {
     "hidden_size": _WIDTH,
     "intermediate_size": 2 * _WIDTH,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,  # the narrowest that vLLM has on the CPU
     "max_position_embeddings": 8192,
     "initializer_range": 0.08,
 }
@@ -45,6 +45,10 @@ class OwnRecipe:
     processor: str
     """Its class in transformers."""
     image_processor: str
+    video_processor: str | None = None
+    """The class of its video half, which is named in saved files."""
+    video: dict[str, Any] = field(default_factory=dict)
+    """Settings of that half, beside those of images."""
     text: dict[str, Any] = field(default_factory=dict)
     """Of the text model's configuration, beside the common sizes."""
     tower: dict[str, Any] = field(default_factory=dict)
@@ -94,10 +98,15 @@ _LLAVA = OwnRecipe(
         "num_additional_image_tokens": 1,
     },
 )
+# As in the real ones, half of a head is turned, and mrope_section sums to half of that.
+_GLM_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}
+_GLM_VIDEO = {"size": {"shortest_edge": 112 * 112, "longest_edge": 112 * 112 * 16}}
 _GLM = OwnRecipe(
     processor="Glm4vProcessor",
     image_processor="Glm4vImageProcessorPil",
-    text={"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}},
+    video_processor="Glm4vVideoProcessor",
+    video=_GLM_VIDEO,
+    text={"rope_parameters": _GLM_ROPE, "attention_bias": True},
     tower={
         "depth": 2,
         "hidden_size": 32,
@@ -107,15 +116,15 @@ _GLM = OwnRecipe(
         "image_size": IMAGE_SIZE,
     },
     ids={
-        "image_token_id": _IMAGE,
-        "video_token_id": "<|video_pad|>",
-        "image_start_token_id": _BEGIN,
-        "image_end_token_id": _END,
-        "video_start_token_id": "<|box_start|>",
-        "video_end_token_id": "<|box_end|>",
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
     },
-    named_tokens={"image_token": _IMAGE, "video_token": "<|video_pad|>"},
-    image_token=_BEGIN + _IMAGE + _END,
+    named_tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
+    image_token="<|begin_of_image|><|image|><|end_of_image|>",
 )
 
 OWN_RECIPES: dict[str, OwnRecipe] = {
@@ -124,6 +133,7 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
         _GLM,
         processor="Glm46VProcessor",
         image_processor="Glm46VImageProcessorPil",
+        video_processor="Glm46VVideoProcessor",
         text=_GLM.text | {"model_type": "glm4v_text"},
         tower=_GLM.tower | {"model_type": "glm4v_vision"},
     ),
@@ -146,6 +156,7 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
     "internvl": OwnRecipe(
         processor="InternVLProcessor",
         image_processor="GotOcr2ImageProcessorPil",
+        video_processor="InternVLVideoProcessor",
         text={"model_type": "qwen2"},
         tower=_TOWER | {"image_size": [IMAGE_SIZE] * 2, "patch_size": [_PATCH] * 2},
         config={"image_seq_length": _NUM_PATCHES // 4},
@@ -175,6 +186,7 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
     "llava_onevision": OwnRecipe(
         processor="LlavaOnevisionProcessor",
         image_processor="LlavaOnevisionImageProcessorPil",
+        video_processor="LlavaOnevisionVideoProcessor",
         text={"model_type": "qwen2"},
         tower=_SIGLIP,
         config={"image_grid_pinpoints": _PINPOINTS, "vision_aspect_ratio": "anyres_max_9"},
@@ -215,6 +227,8 @@ def special_tokens(recipe: OwnRecipe) -> tuple[str, ...]:
     """Tokens that the family has beside those of every tiny policy."""
     if recipe.processor == "Idefics3Processor":
         return _IDEFICS_TOKENS
+    if recipe.video is _GLM_VIDEO:
+        return tuple(recipe.ids.values())
     return () if recipe.image_token.startswith("<|") else (recipe.image_token,)
 
 
@@ -249,4 +263,8 @@ def own_processor(family: str, tokenizer: PreTrainedTokenizerFast, chat_template
     recipe = OWN_RECIPES[family]
     kind = without_video(getattr(transformers, recipe.processor))
     images = getattr(transformers, recipe.image_processor)(**recipe.images)
-    return kind(images, tokenizer, chat_template=chat_template, **recipe.options)
+    processor = kind(images, tokenizer, chat_template=chat_template, **recipe.options)
+    if recipe.video_processor is not None:
+        named = {"video_processor_type": recipe.video_processor}
+        processor.video_settings = recipe.images | recipe.video | named
+    return processor

@@ -82,8 +82,11 @@ def freeze_vision_tower(model: Any) -> None:
 
 
 def has_frozen_vision_tower(model: Any) -> bool:
-    """Whether training leaves the vision tower as it is."""
-    return not any(p.requires_grad for p in backbone_of(model).visual.parameters())
+    """Whether training leaves the vision tower as it is; no where the model names none."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    tower = base.get_encoder("image")
+    is_known = tower not in (base, base.base_model)
+    return is_known and not any(p.requires_grad for p in tower.parameters())
 
 
 def encode_images(model: Any, groups: PromptGroups) -> tuple[torch.Tensor, ...]:
