@@ -53,7 +53,8 @@ def processor_of(folder_of):
 
     def load(family):
         is_qwen = ROWS[family].processor is not None
-        limits = {"min_pixels": 56**2, "max_pixels": 84**2} if is_qwen else {}
-        return load_processor(folder_of(family), **limits)
+        if not is_qwen:
+            return load_processor(folder_of(family))
+        return load_processor(folder_of(family), min_pixels=56**2, max_pixels=84**2)
 
     return load
