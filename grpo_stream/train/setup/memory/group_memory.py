@@ -33,7 +33,7 @@ class Batch:
     prompt_tokens: int = 1300
     """P."""
     image_tokens: int = 1280
-    """V_i, of them."""
+    """V_i, of them, of all images of a prompt."""
     completion_tokens: int = 64
     """C, all as long as they may be."""
     num_generations: int = 8
@@ -42,6 +42,8 @@ class Batch:
     """Prompts of a micro-step: per_device_train_batch_size / G."""
     prompts_per_rollout: int = 4
     """Of one rank: per_device_train_batch_size * steps_per_generation / G."""
+    images_per_prompt: int = 1
+    """What counts is their tokens, but in families whose tower sees each image at one size."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def group_memory(model: MetaModel, batch: Batch, element_bytes: int) -> GroupMem
         raise ConfigError("model", model.config.model_type, expected) from error
     hidden = element_bytes * model.head.size(1)
     width = _width(model.blocks[0]) if model.blocks else 0
-    patches = copies * _num_patches(model.config, batch.image_tokens)
+    patches = copies * _num_patches(model.config, batch)
     tokens, counter = passes[0]
     # A block that cannot be run alone keeps as much for its width as a layer does.
     kept = _block_bytes(model) or counter.sizes[0] * width // (tokens * model.head.size(1))
@@ -298,14 +300,14 @@ def _width(block: nn.Module) -> int:
     return next(part for part in block.modules() if isinstance(part, nn.Linear)).in_features
 
 
-def _num_patches(config: Any, image_tokens: int) -> int:
-    """Patches of an image: by its tokens where patches are merged, else the tower's own number."""
+def _num_patches(config: Any, batch: Batch) -> int:
+    """Patches of a prompt: by its tokens where they are merged, else the tower's own number."""
     tower = config.vision_config
     merged = getattr(tower, "spatial_merge_size", getattr(config, "spatial_merge_size", None))
     if merged is not None:
-        return int(image_tokens * merged**2)
+        return int(batch.image_tokens * merged**2)
     image, patch = (getattr(tower, name, None) for name in ("image_size", "patch_size"))
     if image is None or patch is None:
-        return image_tokens
+        return batch.image_tokens
     image, patch = (side if isinstance(side, int) else side[0] for side in (image, patch))
-    return int((image // patch) ** 2)
+    return batch.images_per_prompt * int((image // patch) ** 2)

@@ -1,5 +1,7 @@
 """What is counted without values against the tensors that real models keep."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -105,6 +107,8 @@ def test_blocks_of_a_tower(family):
     extra = 17 / 16 if family == "llava" else 1  # CLIP's token for the class
     assert found.blocks == pytest.approx([size / extra for size in kept], rel=0.03)
     assert found.block_input == 4 * ROWS * 16 * 32
+    three = group_memory(model, replace(BATCH, images_per_prompt=3), 4)
+    assert three.blocks == tuple(3 * size for size in found.blocks)
 
 
 @pytest.mark.slow(reason="a model of each of twenty families")
