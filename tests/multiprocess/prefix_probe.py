@@ -47,6 +47,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "uneven": {"shared_prefix": "on", "router_aux_loss_coef": 0.1, "gradient_checkpointing": True},
     "plain uneven": {"shared_prefix": "off", "router_aux_loss_coef": 0.1},
     "sampled": {"is_forced": False, "ds3_gather_for_generation": False, "max_steps": 2},
+    "gathered": {"is_forced": False, "max_steps": 2},
+    "compiled": {"is_forced": False, "max_steps": 2, "decode": "compiled"},
     "trace": TRACED,
     "no trace": {**TRACED, "is_trace_kept": False},
     "scored trace": {**TRACED, "num_iterations": 2, "max_steps": 8},
@@ -79,6 +81,7 @@ def make_trainer(
     freeze_vision_tower: bool,
     is_proven: bool,
     lora: bool,
+    decode: str = "auto",
     **changes: Any,
 ) -> Any:
     settings: dict[str, Any] = {
@@ -110,6 +113,7 @@ def make_trainer(
         shared_prefix=shared_prefix,
         freeze_vision_tower=freeze_vision_tower,
         shared_prefix_check=is_proven,
+        decode=decode,
         peft_config=LoraConfig(target_modules=["q_proj", "v_proj"], r=4) if lora else None,
     )
 
@@ -195,6 +199,8 @@ def run(
         "weights": values,
         "num_tower_calls": num_tower_calls[0],
         "way": trainer.prefix_way,
+        "is_compiled": trainer._rollout._decoder.is_compiled,
+        "fallback": trainer._rollout._decoder.fallback,
         "differences": [
             logged(trainer, f"sampling/sampling_logp_difference/{name}") for name in ("mean", "max")
         ],

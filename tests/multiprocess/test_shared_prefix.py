@@ -145,3 +145,11 @@ def test_a_rank_that_has_ended_samples_along_until_the_other_has(seen):
     assert set(lengths[1]) == {1}
     assert max(lengths[0]) == 8
     check_differences(seen)
+
+
+def test_gathered_weights_are_sampled_from_by_a_graph(tmp_path):
+    for rank in watch(tmp_path, "qwen2_5_vl", 2, 0.5, "gathered", "compiled"):
+        assert rank["compiled"]["fallback"] is None
+        assert (rank["gathered"]["is_compiled"], rank["compiled"]["is_compiled"]) == (False, True)
+        assert rank["compiled"]["completions"] == rank["gathered"]["completions"]
+        assert rank["compiled"]["losses"] == rank["gathered"]["losses"]

@@ -73,7 +73,9 @@ class Decoder:
         for states in (*cache.keys, *cache.values):
             torch._dynamo.mark_dynamic(states, 2)  # noqa: SLF001 - its documented name
         torch._dynamo.mark_dynamic(cache.mask, 3)  # noqa: SLF001
-        compiled: Logits = _Call(self._graph, model, tokens, positions, cache)
+        # Not the hooks of the model itself: one of DeepSpeed's, which no graph takes, stays there
+        # while weights are gathered.
+        compiled: Logits = _Call(self._graph, model.forward, tokens, positions, cache)
         if tokens.is_cuda:
             compiled = _Replayed(compiled)
         return lambda: self._checked(compiled, eager)
@@ -145,9 +147,9 @@ class _Replayed:
 
 
 def _logits(
-    model: Any, tokens: torch.Tensor, positions: torch.Tensor, cache: GroupCache
+    forward: Any, tokens: torch.Tensor, positions: torch.Tensor, cache: GroupCache
 ) -> torch.Tensor:
-    logits: torch.Tensor = model(
+    logits: torch.Tensor = forward(
         input_ids=tokens,
         position_ids=positions,
         attention_mask=cache.mask,
