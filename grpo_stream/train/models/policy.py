@@ -16,6 +16,7 @@ from transformers.conversion_mapping import (
 )
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.train.models.base_model import base_model
 from grpo_stream.train.models.expert_weights import use_whole_shapes
 from grpo_stream.train.models.model_path import (
     EXAMPLE,
@@ -114,7 +115,7 @@ def check_inputs(model: Any, names: Iterable[str]) -> None:
     Raises:
         ConfigError: names that neither the model nor a module that it passes them to has.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     backbone = getattr(base, "model", None)
     parts = filter(None, (base, backbone, getattr(backbone, "language_model", None)))
     known = {name for part in parts for name in inspect.signature(type(part).forward).parameters}

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from grpo_stream.errors import ConfigError
+from grpo_stream.train.models.base_model import base_model
 
 WINDOWS = "flash_windows"
 """Name of the attention. With "flash" in its name transformers (5.23,
@@ -87,7 +88,7 @@ def batch_windows(model: Any, wanted: str = "auto") -> str | None:
     Raises:
         ConfigError: transformers refuses an attention of that name.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     tower = base.get_encoder("image")
     if tower in (base, base.base_model):
         return None

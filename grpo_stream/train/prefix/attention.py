@@ -23,6 +23,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from grpo_stream.train.models.base_model import base_model
 from grpo_stream.train.prefix.group_cache import GroupCache
 from grpo_stream.train.prefix.log_sums import gives_log_sums, merged_attention
 
@@ -170,7 +171,7 @@ def use_shared_prefix_attention(model: Any) -> None:
     """
     AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
     AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     base.set_attn_implementation({"text_config": SHARED_PREFIX})
 
 

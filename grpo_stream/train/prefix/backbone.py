@@ -7,24 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.batches.collate import Media
 from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.models.base_model import base_model
 
 
 def backbone_of(model: Any) -> Any:
     """The module below the language-model head, through wrappers and LoRA."""
     return base_model(model).model
-
-
-def base_model(model: Any) -> Any:
-    """The model of transformers, through wrappers and LoRA."""
-    model = extract_model_from_parallel(model)
-    # PEFT's ``generate`` is the inner model's own, which has a ``peft_config`` as well.
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def accepted_media(model: Any, media: Media) -> dict[str, Any]:
@@ -70,7 +63,7 @@ def freeze_vision_tower(model: Any) -> None:
         ConfigError: LoRA has weights in it, which would stay as they are; or the model names no
             encoder of images.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     tower = base.get_encoder("image")
     if tower in (base, base.base_model):
         expected = f"is not known for model_type {model.config.model_type!r}; use False"
@@ -83,7 +76,7 @@ def freeze_vision_tower(model: Any) -> None:
 
 def has_frozen_vision_tower(model: Any) -> bool:
     """Whether training leaves the vision tower as it is; no where the model names none."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     tower = base.get_encoder("image")
     is_known = tower not in (base, base.base_model)
     return is_known and not any(p.requires_grad for p in tower.parameters())

@@ -18,7 +18,8 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 
 from grpo_stream.train.batches.groups import PromptGroups
-from grpo_stream.train.prefix.backbone import accepted_media, base_model
+from grpo_stream.train.models.base_model import base_model
+from grpo_stream.train.prefix.backbone import accepted_media
 from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache, new_cache, repeated
 from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
 from grpo_stream.train.prefix.spare_image import tower_is_called

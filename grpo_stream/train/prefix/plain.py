@@ -10,7 +10,8 @@ import torch
 
 from grpo_stream.families import PREFIX_LMS
 from grpo_stream.train.batches.groups import PromptGroups
-from grpo_stream.train.prefix.backbone import accepted_media, base_model
+from grpo_stream.train.models.base_model import base_model
+from grpo_stream.train.prefix.backbone import accepted_media
 from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
 from grpo_stream.train.prefix.spare_image import tower_is_called
 

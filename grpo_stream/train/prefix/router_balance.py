@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from grpo_stream.train.models.base_model import base_model
 
 
 class RouterRecord:
@@ -22,8 +23,7 @@ class RouterRecord:
     """
 
     def __init__(self, model: Any) -> None:
-        base = extract_model_from_parallel(model)
-        self._model = base.get_base_model() if hasattr(base, "peft_config") else base
+        self._model = base_model(model)
         self._logits: list[tuple[torch.Tensor, ...]] = []
         self._weights: list[torch.Tensor] = []
 

@@ -17,8 +17,8 @@ from trl import GRPOConfig
 from trl.models.utils import disable_gradient_checkpointing
 
 from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.models.base_model import base_model
 from grpo_stream.train.observe.metrics import RunMetrics
-from grpo_stream.train.prefix.backbone import base_model
 from grpo_stream.train.prefix.scoring import GroupScorer
 from grpo_stream.train.prefix.ways import PrefixWay
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from grpo_stream.train.batches.groups import PromptGroups
-from grpo_stream.train.prefix.backbone import accepted_media, base_model
+from grpo_stream.train.models.base_model import base_model
+from grpo_stream.train.prefix.backbone import accepted_media
 
 
 @contextmanager
