@@ -125,7 +125,10 @@ class _Plain:
             if weight.requires_grad and getattr(weight, "ds_numel", weight.numel()) <= _MAX_WEIGHTS
         ]
         self._floor = Distance(*_FLOORS[_precision(self._model, accelerator)])
-        self._plain = self._scored(self._rows(0))
+        try:
+            self._plain = self._scored(self._rows(0))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise _misfit(self._model, error) from error
         self._noise = self._distance(self._scored(self._rows(_PADDING)))
 
     def verdict(self, way: PrefixWay) -> Verdict:
@@ -200,6 +203,14 @@ class _Plain:
         error = (log_probs - expected)[self._mask.bool()].square().mean().sqrt()
         length = own.norm().clamp(min=torch.finfo(own.dtype).tiny)
         return Distance(float(error), float((gradient - own).norm() / length))
+
+
+def _misfit(model: torch.nn.Module, error: Exception) -> ConfigError:
+    """A model cannot compute a prompt as it is encoded: it has other places for images, say."""
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    expected = f"cannot compute a prompt as its processor encodes it ({reason})"
+    name = type(model).__name__
+    return ConfigError("model_name_or_path", name, f"{expected}; use the model's own processor")
 
 
 def _completions(group: PromptGroups, config: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -120,6 +120,15 @@ def test_ways_by_setting(model):
     assert names("off") == ["plain"]
 
 
+def test_places_that_do_not_match_the_images(model, processor, accelerator):
+    (groups,) = make_groups(processor).each()
+    (ids,), (types,) = groups.prompt_ids, groups.mm_token_type_ids
+    kept = torch.arange(len(ids)) != int((ids == model.config.image_token_id).nonzero()[0])
+    wrong = replace(groups, prompt_ids=[ids[kept]], mm_token_type_ids=[types[kept]])
+    with pytest.raises(ConfigError, match=r"cannot compute a prompt as its processor encodes it"):
+        proven_way([FORKED, PLAIN], model, wrong, accelerator)
+
+
 def test_a_prompt_of_few_words(model, processor, accelerator):
     (groups,) = make_groups(processor).each()
     short = replace(groups, prompt_ids=[groups.prompt_ids[0][-3:]],
