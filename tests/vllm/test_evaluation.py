@@ -7,9 +7,11 @@ import torch
 import vllm
 from transformers import PreTrainedTokenizerBase
 
+from grpo_stream.families import FAMILIES as ROWS
 from tests.launch.support import load_script
 from tests.train.support import write_mixed_set
 from tests.train.vllm_stand_in import forget_world
+from tests.vllm.conftest import FAMILIES
 
 script = load_script("evaluate")
 EXACT = {"enforce_eager": True, "max_model_len": 1024, "max_num_batched_tokens": 1024}
@@ -47,6 +49,7 @@ def evaluate(folder_of, tmp_path, monkeypatch):
     assert not torch.distributed.is_initialized()  # an engine's groups end with it
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if ROWS[name].processor])
 def test_greedy_answers_are_the_policys_own(evaluate, family):
     """Of samples of one image, none, two and three."""
     _, own = evaluate("own", family=family)
