@@ -221,6 +221,8 @@ class Engine:
 
     def _name_as_in_files(self) -> None:
         """Weights go over in the layout of the hub's files, and none of them may be passed over."""
+        if self.generation.sync_weights is None:  # an evaluation's engine has its own
+            return
         named = getattr(self.generation, "_iter_named_params", None)
         if named is not None:
 

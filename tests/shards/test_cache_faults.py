@@ -229,7 +229,7 @@ def test_a_really_full_disk(tmp_path, folder, caplog):
         for name in names(0, 1, 2, 3):
             assert cache.read_range(name, 299_990, 10) == content(data, name)[-10:]
         assert 1 <= len(cached(folder)) <= 2
-        assert "the disk of the cache is full" in caplog.text
+        wait_for(lambda: "the disk of the cache is full" in caplog.text)  # said after it is counted
 
 
 def test_a_store_that_fails_puts_off_that_shard_alone(data, folder, caplog):

@@ -47,7 +47,7 @@ def told(cell, name):
 
 
 def test_every_file_is_there():
-    kinds = ("cpu", "multinode", "nvme", "offload", "zeropp")
+    kinds = ("cpu", "float32_sums", "multinode", "nvme", "offload", "zeropp")
     expected = ["zero2.json", "zero3.json", *(f"zero3_{kind}.json" for kind in kinds)]
     assert expected == FILES
 
