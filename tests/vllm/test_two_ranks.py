@@ -1,6 +1,7 @@
 """launch/train.py on two ranks under ZeRO-3, with an engine each or one over both."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,22 @@ from tests.vllm.rank_probe import NUM_CONTROL, NUM_SYNCED
 from tests.vllm.test_colocated import BOUND, DIFFERENCE, TIMES
 
 NUM_RANKS = 2
+
+
+def forget_shared_memory():
+    """vLLM (0.30) gives what CPU ranks share the same name in each run, and leaves it behind.
+
+    The next run could not make it. Who has it open keeps it.
+    """
+    for path in Path("/dev/shm").glob("*-tp:0-[[]0-1]-cpushm*"):  # noqa: S108 - where vLLM makes it
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_engine_before_this_one():
+    forget_shared_memory()
+    yield
+    forget_shared_memory()
 
 
 @pytest.fixture
