@@ -24,7 +24,7 @@ from grpo_stream.shards.sample import (
 __all__ = ["BoxFormat", "Coords", "Rules", "Several", "Verdict", "judge"]
 
 _LONG_PROMPT_CHARS = 8_000
-_CONTROL_TOKENS = re.compile(r"<\|[a-z_]+\|>|<image>|<video>")
+_CONTROL_TOKENS = re.compile(r"<\|[a-z_]+\|>|<video>")  # what <image> is left is a place
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PAIRS_OF_SIDES = (("image_width", "image_height"), ("img_width", "img_height"))
 _SIZE_FIELDS = ("image_size", "img_size", "resolution")

@@ -399,7 +399,9 @@ def test_without_images(root, change):
 def test_places_of_images_in_the_prompt_are_kept(root):
     prompt = "From <image>\nto <image>: what has changed?"
     record = GOOD | {"image": ["a.png", "b.jpg"], "prompt": prompt}
-    assert verdict_on(root, record, several="keep").sample.prompt == prompt
+    verdict = verdict_on(root, record, several="keep")
+    assert verdict.sample.prompt == prompt
+    assert verdict.warnings == []
 
 
 def test_names_of_images_are_kept_where_their_field_has_a_meaning(root):

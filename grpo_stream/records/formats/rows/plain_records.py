@@ -68,7 +68,8 @@ def _with_places(record: dict[str, Any], value: Any, form: Form, context: Contex
     key = context.rules.solution_key
     if value is None and record.get(WANTED_FIELD) == "none":
         return form, record | {key: []}
-    if value is None and key in record:
+    is_text = record.get(context.rules.image_key) in (None, [])  # no image to have a place in
+    if value is None and key in record and not is_text:
         return RecordError("solution_none", f"{key} is null: it has no target")
     if isinstance(value, list) and len(value) != 1 and not _is_of_objects(value):
         return form, record  # several, or for the judge

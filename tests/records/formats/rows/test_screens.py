@@ -134,6 +134,13 @@ def test_plain_solutions_that_are_none(solution, cause):
     assert error.cause == cause
 
 
+@pytest.mark.parametrize("image", [None, []])
+def test_a_text_without_an_image_has_no_place(image):
+    row = {"image": image, "prompt": "What is 2 + 3?", "solution": None}
+    ((_, record),) = formed(plain_records(row, Context()))
+    assert record == row
+
+
 @pytest.mark.parametrize("solution", [None, []])
 def test_plain_records_say_that_nothing_is_there(solution):
     row = {"image": "a.png", "prompt": "close", "solution": solution, "solution_wanted": "none"}
