@@ -103,7 +103,7 @@ def main(policy, shards, out):
         PromptStream(ShardSource(shards), config, world),
         processing_class=processor,
         refill_zero_variance=1,
-        log=LogArguments(step_timeout_seconds=LIMIT_SECONDS),
+        log=LogArguments(step_timeout_seconds=LIMIT_SECONDS, logp_difference_steps=0),
     )
     if world.rank == 1:  # most words end its completions
         num_tokens = len(processor.tokenizer)
