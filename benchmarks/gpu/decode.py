@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.step.step_model import make_policy  # noqa: PLC0415
     from grpo_stream.train.batches.groups import PromptGroups  # noqa: PLC0415
     from grpo_stream.train.models.policy import load_policy  # noqa: PLC0415
-    from grpo_stream.train.prefix.decoder import Decoder  # noqa: PLC0415
+    from grpo_stream.train.prefix.sampling.decoder import Decoder  # noqa: PLC0415
     from grpo_stream.train.prefix.ways import PLAIN, Packed  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from benchmarks.gpu.deep_policy import Depth, make_deep_policy, make_groups
 from benchmarks.gpu.launches import COLUMNS
-from grpo_stream.train.prefix.decoder import Decoder, Logits
+from grpo_stream.train.prefix.sampling.decoder import Decoder, Logits
 from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay
 
 _PAD = 0

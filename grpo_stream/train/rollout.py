@@ -25,10 +25,10 @@ from grpo_stream.train.models.zero_trace import kept_trace, whole_traces
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.rollout_sheets import Rollout
-from grpo_stream.train.prefix.decoder import Decoder
-from grpo_stream.train.prefix.generation import trim_completions
 from grpo_stream.train.prefix.proof import proven_way
-from grpo_stream.train.prefix.sampling_difference import SamplingCheck
+from grpo_stream.train.prefix.sampling.decoder import Decoder
+from grpo_stream.train.prefix.sampling.generation import trim_completions
+from grpo_stream.train.prefix.sampling.sampling_difference import SamplingCheck
 from grpo_stream.train.prefix.scoring import GroupScorer, LogProbs
 from grpo_stream.train.prefix.ways import PrefixWay
 from grpo_stream.train.vllm import Engine, engine_images

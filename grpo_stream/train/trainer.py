@@ -57,7 +57,7 @@ from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
 from grpo_stream.train.prefix.backbone import has_frozen_vision_tower
-from grpo_stream.train.prefix.generation import suppressed_token_ids
+from grpo_stream.train.prefix.sampling.generation import suppressed_token_ids
 from grpo_stream.train.prefix.scoring import LogProbs
 from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed, PrefixWay, ways_to_try
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
@@ -111,7 +111,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         shared_prefix_attention: How packed groups attend, see
             :func:`grpo_stream.train.setup.settings_checks.packed_attention`.
         decode: How packed groups sample a token: ``eager``, ``compiled`` as one graph, or ``auto``,
-            which compiles on CUDA. See :mod:`grpo_stream.train.prefix.decoder`.
+            which compiles on CUDA. See :mod:`grpo_stream.train.prefix.sampling.decoder`.
         vision_attn_implementation: How the vision tower attends, see
             :func:`grpo_stream.train.models.vision_attention.batch_windows`.
         freeze_vision_tower: Leaves the vision tower untrained. Under ``shared_prefix`` its features
@@ -176,7 +176,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         log = log or LogArguments()
         _check_arguments(old_checkpoints, max_bad_steps, kwargs)
         check_vision_attention(vision_attn_implementation)
-        mode, reason = chosen_decode(decode, args, args.device.type)
+        decode = _decode_mode(decode, args)
         checked = check_settings(
             args,
             log,
@@ -211,9 +211,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             check_prompts(own, streams[0].sources)
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
-            image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-            ids = sorted({*banned, image})
-            args.generation_kwargs = banning_kwargs(ids, args.generation_kwargs)
+            _ban_in_engine(args, processor, banned)
         # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
         empty = Dataset.from_dict({"prompt": []})
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
@@ -228,8 +226,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         check_trained_weights(self.model, args, master_weights)
         self._master_weights = master_weights
         ways = self._ways_to_try(shared_prefix)
-        if decode == "compiled" != mode and self.accelerator.is_main_process:
-            logger.warning("decode is %s: %s", mode, reason)
         self._check_inputs(ways, has_patches=known_rule(images.processor) is not None)
         self._make_parts(
             Feed(*streams, ViewCollator(collate), args, allow_new_lanes=allow_new_lanes),
@@ -240,7 +236,7 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
                 log.logp_difference_steps,
                 checks=shared_prefix_check,
                 has_same_files=isinstance(model, str),
-                decode=mode,
+                decode=decode,
             ),
             self._ban_tokens(banned, images.processor),
             log,
@@ -693,6 +689,19 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         if "train_runtime" in logs:  # the end: trackers are closed next
             self._observer.wait()
         super().log(logs, start_time)
+
+
+def _decode_mode(wanted: str, args: GRPOConfig) -> str:
+    """``eager`` or ``compiled``; the log says why it is not what was asked for."""
+    mode, reason = chosen_decode(wanted, args, args.device.type)
+    if wanted == "compiled" != mode and args.process_index == 0:
+        logger.warning("decode is %s: %s", mode, reason)
+    return mode
+
+
+def _ban_in_engine(args: GRPOConfig, processor: Any, banned: list[int]) -> None:
+    image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    args.generation_kwargs = banning_kwargs(sorted({*banned, image}), args.generation_kwargs)
 
 
 def _check_arguments(old_checkpoints: str, max_bad_steps: int, others: dict[str, Any]) -> None:

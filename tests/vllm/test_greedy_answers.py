@@ -6,10 +6,10 @@ import torch
 
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.processor import known_rule, load_processor
-from grpo_stream.train.prefix.generation import suppressed_token_ids
 from grpo_stream.train.prefix.plain import plain_inputs
+from grpo_stream.train.prefix.sampling.generation import suppressed_token_ids
 from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images, pixel_limits
-from tests.train.prefix.test_generation import generation_config
+from tests.train.prefix.sampling.test_generation import generation_config
 from tests.train.support import (
     CPU,
     load_model,

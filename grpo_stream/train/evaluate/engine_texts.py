@@ -11,7 +11,7 @@ import numpy as np
 from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.models.processor import resize_rule
-from grpo_stream.train.prefix.generation import suppressed_token_ids
+from grpo_stream.train.prefix.sampling.generation import suppressed_token_ids
 from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images, pixel_limits
 
 

@@ -11,8 +11,8 @@ from transformers import GenerationConfig
 from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
-from grpo_stream.train.prefix.generation import suppressed_token_ids, trim_completions
 from grpo_stream.train.prefix.plain import sample_plain
+from grpo_stream.train.prefix.sampling.generation import suppressed_token_ids, trim_completions
 
 
 class Texts(Protocol):

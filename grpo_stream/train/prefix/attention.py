@@ -24,8 +24,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from grpo_stream.train.models.base_model import base_model
-from grpo_stream.train.prefix.group_cache import GroupCache
 from grpo_stream.train.prefix.log_sums import gives_log_sums, merged_attention
+from grpo_stream.train.prefix.sampling.group_cache import GroupCache
 
 SHARED_PREFIX = "shared_prefix"
 """Name of the attention, for ``attn_implementation``."""

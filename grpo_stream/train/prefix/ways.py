@@ -20,12 +20,12 @@ from accelerate.utils import extract_model_from_parallel
 from grpo_stream.families import PREFIX_LMS
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.backbone import backbone_of, prepare_prompts, prompt_positions
-from grpo_stream.train.prefix.decoder import EAGER, Decoder
 from grpo_stream.train.prefix.forked import sample_forked, score_forked
-from grpo_stream.train.prefix.generation import generate_groups
 from grpo_stream.train.prefix.packing import pack_groups, score_packed, shared_prefix_obstacle
 from grpo_stream.train.prefix.plain import sample_plain, score_plain
 from grpo_stream.train.prefix.router_balance import RouterRecord
+from grpo_stream.train.prefix.sampling.decoder import EAGER, Decoder
+from grpo_stream.train.prefix.sampling.generation import generate_groups
 
 Scores = tuple[torch.Tensor, torch.Tensor | None]
 """Log-probabilities, and entropies where they are asked for: shape (completions, longest)."""

@@ -21,7 +21,7 @@ from grpo_stream.train.models.tiny import TINY_FAMILIES, make_tiny_policy
 from grpo_stream.train.prefix.backbone import encode_images
 from grpo_stream.train.prefix.ways import FORKED, PLAIN
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
-from tests.train.prefix.test_generation import generate, generate_alone, generation_config
+from tests.train.prefix.sampling.test_generation import generate, generate_alone, generation_config
 from tests.train.prefix.test_packing import (
     LENGTHS,
     gradients,

@@ -7,15 +7,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.models.policy import load_policy
-from grpo_stream.train.prefix import group_cache
 from grpo_stream.train.prefix.attention import (
     SHARED_PREFIX,
     GroupSpan,
     TwoPart,
     use_shared_prefix_attention,
 )
-from grpo_stream.train.prefix.group_cache import GroupCache
 from grpo_stream.train.prefix.packing import PackedGroups, pack_groups
+from grpo_stream.train.prefix.sampling import group_cache
+from grpo_stream.train.prefix.sampling.group_cache import GroupCache
 
 HEADS, KV_HEADS, WIDTH, SCALING = 6, 2, 8, 0.3
 

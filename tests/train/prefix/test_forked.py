@@ -11,7 +11,7 @@ from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.prefix import forked
 from grpo_stream.train.prefix.forked_cache import new_cache, repeated, snapshot
 from grpo_stream.train.prefix.ways import FORKED, PLAIN
-from tests.train.prefix.test_generation import generation_config
+from tests.train.prefix.sampling.test_generation import generation_config
 from tests.train.prefix.test_packing import LENGTHS, gradients, make_completions
 from tests.train.support import TASK_TEXTS, load_model, make_groups
 

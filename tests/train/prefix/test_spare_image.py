@@ -5,8 +5,8 @@ import torch
 
 from grpo_stream.train.prefix.backbone import freeze_vision_tower
 from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed
+from tests.train.prefix.sampling.test_generation import generation_config
 from tests.train.prefix.test_forked import difference
-from tests.train.prefix.test_generation import generation_config
 from tests.train.prefix.test_packing import (
     gradients,
     lengths_for,

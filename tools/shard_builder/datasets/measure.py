@@ -21,10 +21,9 @@ from grpo_stream.targets import bounds_of, read_shape, shape_numbers
 from shard_builder.build.output.reject_lists import WARNINGS_NAME
 from shard_builder.datasets.read_json_members import as_sample, iter_metas
 from shard_builder.datasets.scan_shards import OnProgress, no_progress
-from shard_builder.passes.look_values import set_facts
+from shard_builder.passes.manifest_pass import ManifestPass
 from shard_builder.passes.measures import HEAT_CELLS, Measures
 from shard_builder.passes.run_pass import PassSettings, run_pass
-from shard_builder.passes.shard_pass import ShardPass
 
 __all__ = ["HEAT_CELLS", "Measures", "StatsPass", "measure"]
 
@@ -54,14 +53,13 @@ def measure(
     return found
 
 
-class StatsPass(ShardPass[Measures]):
+class StatsPass(ManifestPass[Measures]):
     """:func:`measure` as a pass, of which parts may be done elsewhere."""
 
     command = "stats"
 
     def __init__(self, store: Store, manifest: Manifest, rule: ResizeRule) -> None:
-        super().__init__(store, asdict(rule))
-        self._manifest = manifest
+        super().__init__(store, asdict(rule), manifest)
         self._rule = rule
         self._targets = lru_cache(maxsize=4096)(rule.target)
 
@@ -69,21 +67,6 @@ class StatsPass(ShardPass[Measures]):
     def opened(cls, url: str, settings: dict[str, Any]) -> "StatsPass":
         """See :meth:`ShardPass.opened`."""
         return cls(*open_set(url), ResizeRule(**settings))
-
-    @property
-    def num_shards(self) -> int:
-        """See :meth:`ShardPass.num_shards`."""
-        return len(self._manifest.shards)
-
-    def set_facts(self) -> dict[str, Any]:
-        """See :meth:`ShardPass.set_facts`."""
-        return set_facts(self._manifest)
-
-    def counts_of(self, number: int, finding: Any) -> tuple[int, int]:
-        """See :meth:`ShardPass.counts_of`."""
-        del finding
-        info = self._manifest.shards[number]
-        return info.num_samples, info.num_bytes
 
     def look(
         self, number: int, should_stop: Callable[[], bool], on_progress: OnProgress

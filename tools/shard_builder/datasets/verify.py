@@ -23,12 +23,11 @@ from shard_builder.datasets.scan_shards import (
 from shard_builder.passes.look_values import (
     packed_hashes,
     packed_places,
-    set_facts,
     unpacked_hashes,
     unpacked_places,
 )
+from shard_builder.passes.manifest_pass import ManifestPass
 from shard_builder.passes.run_pass import PassSettings, run_pass
-from shard_builder.passes.shard_pass import ShardPass
 from shard_builder.passes.sound_samples import VerifyError, sound_samples
 
 __all__ = ["VerifyError", "VerifyPass", "VerifyResult", "verify"]
@@ -82,7 +81,7 @@ def verify(
     return result
 
 
-class VerifyPass(ShardPass[VerifyResult]):
+class VerifyPass(ManifestPass[VerifyResult]):
     """:func:`verify` as a pass, of which parts may be done elsewhere.
 
     Raises:
@@ -92,8 +91,7 @@ class VerifyPass(ShardPass[VerifyResult]):
     command = "verify"
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
-        super().__init__(store, {})
-        self._manifest = manifest
+        super().__init__(store, {}, manifest)
         self._is_judged = is_judged(manifest)
         _check_totals(manifest, _sums(manifest))
 
@@ -102,21 +100,6 @@ class VerifyPass(ShardPass[VerifyResult]):
         """See :meth:`ShardPass.opened`."""
         del settings
         return cls(*open_set(url))
-
-    @property
-    def num_shards(self) -> int:
-        """See :meth:`ShardPass.num_shards`."""
-        return len(self._manifest.shards)
-
-    def set_facts(self) -> dict[str, Any]:
-        """See :meth:`ShardPass.set_facts`."""
-        return set_facts(self._manifest)
-
-    def counts_of(self, number: int, finding: Any) -> tuple[int, int]:
-        """See :meth:`ShardPass.counts_of`."""
-        del finding
-        info = self._manifest.shards[number]
-        return info.num_samples, info.num_bytes
 
     def fault_of(self, finding: Any) -> Exception | None:
         """See :meth:`ShardPass.fault_of`."""

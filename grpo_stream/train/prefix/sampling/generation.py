@@ -10,8 +10,8 @@ from transformers import DynamicCache
 from grpo_stream.families import VISION_TOKENS
 from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
-from grpo_stream.train.prefix.decode_step import DecodeStep, StopCheck
-from grpo_stream.train.prefix.decoder import EAGER, Decoder
+from grpo_stream.train.prefix.sampling.decode_step import DecodeStep, StopCheck
+from grpo_stream.train.prefix.sampling.decoder import EAGER, Decoder
 
 
 def suppressed_token_ids(tokenizer: Any) -> list[int]:
@@ -31,9 +31,9 @@ def generate_groups(
 
     The prompts without their last tokens are run once. Their keys and values are kept once per
     prompt, and every completion attends to them and to its own
-    (:mod:`grpo_stream.train.prefix.group_cache`). Settings, logits processors and stopping criteria
-    are those of ``generate``, whose loop :func:`_sample` takes the place of (transformers 5.23,
-    ``custom_generate``).
+    (:mod:`grpo_stream.train.prefix.sampling.group_cache`). Settings, logits processors and stopping
+    criteria are those of ``generate``, whose loop :func:`_sample` takes the place of (transformers
+    5.23, ``custom_generate``).
 
     Args:
         model: An unwrapped Qwen2.5-VL, or LoRA around it. Its text model keeps the attention of

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.backbone import encode_images
-from grpo_stream.train.prefix.generation import (
+from grpo_stream.train.prefix.sampling.generation import (
     generate_groups,
     suppressed_token_ids,
     trim_completions,

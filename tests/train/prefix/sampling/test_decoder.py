@@ -5,11 +5,11 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 
-from grpo_stream.train.prefix import decode_step, decoder, group_cache
-from grpo_stream.train.prefix.decoder import Decoder
-from grpo_stream.train.prefix.generation import generate_groups
-from grpo_stream.train.prefix.sampling_difference import recorded
-from tests.train.prefix.test_generation import MIXED, generation_config
+from grpo_stream.train.prefix.sampling import decode_step, decoder, group_cache
+from grpo_stream.train.prefix.sampling.decoder import Decoder
+from grpo_stream.train.prefix.sampling.generation import generate_groups
+from grpo_stream.train.prefix.sampling.sampling_difference import recorded
+from tests.train.prefix.sampling.test_generation import MIXED, generation_config
 from tests.train.support import make_groups
 
 SAMPLED = {"do_sample": True, "top_k": 0}

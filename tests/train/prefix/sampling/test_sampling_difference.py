@@ -9,12 +9,12 @@ from trl import GRPOConfig
 
 from grpo_stream.train.observe.metrics import RunMetrics
 from grpo_stream.train.observe.phases import Phases
-from grpo_stream.train.prefix.group_cache import GroupCache
-from grpo_stream.train.prefix.sampling_difference import SamplingCheck, compare, recorded
+from grpo_stream.train.prefix.sampling.group_cache import GroupCache
+from grpo_stream.train.prefix.sampling.sampling_difference import SamplingCheck, compare, recorded
 from grpo_stream.train.prefix.scoring import GroupScorer
 from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed
 from grpo_stream.train.setup.arguments import LogArguments
-from tests.train.prefix.test_generation import MIXED, generation_config
+from tests.train.prefix.sampling.test_generation import MIXED, generation_config
 from tests.train.runs import logged
 from tests.train.support import make_groups
 

@@ -9,8 +9,8 @@ from transformers import DynamicCache
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.attention import prefixes_alone
 from grpo_stream.train.prefix.backbone import backbone_of, image_kwargs, prompt_positions
-from grpo_stream.train.prefix.decoder import Decoder
-from grpo_stream.train.prefix.group_cache import GroupCache
+from grpo_stream.train.prefix.sampling.decoder import Decoder
+from grpo_stream.train.prefix.sampling.group_cache import GroupCache
 from grpo_stream.train.prefix.spare_image import tower_is_called
 
 # How many tokens ago a device is asked for, so that it is never waited for. A CPU is never ahead.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from grpo_stream.train.prefix.group_cache import GroupCache
+from grpo_stream.train.prefix.sampling.group_cache import GroupCache
 
 logger = logging.get_logger("grpo_stream.train")
 

@@ -1,0 +1,1 @@
+"""Sampling of completions from one prefill, and how far it is from what is scored."""
