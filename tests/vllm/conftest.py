@@ -16,7 +16,8 @@ from grpo_stream.train.models.tiny import make_tiny_policy
 from tests.train.support import TASK_TEXTS, write_shapes
 
 FAMILIES = (
-    "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "internvl", "idefics3",
+    "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v",
+    "internvl", "idefics3",
 )  # fmt: skip
 
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]

@@ -65,9 +65,13 @@ def run(folder_of, shapes, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-def test_both_ranks_sample_from_the_policy(run, tensor_parallel_size):
-    told, differences = run(vllm_tensor_parallel_size=tensor_parallel_size)
+@pytest.mark.parametrize(
+    ("family", "tensor_parallel_size"), [("qwen2_5_vl", 1), ("qwen2_5_vl", 2), ("qwen3_5", 1)]
+)
+def test_both_ranks_sample_from_the_policy(run, folder_of, family, tensor_parallel_size):
+    told, differences = run(
+        model_name_or_path=folder_of(family), vllm_tensor_parallel_size=tensor_parallel_size
+    )
     for found in differences:
         assert max(found[:NUM_SYNCED]) < BOUND
         assert min(found[NUM_SYNCED:]) > TIMES * BOUND
