@@ -9,6 +9,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from grpo_stream.families import FAMILIES as ROWS
 from grpo_stream.train.models.processor import load_processor
@@ -35,6 +36,13 @@ def folder_of(tmp_path_factory):
         return made[family]
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _configs_of_transformers():
+    """An engine puts vLLM's own classes of configurations in the place of some of transformers'."""
+    yield
+    CONFIG_MAPPING._extra_content.clear()
 
 
 @pytest.fixture(params=FAMILIES)

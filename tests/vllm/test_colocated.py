@@ -5,14 +5,14 @@ Every run ends with a control, steps before which the engine got no new weights.
 
 import pytest
 from peft import LoraConfig
-from transformers import AutoConfig, PrinterCallback
+from transformers import PrinterCallback
 from trl import GRPOConfig
 
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.train.models.processor import resize_rule
-from grpo_stream.train.models.tiny import write_policy
+from grpo_stream.train.models.tiny import tiny_config, write_policy
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import Engine
 from tests.train.runs import logged, spread_reward
@@ -122,10 +122,10 @@ def test_as_trl_makes_an_engine(train):
     check_differences(train(engine=EAGER), bound=0.03, times=3)
 
 
-def test_linear_attention_by_the_kernels_of_vllm(train, folder_of, processor_of, tmp_path):
+def test_linear_attention_by_the_kernels_of_vllm(train, processor_of, tmp_path):
     """In bfloat16, of heads that are wide enough for them."""
     tokenizer = processor_of("qwen3_5").tokenizer
-    config = AutoConfig.from_pretrained(folder_of("qwen3_5"))
+    config = tiny_config(tokenizer, "qwen3_5")
     config.text_config.linear_key_head_dim = config.text_config.linear_value_head_dim = 64
     folder = write_policy(tmp_path / "wide", config, tokenizer)
     trainer = train("qwen3_5", engine=EAGER, folder=folder, args={"learning_rate": 3e-3})
