@@ -3,6 +3,8 @@
 Every run ends with a control, steps before which the engine got no new weights.
 """
 
+import re
+
 import pytest
 from peft import LoraConfig
 from transformers import PrinterCallback
@@ -37,7 +39,16 @@ def train(folder_of, processor_of, shapes, tmp_path, monkeypatch):
     """A run; the trainer, after its end."""
     made = []
 
-    def train(family="qwen2_5_vl", engine=EXACT, records=None, args=None, folder=None, **changes):
+    def train(
+        family="qwen2_5_vl",
+        *,
+        engine=EXACT,
+        records=None,
+        args=None,
+        folder=None,
+        reward=spread_reward,
+        **changes,
+    ):
         forget_world(monkeypatch)
         use_engines(monkeypatch, **engine)
         settings = {
@@ -55,7 +66,7 @@ def train(folder_of, processor_of, shapes, tmp_path, monkeypatch):
         resume_from = settings.pop("resume_from_checkpoint", None)
         trainer = PersonalizedGRPOTrainer(
             str(folder or folder_of(family)),
-            spread_reward,
+            reward,
             GRPOConfig(str(tmp_path), **settings),
             records or shapes.records,
             processing_class=processor_of(family),
@@ -149,6 +160,23 @@ def test_several_prompts_on_one_image(train, shapes):
     others = [f"Click on the {word}" for word in ("red circle", "blue square", "green square")]
     records = [first, *({**first, "prompt": prompt} for prompt in others)]
     check_differences(train(records=records))
+
+
+def test_answers_of_a_form(train):
+    """trl's ``vllm_structured_outputs_regex`` reaches the engine that answers a prompt G times."""
+    answers = []
+
+    def note(completions, **_):
+        answers.extend(message["content"] for (message,) in completions)
+        return spread_reward(completions)
+
+    form = r"\(\d{1,3}, \d{1,3}\)"
+    args = {
+        "vllm_structured_outputs_regex": form, "max_completion_length": 16, "max_steps": 2,
+    }  # fmt: skip
+    train(args=args, reward=note)
+    assert len(set(answers)) > 4
+    assert all(re.fullmatch(form, answer) for answer in answers)
 
 
 def test_resuming(train, tmp_path):
