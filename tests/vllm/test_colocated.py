@@ -164,7 +164,7 @@ def test_several_prompts_on_one_image(train, shapes):
 
 def test_answers_of_a_form(train):
     """trl's ``vllm_structured_outputs_regex`` reaches the engine that answers a prompt G times."""
-    answers = []
+    answers: list[str] = []
 
     def note(completions, **_):
         answers.extend(message["content"] for (message,) in completions)
