@@ -1,13 +1,11 @@
 """``trl.SFTTrainer`` on a prompt stream: the answer is taught, an image is computed once.
 
-All that is overridden of trl (1.16) and transformers (5.23) for supervised fine-tuning is in this
-file, as :mod:`grpo_stream.train.trainer` has it for GRPO: each method says what it extends or
-replaces, and why, and hands the work to the same parts, ``feed.py`` (batches, position in the
-data), ``run_state.py`` (what a checkpoint adds) and ``observer.py`` (where the time goes). Losses,
-schedules, optimizers and weights on disk are trl's and transformers' own.
+All that is overridden of trl (1.16) and transformers (5.23) for supervised fine-tuning alone is in
+this file: rows, losses and evaluation. What GRPO overrides as well is in
+:mod:`grpo_stream.train.streaming_trainer`. Each method says what it extends or replaces, and why.
+Losses, schedules, optimizers and weights on disk are trl's and transformers' own.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,31 +20,17 @@ from grpo_stream.train.batches.collate import Batch, PromptCollator
 from grpo_stream.train.batches.micro_steps import first_of
 from grpo_stream.train.batches.prompt_check import check_prompts
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
-from grpo_stream.train.checkpoints.task_file import Task, write_task
-from grpo_stream.train.checkpoints.universal import zero_stage_of
-from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
-from grpo_stream.train.models.master_weights import (
-    check_dtype,
-    check_trained_weights,
-    with_master_weights,
-)
-from grpo_stream.train.models.model_path import base_model_of
-from grpo_stream.train.models.policy import continued_adapter, policy_config
-from grpo_stream.train.models.processor import load_processor
-from grpo_stream.train.models.vision_attention import batch_windows, check_vision_attention
-from grpo_stream.train.models.zero_leaves import leaf_layers
-from grpo_stream.train.observe.bad_steps import BadSteps, check_max_bad_steps
-from grpo_stream.train.observe.metrics import RunMetrics
-from grpo_stream.train.observe.rollout_sheets import show_in_trackers
-from grpo_stream.train.observe.tensorboard_log import make_tensorboard_safe
-from grpo_stream.train.observer import Observer, RunFacts
+from grpo_stream.train.feed import Feed
+from grpo_stream.train.models.policy import continued_adapter
+from grpo_stream.train.models.vision_attention import check_vision_attention
+from grpo_stream.train.observe.bad_steps import check_max_bad_steps
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
-from grpo_stream.train.prefix.backbone import freeze_vision_tower
 from grpo_stream.train.prefix.packing import shared_prefix_obstacle
-from grpo_stream.train.run_state import Gathered, RunState
+from grpo_stream.train.run_state import RunState
 from grpo_stream.train.setup.arguments import LogArguments
 from grpo_stream.train.setup.open_data import check_all_have_images, check_template
-from grpo_stream.train.setup.settings_checks import check_policy
+from grpo_stream.train.setup.policy_inputs import PolicyInputs, read_policy
+from grpo_stream.train.streaming_trainer import StreamingTrainer
 from grpo_stream.train.supervised.supervised_arguments import SupervisedArguments
 from grpo_stream.train.supervised.supervised_batches import MicroBatches, SupervisedCollator
 from grpo_stream.train.supervised.supervised_checks import (
@@ -62,7 +46,7 @@ from grpo_stream.train.supervised.taught_answers import TaughtAnswers
 logger = logging.get_logger("grpo_stream.train")
 
 
-class StreamingSFTTrainer(SFTTrainer):
+class StreamingSFTTrainer(StreamingTrainer, SFTTrainer):
     """Supervised fine-tuning for visual grounding, fed by a prompt stream.
 
     A batch of the stream is the global batch of one update, so its order does not depend on ranks
@@ -118,50 +102,33 @@ class StreamingSFTTrainer(SFTTrainer):
         self._task.check(has_eval_data=eval_dataset is not None)
         check_supervised(args, has_eval_data=eval_dataset is not None)
         check_streams(train_dataset, eval_dataset, args)
-        model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
-        revision = (args.model_init_kwargs or {}).get("revision") or "main"
-        config = policy_config(model_id, revision) if isinstance(model, str) else model.config
-        template, frame = check_policy(
-            config,
+        policy = read_policy(
+            model,
             args,
+            processing_class,
             prompt_template=self._task.prompt_template,
             answer_frame=self._task.answer_frame,
+            master_weights=self._task.master_weights,
+            has_new_adapter=kwargs.get("peft_config") is not None,
         )
-        check_no_balancing_loss(config, args)
-        check_template(template, train_dataset.sources)
+        check_no_balancing_loss(policy.config, args)
+        check_template(policy.template, train_dataset.sources)
         check_all_have_images(train_dataset.sources, args.world_size)
-        has_adapter = kwargs.get("peft_config") is not None or base_model_of(model_id)
-        if isinstance(model, str) and not has_adapter:
-            dtype = (args.model_init_kwargs or {}).get("dtype")
-            check_dtype(dtype, config, args, self._task.master_weights)
-        answers = TaughtAnswers(template, frame, self._task.answer_key, self._task.snap)
-        processor = processing_class or load_processor(model_id, revision=revision)
-        collator = SupervisedCollator(
-            PromptCollator(
-                processor,
-                template,
-                frame,
-                chat_template_kwargs=self._task.template_variables,
-                max_prompt_tokens=train_dataset.config.max_prompt_tokens,
-            ),
-            answers,
-            args.per_device_train_batch_size,
-        )
+        collator = self._make_collator(policy, args, train_dataset)
         check_prompts(collator.prompts, train_dataset.sources)
         # trl looks at a sample of its own kinds of data sets; ours is read in get_train_dataloader.
         empty = Dataset.from_list([{"messages": [], "images": []}])
         empty_eval = None if eval_dataset is None else empty
-        policy = continued_adapter(model, args)
-        super().__init__(policy, args, collator, empty, empty_eval, processor, **kwargs)
+        trained, processor = continued_adapter(model, args), policy.processor
+        super().__init__(trained, args, collator, empty, empty_eval, processor, **kwargs)
         # Qwen2.5-VL's own loss knows no number of tokens, so transformers would take the mean over
         # micro-batches (``Trainer.get_batch_samples``, 5.23); trl's loss does know it.
         self.model_accepts_loss_kwargs = True
-        batch_windows(
-            self.accelerator.unwrap_model(self.model), self._task.vision_attn_implementation
+        self._prepare_model(
+            self._task.vision_attn_implementation,
+            self._task.master_weights,
+            freeze_vision_tower=self._task.freeze_vision_tower,
         )
-        if self._task.freeze_vision_tower:
-            freeze_vision_tower(self.model)
-        check_trained_weights(self.model, args, self._task.master_weights)
         self.shared_prefix = self._use_shared_prefix(self._task.shared_prefix)
         feed = Feed(
             train_dataset,
@@ -172,7 +139,23 @@ class StreamingSFTTrainer(SFTTrainer):
             num_repeats=args.gradient_accumulation_steps,
         )
         run_state = RunState(args, self.accelerator, old_checkpoints, self._task.master_weights)
-        self._make_parts(feed, run_state, log)
+        self._use_parts(feed, run_state, log, self._task.max_bad_steps)
+        self._eval_losses = Losses()
+
+    def _make_collator(
+        self, policy: PolicyInputs, args: SFTConfig, stream: PromptStream
+    ) -> SupervisedCollator:
+        prompts = PromptCollator(
+            policy.processor,
+            policy.template,
+            policy.frame,
+            chat_template_kwargs=self._task.template_variables,
+            max_prompt_tokens=stream.config.max_prompt_tokens,
+        )
+        answers = TaughtAnswers(
+            policy.template, policy.frame, self._task.answer_key, self._task.snap
+        )
+        return SupervisedCollator(prompts, answers, args.per_device_train_batch_size)
 
     def _use_shared_prefix(self, wanted: str) -> bool:
         obstacle = shared_prefix_obstacle(self.model.config)
@@ -183,32 +166,6 @@ class StreamingSFTTrainer(SFTTrainer):
         if is_used:
             use_shared_prefix_attention(self.accelerator.unwrap_model(self.model))
         return is_used
-
-    def _make_parts(self, feed: Feed, run_state: RunState, log: LogArguments) -> None:
-        """All that this class keeps; other names with an underscore are trl's and transformers'."""
-        self._micro_step = 0
-        self._eval_losses = Losses()
-        self._bad_steps = BadSteps(self._task.max_bad_steps)
-        facts = RunFacts(
-            global_step=lambda: self.state.global_step,
-            data_wait_seconds=lambda: feed.data_wait_seconds,
-            awaited=lambda: feed.awaited(self._micro_step),
-        )
-        make_tensorboard_safe(self.callback_handler)
-        show = show_in_trackers(self.callback_handler, self.args.report_to)
-        self._feed = feed
-        self._observer = Observer(log, self.args, facts, show)
-        self._run_state = run_state
-        self.phases = self._observer.phases
-        self.run_metrics = RunMetrics(self._metrics)
-        self.run_metrics.at_each_log(self._observer.since_last_log)
-        self.run_metrics.at_each_log(lambda: {"update/num_bad_steps": self._bad_steps.num})
-        self.train_stream, self.train_loader = feed.train_stream, feed.train_loader
-        self.eval_loader = feed.eval_loader
-
-    def close(self) -> None:
-        """Ends the reading threads. Iterating again is not possible afterwards."""
-        self._feed.close()
 
     # ---------------------------------------------------------------- data and position
 
@@ -224,87 +181,20 @@ class StreamingSFTTrainer(SFTTrainer):
         self.phases.keys = keys
         self._feed.log_counters(self.run_metrics)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Batch]:  # noqa: ARG002
-        """Replaces ``Trainer.get_eval_dataloader`` (transformers 5.23), as for training."""
-        return self._feed.eval_batches()
+    def _sums_of_trl(self) -> dict[str, Any]:
+        return {"num_tokens": self._total_train_tokens}
 
-    def num_examples(self, dataloader: DataLoader[Batch]) -> int:
-        """Replaces ``Trainer.num_examples`` (transformers 5.23): groups, not micro-steps."""
-        return num_prompts_of(dataloader)
+    def _restore_sums_of_trl(self, saved: dict[str, Any]) -> None:
+        self._total_train_tokens = saved["num_tokens"]
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kw: Any) -> Any:
-        """Extends ``Trainer.train`` (transformers 5.23): only whole checkpoints are resumed from.
+    @property
+    def _prompt_collator(self) -> PromptCollator:
+        prompts: PromptCollator = self.data_collator.prompts
+        return prompts
 
-        Raises:
-            CheckpointError: the checkpoint is not whole.
-            ConfigError: it does not fit this run, or True was given and there is none; or another
-                run is in the output folder, or has left checkpoints there.
-        """
-        with self._run_state.output.holding():
-            return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer._inner_training_loop`` (transformers 5.23): a run begins."""
-        self._run_state.begin_run(kwargs.get("resume_from_checkpoint"))
-        self._observer.begin_run()
-        return super()._inner_training_loop(*args, **kwargs)
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer._prepare_for_training`` (transformers 5.23): layers of few hooks.
-
-        DeepSpeed's engine is made there.
-        """
-        is_wanted = self.shared_prefix and zero_stage_of(self.args) == 3
-        with leaf_layers(self.model, is_wanted=is_wanted):
-            return super()._prepare_for_training(*args, **kwargs)
-
-    def set_initial_training_values(self, args: SFTConfig, dataloader: Any) -> tuple[Any, ...]:
-        """Extends ``Trainer.set_initial_training_values`` (transformers 5.23): finds the position.
-
-        The length of a run whose batch sizes were changed depends on it, and upstream asks first.
-        """
-        values: tuple[Any, ...] = super().set_initial_training_values(args, dataloader)
-        num_epochs, *middle, max_steps = values
-        length = RunLength(num_epochs, max_steps)
-        num_epochs, max_steps = self._feed.begin_run(length, self._run_state.checkpoint)
-        self._run_state.read()
-        return num_epochs, *middle, max_steps
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Extends ``Trainer._init_training_state`` (transformers 5.23): the cursor's position."""
-        super()._init_training_state(*args, **kwargs)
-        return self._feed.start
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Extends ``Trainer._run_epoch`` (transformers 5.23): tells the stream the epoch.
-
-        A finished run that is started again is left as it is: upstream would make one more update.
-        """
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        length = self._feed.begin_epoch(kwargs["epoch"])  # a segment is shorter than its epoch
-        kwargs["steps_in_epoch"] = length.num_micro_steps
-        kwargs["num_update_steps_per_epoch"] = length.num_updates
-        self._micro_step = length.start
-        if kwargs["epoch"] == self._feed.start.epoch:
-            self._restore_gathered()
-        # DeepSpeed's engine takes its step at the end of ``backward``, in the midst of an update.
-        stepping = self.model_wrapped if self.is_deepspeed_enabled else self.optimizer
-        with self._observer.epoch(stepping):
-            super()._run_epoch(*args, **kwargs)
-
-    def _restore_gathered(self) -> None:
-        """After a resume: the sums since the last log, which upstream keeps in memory alone."""
-        gathered = self._run_state.take_gathered()
-        if gathered is not None:
-            self.run_metrics.restore(gathered.metrics)
-            self._tr_loss = gathered.loss.to(self.args.device)
-            # ``train_loss``, at the end, is the mean over the global steps of this start.
-            self._total_loss_scalar = -self._tr_loss.item()
-            self._globalstep_last_logged = gathered.global_step_logged
-            self._total_train_tokens = gathered.completions["num_tokens"]
-            self._bad_steps.num = gathered.num_bad_steps
+    @property
+    def _has_packed_groups(self) -> bool:
+        return self.shared_prefix
 
     # ---------------------------------------------------------------- rows and losses
 
@@ -324,19 +214,7 @@ class StreamingSFTTrainer(SFTTrainer):
     ) -> Any:
         """Extends ``SFTTrainer.compute_loss`` (trl 1.16): one that is not finite is noticed."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return self._bad_steps.guard(loss, self.phases.keys) if model.training else loss
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Extends ``Trainer._get_grad_norm`` (transformers 5.23): asked before each update.
-
-        Raises:
-            BadStepsError: the gradient was not finite in too many of them.
-        """
-        norm = super()._get_grad_norm(model, grad_norm)
-        engine = self.model_wrapped if self.is_deepspeed_enabled else None
-        step = self.state.global_step + 1
-        self._bad_steps.judge(norm, self.optimizer, model, engine, global_step=step)
-        return norm
+        return self._observer.bad_steps.guard(loss, self.phases.keys) if model.training else loss
 
     def prediction_step(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Any:
         """Replaces ``SFTTrainer.prediction_step`` (trl 1.16): an answer's token weighs the same.
@@ -371,120 +249,20 @@ class StreamingSFTTrainer(SFTTrainer):
             output.metrics[f"{prefix}_point_accuracy"] = accuracy
         return output
 
-    # ---------------------------------------------------------------- checkpoints
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Extends ``SFTTrainer._save_checkpoint`` (trl 1.16): whole or not at all.
-
-        Adds position and run state. Older checkpoints go only when the new one is whole.
-
-        Raises:
-            CheckpointError: this rank could not write its part.
-        """
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        counted = {"num_tokens": self._total_train_tokens}
-        sums = (self.run_metrics.state(), self._tr_loss, self._globalstep_last_logged, counted)
-        with self.phases("checkpoint"), self._run_state.whole(folder):
-            if self.args.should_save:
-                self._feed.write_position(folder, self._micro_step)
-            gathered = Gathered(*sums, self._bad_steps.num)
-            self._run_state.write(folder, gathered, None, is_in_use=False)
-            super()._save_checkpoint(model, trial)
-        self._run_state.output.rotate(folder, self.state.best_model_checkpoint)
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer._finalize_training`` (transformers 5.23): only own checkpoints go.
-
-        With ``save_total_limit=1`` upstream leaves the best one alone of all that are there.
-        """
-        with self._run_state.output.rotating_itself():
-            output = super()._finalize_training(*args, **kwargs)
-        best = self.state.best_model_checkpoint
-        if best is not None and self.args.save_total_limit == 1:
-            self._run_state.output.rotate(Path(best), best)
-        return output
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Extends ``Trainer._save`` (transformers 5.23): how the policy is asked goes with it."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            prompts = self.data_collator.prompts
-            task = Task(prompts.template, prompts.answer_frame, prompts.chat_template_kwargs)
-            write_task(output_dir or self.args.output_dir, task)
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """Extends ``Trainer.create_optimizer`` (transformers 5.23): with float32 weights inside."""
-        made = super().create_optimizer(model)
-        if self._task.master_weights == "float32":
-            made = with_master_weights(made)
-        self.optimizer = made
-        return made
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Extends ``Trainer.create_scheduler`` (transformers 5.23): notes what was asked for."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        made = optimizer or self.optimizer
-        self._run_state.optimizer_settings.note(made, num_training_steps)
-        if self.is_deepspeed_enabled:
-            self._bad_steps.watch(self.optimizer)
-        return scheduler
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Extends ``Trainer._load_optimizer_and_scheduler`` (transformers 5.23).
-
-        DeepSpeed leaves parts of its universal form as they are, and all optimizers come with the
-        settings of before.
-        """
-        super()._load_optimizer_and_scheduler(checkpoint)
-        engine = self.model_wrapped if self.is_deepspeed_enabled else None
-        self._run_state.restore_optimizer(self.optimizer, self.lr_scheduler, engine)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.
-
-        Names of weights are as in the checkpoint's first files (transformers issue 43701), see
-        :meth:`grpo_stream.train.trainer.PersonalizedGRPOTrainer._load_from_checkpoint`.
-        """
-        model = self.model if model is None else model
-        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        """Extends ``Trainer._load_best_model`` (transformers 5.23): the same, for the best one."""
-        super()._load_best_model()
-        if not self.is_deepspeed_enabled and isinstance(self.model, PreTrainedModel):
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-
     # ---------------------------------------------------------------- time and log
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer.get_batch_samples`` (transformers 5.23): timed, and work is counted.
+        """Extends ``Trainer.get_batch_samples`` (transformers 5.23): work is counted.
 
         Other ranks are taken to have as many records as this one.
         """
-        with self.phases("data_wait"):
-            batches, num_tokens = super().get_batch_samples(*args, **kwargs)
+        batches, num_tokens = super().get_batch_samples(*args, **kwargs)
         num_records = sum(size for batch in batches for size in batch["sizes"])
         self._observer.count_rollout(num_records * self.args.world_size, int(num_tokens))
         return batches, num_tokens
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``SFTTrainer.training_step`` (trl 1.16): an update, unless one says else."""
-        with self.phases("update"):
-            loss = super().training_step(*args, **kwargs)
-        self._micro_step += 1
+        """Extends ``SFTTrainer.training_step`` (trl 1.16): counted."""
+        loss = super().training_step(*args, **kwargs)
+        self._step += 1
         return loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``SFTTrainer.evaluate`` (trl 1.16): timed."""
-        with self.phases("evaluate"):
-            return super().evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Extends ``SFTTrainer.log`` (trl 1.16): asks for what belongs to each log of training."""
-        if "loss" in logs:
-            self.run_metrics.ask()
-        super().log(logs, start_time)

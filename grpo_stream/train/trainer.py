@@ -1,6 +1,8 @@
 """``trl.GRPOTrainer`` on a prompt stream: one group, one rank, one prefix.
 
-All that is overridden of trl (1.16) and transformers (5.23) is in this file; bounds in
+All that is overridden of trl (1.16) and transformers (5.23) for GRPO alone is in this file: what is
+trained on, sampling, rewards and scoring. What supervised fine-tuning overrides as well (position,
+checkpoints, optimizer, times and log) is in :mod:`grpo_stream.train.streaming_trainer`; bounds in
 ``pyproject.toml`` keep to those versions. Each method says what it extends or replaces, and why,
 and hands the work to one of four parts, which do not know each other: ``feed.py`` (batches,
 position in the data), ``rollout.py`` (sampling and scoring of groups), ``run_state.py`` (what a
@@ -19,9 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from grpo_stream.boxes import Frame
 from grpo_stream.errors import ConfigError
-from grpo_stream.grounding.prompts import PromptTemplate
 from grpo_stream.grounding.rewards import named_reward, with_template
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.train.batches.collate import Batch, PromptCollator
@@ -31,47 +31,34 @@ from grpo_stream.train.batches.groups import cut_micro_batches
 from grpo_stream.train.batches.prompt_check import check_prompts
 from grpo_stream.train.batches.view_batches import ViewCollator, check_view_settings, views_of
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
-from grpo_stream.train.checkpoints.task_file import Task, write_task
 from grpo_stream.train.checkpoints.universal import zero_stage_of
-from grpo_stream.train.feed import Feed, RunLength, num_prompts_of
-from grpo_stream.train.models.master_weights import (
-    check_dtype,
-    check_trained_weights,
-    with_master_weights,
-)
-from grpo_stream.train.models.model_path import base_model_of
+from grpo_stream.train.feed import Feed
 from grpo_stream.train.models.policy import (
     check_inputs,
     continued_adapter,
     input_names,
-    policy_config,
 )
-from grpo_stream.train.models.processor import known_rule, load_processor
-from grpo_stream.train.models.vision_attention import batch_windows, check_vision_attention
-from grpo_stream.train.models.zero_leaves import leaf_layers, make_leaves
+from grpo_stream.train.models.processor import known_rule
+from grpo_stream.train.models.vision_attention import check_vision_attention
 from grpo_stream.train.observe.bad_steps import check_max_bad_steps
-from grpo_stream.train.observe.metrics import RunMetrics
-from grpo_stream.train.observe.rollout_sheets import show_in_trackers
-from grpo_stream.train.observe.tensorboard_log import make_tensorboard_safe
-from grpo_stream.train.observer import Observer, RunFacts
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
-from grpo_stream.train.prefix.backbone import freeze_vision_tower as freeze_tower
 from grpo_stream.train.prefix.backbone import has_frozen_vision_tower
 from grpo_stream.train.prefix.sampling.generation import suppressed_token_ids
 from grpo_stream.train.prefix.scoring import LogProbs
 from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed, PrefixWay, ways_to_try
 from grpo_stream.train.rollout import GroupRollout, RolloutSettings
-from grpo_stream.train.run_state import Gathered, RunState, refill_columns
+from grpo_stream.train.run_state import RunState, refill_columns
 from grpo_stream.train.setup.arguments import LogArguments
 from grpo_stream.train.setup.decode_setting import chosen_decode
 from grpo_stream.train.setup.open_data import check_template
+from grpo_stream.train.setup.policy_inputs import PolicyInputs, read_policy
 from grpo_stream.train.setup.settings_checks import (
     RewardArgument,
-    check_policy,
     check_settings,
     check_ways,
 )
 from grpo_stream.train.setup.trainer_inputs import ImageArguments, PromptData, open_datasets
+from grpo_stream.train.streaming_trainer import StreamingTrainer
 from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
 
 logger = logging.get_logger("grpo_stream.train")
@@ -79,7 +66,7 @@ logger = logging.get_logger("grpo_stream.train")
 _TRL_ROLLOUTS = ("tools", "rollout_func", "environment_factory")
 
 
-class PersonalizedGRPOTrainer(GRPOTrainer):
+class PersonalizedGRPOTrainer(StreamingTrainer, GRPOTrainer):
     """GRPO for visual grounding, fed by a prompt stream.
 
     Each record is fetched, decoded, resized and encoded once, on the one rank that owns its whole
@@ -142,7 +129,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     """
 
     _name = "PersonalizedGRPO"
-    optimizer: Any
 
     def __init__(
         self,
@@ -189,81 +175,55 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.packed_attention = checked.packed_attention
         if train_dataset is None:
             raise ConfigError("train_dataset", None, "must be a PromptStream or raw records")
-        model_id = model if isinstance(model, str) else model.config._name_or_path  # noqa: SLF001
-        revision = (args.model_init_kwargs or {}).get("revision") or "main"
-        config = policy_config(model_id, revision) if isinstance(model, str) else model.config
-        template, frame = check_policy(
-            config, args, prompt_template=prompt_template, answer_frame=answer_frame
+        policy = read_policy(
+            model,
+            args,
+            processing_class,
+            prompt_template=prompt_template,
+            answer_frame=answer_frame,
+            master_weights=master_weights,
+            has_new_adapter=kwargs.get("peft_config") is not None,
         )
-        if isinstance(model, str) and kwargs.get("peft_config") is None:
-            _check_weights(model, config, args, master_weights)
-        rewards = [named_reward(with_template(one, template)) for one in checked.rewards]
-        processor = processing_class or load_processor(model_id, revision=revision)
+        processor = policy.processor
+        rewards = [named_reward(with_template(one, policy.template)) for one in checked.rewards]
         images = ImageArguments(image_processor or processor.image_processor, images_root)
-        is_ours = data_collator is None  # another collator may take images of any size
-        streams = open_datasets(
-            train_dataset, eval_dataset, args, checked.num_lanes, images, checks_sizes=is_ours
-        )
-        _check_streams(streams, args, template)
-        words = (processor, template, frame)
-        own = _own_collator(*words, args, image_processor, images_root, streams[0])
-        if is_ours:
-            check_prompts(own, streams[0].sources)
+        data = (train_dataset, eval_dataset, checked.num_lanes)
+        streams, own = _open_data(*data, policy, args, images, is_ours=data_collator is None)
         banned = suppressed_token_ids(processor.tokenizer)
         if args.use_vllm:
             _ban_in_engine(args, processor, banned)
         # trl accepts only its own kinds of data sets; ours is read in get_train_dataloader.
         empty = Dataset.from_dict({"prompt": []})
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
-        policy = continued_adapter(model, args)
-        super().__init__(policy, rewards, args, empty, empty_eval, processor, **kwargs)
+        trained = continued_adapter(model, args)
+        super().__init__(trained, rewards, args, empty, empty_eval, processor, **kwargs)
         self.data_collator = data_collator or own
         collate = own if data_collator is None else CompletedCollator(data_collator, own)
-        for one in filter(None, (self.model, self.ref_model)):
-            batch_windows(self.accelerator.unwrap_model(one), vision_attn_implementation)
-        if freeze_vision_tower:
-            freeze_tower(self.model)
-        check_trained_weights(self.model, args, master_weights)
-        self._master_weights = master_weights
-        ways = self._ways_to_try(shared_prefix)
-        self._check_inputs(ways, has_patches=known_rule(images.processor) is not None)
-        self._make_parts(
+        self._prepare_model(
+            vision_attn_implementation, master_weights, freeze_vision_tower=freeze_vision_tower
+        )
+        self._use_parts(
             Feed(*streams, ViewCollator(collate), args, allow_new_lanes=allow_new_lanes),
             RunState(args, self.accelerator, old_checkpoints, master_weights),
-            self._rollout_settings(
-                refill_zero_variance,
-                ways,
-                log.logp_difference_steps,
-                checks=shared_prefix_check,
-                has_same_files=isinstance(model, str),
-                decode=decode,
-            ),
-            self._ban_tokens(banned, images.processor),
             log,
             max_bad_steps,
         )
-
-    def _rollout_settings(
-        self,
-        refill: int,
-        ways: list[PrefixWay],
-        logp_difference_steps: int,
-        *,
-        checks: bool,
-        has_same_files: bool,
-        decode: str,
-    ) -> RolloutSettings:
-        return RolloutSettings(
-            refill_zero_variance=refill,
+        ways = self._ways_to_try(shared_prefix)
+        self._check_inputs(ways, has_patches=known_rule(images.processor) is not None)
+        settings = RolloutSettings(
+            refill_zero_variance=refill_zero_variance,
             ways=ways,
-            is_proof_skipped=not checks,
-            reference_has_own_tower=not has_same_files,
+            is_proof_skipped=not shared_prefix_check,
+            reference_has_own_tower=not isinstance(model, str),
             decode=decode,
             pad_token_id=self._tokenizer.pad_token_id,
             reward_names=self.reward_func_names,
             reward_weights=self.reward_weights.cpu().numpy(),
-            logp_difference_steps=logp_difference_steps,
+            logp_difference_steps=log.logp_difference_steps,
         )
+        tools = (args, self.accelerator, self.phases, self.run_metrics)
+        engine = self._ban_tokens(banned, images.processor)
+        self._rollout = GroupRollout(settings, *tools, engine)
 
     @property
     def prefix_way(self) -> str:
@@ -274,6 +234,18 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
     def shared_prefix(self) -> bool:
         """Whether a group's prompt is computed once; before the first rollout, what is expected."""
         return self._rollout.way is not PLAIN
+
+    @property
+    def _has_packed_groups(self) -> bool:
+        return isinstance(self._rollout.way, Packed)
+
+    def close(self) -> None:
+        """Ends the reading threads, and a colocated engine with all process groups of this rank.
+
+        Neither begins again afterwards.
+        """
+        super().close()
+        self._rollout.close()
 
     def _ways_to_try(self, wanted: str) -> list[PrefixWay]:
         ways, reasons = ways_to_try(
@@ -312,44 +284,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         self.generation_config.suppress_tokens = ids
         return None
 
-    def _make_parts(
-        self,
-        feed: Feed,
-        run_state: RunState,
-        settings: RolloutSettings,
-        engine: Engine | None,
-        log: LogArguments,
-        max_bad_steps: int,
-    ) -> None:
-        """All that this class keeps; other names with an underscore are trl's and transformers'."""
-        facts = RunFacts(
-            global_step=lambda: self.state.global_step,
-            data_wait_seconds=lambda: feed.data_wait_seconds,
-            awaited=lambda: feed.awaited(self._step),
-        )
-        make_tensorboard_safe(self.callback_handler)
-        show = show_in_trackers(self.callback_handler, self.args.report_to)
-        self._feed = feed
-        self._observer = Observer(log, self.args, facts, show, max_bad_steps=max_bad_steps)
-        self._run_state = run_state
-        self.phases = self._observer.phases
-        self.run_metrics = RunMetrics(self._metrics)
-        self.run_metrics.at_each_log(self._observer.since_last_log)
-        bad_steps = self._observer.bad_steps
-        self.run_metrics.at_each_log(lambda: {"update/num_bad_steps": bad_steps.num})
-        tools = (self.args, self.accelerator, self.phases, self.run_metrics)
-        self._rollout = GroupRollout(settings, *tools, engine)
-        self.train_stream, self.train_loader = feed.train_stream, feed.train_loader
-        self.eval_loader = feed.eval_loader
-
-    def close(self) -> None:
-        """Ends the reading threads, and a colocated engine with all process groups of this rank.
-
-        Neither begins again afterwards.
-        """
-        self._feed.close()
-        self._rollout.close()
-
     # ---------------------------------------------------------------- data and position
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
@@ -361,95 +295,23 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """
         return self._feed.train_batches()
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Batch]:  # noqa: ARG002
-        """Replaces ``GRPOTrainer.get_eval_dataloader`` (trl 1.16), as for training."""
-        return self._feed.eval_batches()
-
-    def num_examples(self, dataloader: DataLoader[Batch]) -> int:
-        """Replaces ``Trainer.num_examples`` (transformers 5.23): prompts, not micro-steps."""
-        return num_prompts_of(dataloader)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kw: Any) -> Any:
-        """Extends ``Trainer.train`` (transformers 5.23): only whole checkpoints are resumed from.
-
-        Raises:
-            CheckpointError: the checkpoint is not whole.
-            ConfigError: it does not fit this run, or True was given and there is none; or another
-                run is in the output folder, or has left checkpoints there.
-        """
-        with self._run_state.output.holding():
-            return super().train(self._run_state.choose(resume_from_checkpoint), *args, **kw)
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer._inner_training_loop`` (transformers 5.23): a run begins."""
-        self._run_state.begin_run(kwargs.get("resume_from_checkpoint"))
-        self._observer.begin_run()
-        return super()._inner_training_loop(*args, **kwargs)
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer._prepare_for_training`` (transformers 5.23): layers of few hooks.
-
-        DeepSpeed's engine is made there; a reference model's was made by trl.
-        """
-        is_wanted = isinstance(self._rollout.way, Packed) and zero_stage_of(self.args) == 3
-        if is_wanted and self.ref_model is not None:
-            make_leaves(self.ref_model)
-        with leaf_layers(self.model, is_wanted=is_wanted):
-            return super()._prepare_for_training(*args, **kwargs)
-
-    def set_initial_training_values(self, args: GRPOConfig, dataloader: Any) -> tuple[Any, ...]:
-        """Extends ``Trainer.set_initial_training_values`` (transformers 5.23): finds the position.
-
-        The length of a run whose batch sizes were changed depends on it, and upstream asks first.
-        """
-        values: tuple[Any, ...] = super().set_initial_training_values(args, dataloader)
-        num_epochs, *middle, max_steps = values
-        length = RunLength(num_epochs, max_steps)
-        num_epochs, max_steps = self._feed.begin_run(length, self._run_state.checkpoint)
-        self._run_state.read()
-        return num_epochs, *middle, max_steps
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Extends ``Trainer._init_training_state`` (transformers 5.23): the cursor's position.
-
-        Upstream derives it from the global step, as if every epoch had as many of them.
-        """
-        super()._init_training_state(*args, **kwargs)
-        return self._feed.start
-
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Extends ``Trainer._run_epoch`` (transformers 5.23): tells the stream the epoch.
-
-        Also sets trl's micro-step counter, which its checkpoints lack: it counts from the epoch's
-        start, where a generation begins in any case. A finished run that is started again is left
-        as it is: upstream would make one more update.
-        """
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        length = self._feed.begin_epoch(kwargs["epoch"])  # a segment is shorter than its epoch
-        kwargs["steps_in_epoch"] = length.num_micro_steps
-        kwargs["num_update_steps_per_epoch"] = length.num_updates
-        self._step = length.start
+        """Extends ``Trainer._run_epoch`` (transformers 5.23): no batch is in use at its start."""
         self._buffered_inputs: list[dict[str, Any]] | None = None
-        if kwargs["epoch"] == self._feed.start.epoch:
-            self._restore_gathered()
-        # DeepSpeed's engine takes its step at the end of ``backward``, in the midst of an update.
-        stepping = self.model_wrapped if self.is_deepspeed_enabled else self.optimizer
-        with self._observer.epoch(stepping):
-            super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(*args, **kwargs)
 
-    def _restore_gathered(self) -> None:
-        """After a resume: the sums since the last log, which upstream keeps in memory alone."""
-        gathered = self._run_state.take_gathered()
-        if gathered is not None:
-            self.run_metrics.restore(gathered.metrics)
-            self._tr_loss = gathered.loss.to(self.args.device)
-            # ``train_loss``, at the end, is the mean over the global steps of this start.
-            self._total_loss_scalar = -self._tr_loss.item()
-            self._globalstep_last_logged = gathered.global_step_logged
-            refill_columns(self._logs, gathered.completions)
-            self._observer.bad_steps.num = gathered.num_bad_steps
+    def _sums_of_trl(self) -> dict[str, Any]:
+        """The table of completions since the last log."""
+        columns: dict[str, Any] = self._logs
+        return columns
+
+    def _restore_sums_of_trl(self, saved: dict[str, Any]) -> None:
+        refill_columns(self._logs, saved)
+
+    @property
+    def _prompt_collator(self) -> PromptCollator | None:
+        collator = self.data_collator
+        return collator if isinstance(collator, PromptCollator) else None
 
     # ---------------------------------------------------------------- rollout and scoring
 
@@ -556,18 +418,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
             self._observer.bad_steps.guard(loss, inputs["groups"].keys) if model.training else loss
         )
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Extends ``Trainer._get_grad_norm`` (transformers 5.23): asked before each update.
-
-        Raises:
-            BadStepsError: the gradient was not finite in too many of them.
-        """
-        norm = super()._get_grad_norm(model, grad_norm)
-        engine = self.model_wrapped if self.is_deepspeed_enabled else None
-        step = self.state.global_step + 1
-        self._observer.bad_steps.judge(norm, self.optimizer, model, engine, global_step=step)
-        return norm
-
     def prediction_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """Extends ``GRPOTrainer.prediction_step`` (trl 1.16): a batch weighs as much as it holds.
 
@@ -575,120 +425,6 @@ class PersonalizedGRPOTrainer(GRPOTrainer):
         """
         with self.run_metrics.repeated("eval", inputs["num_prompts"]):
             return super().prediction_step(model, inputs, *args, **kwargs)
-
-    # ---------------------------------------------------------------- checkpoints
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Extends ``GRPOTrainer._save_checkpoint`` (trl 1.16): whole or not at all.
-
-        Adds position and run state. Older checkpoints go only when the new one is whole.
-
-        Raises:
-            CheckpointError: this rank could not write its part.
-        """
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        sums = (self.run_metrics.state(), self._tr_loss, self._globalstep_last_logged, self._logs)
-        gathered = Gathered(*sums, self._observer.bad_steps.num)
-        with self.phases("checkpoint"), self._run_state.whole(folder):
-            if self.args.should_save:
-                self._feed.write_position(folder, self._step)
-            is_in_use = self._feed.in_use(self._step) > 0
-            self._run_state.write(folder, gathered, self.ref_model, is_in_use=is_in_use)
-            super()._save_checkpoint(model, trial)
-        self._run_state.output.rotate(folder, self.state.best_model_checkpoint)
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer._finalize_training`` (transformers 5.23): only own checkpoints go.
-
-        With ``save_total_limit=1`` upstream leaves the best one alone of all that are there.
-        """
-        with self._run_state.output.rotating_itself():
-            output = super()._finalize_training(*args, **kwargs)
-        best = self.state.best_model_checkpoint
-        if best is not None and self.args.save_total_limit == 1:
-            self._run_state.output.rotate(Path(best), best)
-        return output
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Extends ``Trainer._save`` (transformers 5.23): how the policy is asked goes with it."""
-        super()._save(output_dir, state_dict)
-        collator = self.data_collator
-        if self.args.should_save and isinstance(collator, PromptCollator):
-            task = Task(collator.template, collator.answer_frame, collator.chat_template_kwargs)
-            write_task(output_dir or self.args.output_dir, task)
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """Extends ``Trainer.create_optimizer`` (transformers 5.23): with float32 weights inside."""
-        super().create_optimizer(model)
-        if self._master_weights == "float32":
-            self.optimizer = with_master_weights(self.optimizer)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Extends ``Trainer.create_scheduler`` (transformers 5.23): notes what was asked for."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        made = optimizer or self.optimizer
-        self._run_state.optimizer_settings.note(made, num_training_steps)
-        if self.is_deepspeed_enabled:
-            self._observer.bad_steps.watch(self.optimizer)
-        return scheduler
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Extends ``GRPOTrainer._load_optimizer_and_scheduler`` (trl 1.16).
-
-        DeepSpeed leaves parts of its universal form as they are; all optimizers come with the
-        settings of before; and a reference model that moves is not loaded upstream.
-        """
-        super()._load_optimizer_and_scheduler(checkpoint)
-        engine = self.model_wrapped if self.is_deepspeed_enabled else None
-        self._run_state.restore_optimizer(self.optimizer, self.lr_scheduler, engine)
-        self._run_state.restore_reference(self.ref_model)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Replaces ``Trainer._load_from_checkpoint`` (transformers 5.23) for whole models.
-
-        Checkpoints of Qwen2.5-VL name their weights as its first files did. transformers looks for
-        the model's own names in them, without the renaming of ``from_pretrained``, and would train
-        on the weights that the run began with (huggingface/transformers issue 43701). DeepSpeed
-        does not come through here: it restores its own files.
-        """
-        model = self.model if model is None else model
-        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        """Extends ``Trainer._load_best_model`` (transformers 5.23): the same, for the best one."""
-        super()._load_best_model()
-        if not self.is_deepspeed_enabled and isinstance(self.model, PreTrainedModel):
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    # ---------------------------------------------------------------- time and log
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer.get_batch_samples`` (transformers 5.23): the wait for data is timed."""
-        with self.phases("data_wait"):
-            return super().get_batch_samples(*args, **kwargs)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``GRPOTrainer.training_step`` (trl 1.16): an update, unless one says else."""
-        with self.phases("update"):
-            return super().training_step(*args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Extends ``Trainer.evaluate`` (transformers 5.23): timed."""
-        with self.phases("evaluate"):
-            return super().evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Extends ``GRPOTrainer.log`` (trl 1.16): asks for what belongs to each log of training."""
-        if "loss" in logs:
-            self.run_metrics.ask()
-        if "train_runtime" in logs:  # the end: trackers are closed next
-            self._observer.wait()
-        super().log(logs, start_time)
 
 
 def _decode_mode(wanted: str, args: GRPOConfig) -> str:
@@ -712,36 +448,42 @@ def _check_arguments(old_checkpoints: str, max_bad_steps: int, others: dict[str,
             raise ConfigError(name, others[name], "makes prompts of its own; leave it out")
 
 
-def _check_weights(model_id: str, config: Any, args: GRPOConfig, master_weights: str) -> None:
-    if not base_model_of(model_id):  # the adapter's weights are trained, not the base's
-        check_dtype((args.model_init_kwargs or {}).get("dtype"), config, args, master_weights)
-
-
-def _check_streams(
-    streams: tuple[PromptStream, PromptStream | None],
+def _open_data(
+    train_dataset: PromptData,
+    eval_dataset: PromptData | None,
+    num_lanes: int,
+    policy: PolicyInputs,
     args: GRPOConfig,
-    template: PromptTemplate,
-) -> None:
-    for stream in filter(None, streams):
-        check_template(template, stream.sources)
-    check_view_settings(views_of(streams[0]), args.num_generations)
+    images: ImageArguments,
+    *,
+    is_ours: bool,
+) -> tuple[tuple[PromptStream, PromptStream | None], PromptCollator]:
+    """The streams and what collates them, once they are known to fit the run.
 
-
-def _own_collator(
-    processor: Any,
-    template: PromptTemplate,
-    frame: Frame,
-    args: GRPOConfig,
-    image_processor: Any,
-    images_root: str | Path | None,
-    stream: PromptStream,
-) -> PromptCollator:
-    return PromptCollator(
-        processor,
-        template,
-        frame,
-        image_processor=image_processor,
-        images_root=images_root,
-        chat_template_kwargs=args.chat_template_kwargs,
-        max_prompt_tokens=stream.config.max_prompt_tokens,
+    Args:
+        train_dataset: For training.
+        eval_dataset: For evaluation while training.
+        num_lanes: Prompts per generation batch over all ranks.
+        policy: Which is asked.
+        args: The run's settings.
+        images: How they are read.
+        is_ours: Whether that collator is used as it is: another may take images of any size.
+    """
+    streams = open_datasets(
+        train_dataset, eval_dataset, args, num_lanes, images, checks_sizes=is_ours
     )
+    for stream in filter(None, streams):
+        check_template(policy.template, stream.sources)
+    check_view_settings(views_of(streams[0]), args.num_generations)
+    collator = PromptCollator(
+        policy.processor,
+        policy.template,
+        policy.frame,
+        image_processor=images.processor,
+        images_root=images.root,
+        chat_template_kwargs=args.chat_template_kwargs,
+        max_prompt_tokens=streams[0].config.max_prompt_tokens,
+    )
+    if is_ours:
+        check_prompts(collator, streams[0].sources)
+    return streams, collator

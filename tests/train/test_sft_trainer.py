@@ -1,6 +1,4 @@
-import importlib.metadata
 import json
-import re
 
 import pytest
 import torch
@@ -20,26 +18,16 @@ from grpo_stream.train.sft_trainer import StreamingSFTTrainer
 from grpo_stream.train.supervised.supervised_arguments import SupervisedArguments
 from grpo_stream.train.supervised.supervised_scores import ACCURACY, StopAtAccuracy, without_repeats
 from shard_builder.build.build import BuildSettings, build
+from tests.train.overrides import check_provenance, overrides_in
 from tests.train.runs import SAVING, StopAfter, logged, place_of, weights_of
 from tests.train.support import QUIET, TASK_TEXTS, load_model
 
-OVERRIDES = [
-    method
-    for name, method in vars(StreamingSFTTrainer).items()
-    if callable(method) and name != "__init__" and hasattr(SFTTrainer, name)
-]
+OVERRIDES = overrides_in(StreamingSFTTrainer, SFTTrainer)
 
 
 @pytest.mark.parametrize("method", OVERRIDES, ids=lambda method: method.__name__)
 def test_an_override_names_what_it_overrides(method):
-    pattern = r"(Extends|Replaces) ``(\w+)\.(\w+)`` \((trl|transformers) ([\d.]+)\)"
-    found = re.match(pattern, method.__doc__)
-    assert found, method.__doc__
-    _, owner, name, package, version = found.groups()
-    upstream = next(c for c in SFTTrainer.__mro__ if method.__name__ in vars(c))
-    assert (owner, name) == (upstream.__name__, method.__name__)
-    assert upstream.__module__.startswith(package)
-    assert importlib.metadata.version(package).startswith(f"{version}.")
+    assert not check_provenance(method, SFTTrainer)
 
 
 def test_variables_of_the_chat_template_reach_rows_and_task(make_sft, tmp_path):
