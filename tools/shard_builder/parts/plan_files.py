@@ -21,8 +21,10 @@ from shard_builder.build.surveyed_inputs import BuildPlan
 from shard_builder.build.workers.worker import result_name
 from shard_builder.parts.plan_request import Part, digest_of
 from shard_builder.parts.row_files import decode_rows, encode_rows
+from shard_builder.parts.stored_json import load_object
 
 _VERSION = 1
+_REMEDY = "plan anew, with --overwrite"
 _NUM_REQUESTS = 16
 _MAX_WAITING_BYTES = 64 * 2**20
 
@@ -88,7 +90,7 @@ def load_plan(store: Store) -> StoredPlan | None:
     Raises:
         StoreError: it is damaged (cause ``unreadable``).
     """
-    raw = _load(store, PLAN_NAME)
+    raw = load_object(store, PLAN_NAME, _REMEDY)
     if raw is None:
         return None
     try:
@@ -106,12 +108,12 @@ def load_plan(store: Store) -> StoredPlan | None:
         return StoredPlan(raw["request"], build, tuple(raw["given_flags"]))
     except (ValueError, TypeError, KeyError) as error:
         detail = f"{store.url}: {PLAN_NAME} cannot be used ({error})"
-        raise StoreError("unreadable", f"{detail}: plan anew, with --overwrite") from error
+        raise StoreError("unreadable", f"{detail}: {_REMEDY}") from error
 
 
 def load_request(store: Store) -> dict[str, Any] | None:
     """What the plan is made for that is being made; None where none is."""
-    return _load(store, REQUEST_NAME)
+    return load_object(store, REQUEST_NAME, _REMEDY)
 
 
 def write_chunks(store: Store, chunks: Iterable[Chunk], check: Callable[[], None]) -> None:
@@ -167,15 +169,3 @@ def _rules(fields: dict[str, Any]) -> Rules:
     warning = fields["warning"]
     pair = None if warning is None else (warning[0], warning[1])
     return Rules(**{**fields, "told": tuple(fields["told"]), "warning": pair})
-
-
-def _load(store: Store, name: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(store.read(name))
-    except StoreError as error:
-        if error.cause != "not_found":
-            raise
-        return None
-    except ValueError as error:
-        raise StoreError("unreadable", f"{store.url}: {name} is damaged ({error})") from error
-    return found if isinstance(found, dict) else {}

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from grpo_stream.errors import ConfigError, StoreError
-from grpo_stream.storage.store import Store, is_object_store, open_store
+from grpo_stream.storage.store import is_object_store, open_store
 from shard_builder.datasets.scan_shards import map_in_order
 from shard_builder.parts.plan_request import Part, difference, digest_of
+from shard_builder.parts.stored_json import load_object
 from shard_builder.passes.shard_pass import ShardPass, pack_values, unpack_values
 
 PARTS_FOLDER = "_parts"
@@ -59,7 +59,7 @@ class StoredFindings:
 
     def result(self) -> Any:
         """What was concluded; None where that has not been."""
-        found = _load(self._store, self._result_name)
+        found = self._load(self._result_name)
         return None if found is None else self._one.result_from_values(found)
 
     def numbers_of(self, part: Part) -> list[int]:
@@ -134,11 +134,14 @@ class StoredFindings:
         deadline = time.monotonic() + _WRITING_SECONDS
         while True:
             try:
-                return _load(self._store, _REQUEST_NAME) or {}
+                return self._load(_REQUEST_NAME) or {}
             except StoreError as error:
                 if error.cause != "unreadable" or time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_SECONDS)
+
+    def _load(self, name: str) -> dict[str, Any] | None:
+        return load_object(self._store, name, f"remove {self._store.url}")
 
     def _findings(self) -> Iterator[Any]:
         def read(number: int) -> Any:
@@ -158,16 +161,3 @@ class StoredFindings:
 
 
 _SHARED = "give a folder or bucket that all machines share and may write to"
-
-
-def _load(store: Store, name: str) -> dict[str, Any] | None:
-    with suppress(ValueError):
-        try:
-            found = json.loads(store.read(name))
-        except StoreError as error:
-            if error.cause != "not_found":
-                raise
-            return None
-        if isinstance(found, dict):
-            return found
-    raise StoreError("unreadable", f"{store.url}: {name} is damaged: remove {store.url}")
