@@ -46,7 +46,9 @@ class _Merged(torch.autograd.Function):
         repeated = [_for_each_query_head(one, query) for one in (key, value)]
         own = _attend(query, repeated[0], repeated[1], scaling, is_causal=True)
         to_prefix = _by_completion(shared.log_sums[..., None], query)[..., 0]
-        log_sums = torch.logaddexp(to_prefix, own.log_sums)
+        # CUDA's backward kernel reads them by address, as if contiguous (torch, flash_api.cpp,
+        # mha_bwd); a sum has its first operand's order, here that of the prefix's call.
+        log_sums = torch.logaddexp(to_prefix, own.log_sums).contiguous()
         from_prefix = _by_completion(shared.output, query)
         output = from_prefix * (to_prefix - log_sums).exp()[..., None]
         output = output + own.output * (own.log_sums - log_sums).exp()[..., None]

@@ -45,6 +45,28 @@ def test_equals_one_call_with_a_mask(inputs):
         assert (own - other).norm() < 5e-7 * other.norm()
 
 
+def test_kernels_that_read_log_sums_by_address(inputs, monkeypatch):
+    """As CUDA's flash attention: it gives contiguous ones, and asks backward for no strides."""
+    attend, attend_back = log_sums._attend, log_sums._attend_back
+
+    def contiguous(*args, **kwargs):
+        call = attend(*args, **kwargs)
+        return call._replace(log_sums=call.log_sums.contiguous())
+
+    def by_address(gradient, rows, call, scaling, *, is_causal):
+        shape = call.log_sums.shape
+        read = torch.as_strided(call.log_sums, shape, torch.empty(shape).stride())
+        return attend_back(
+            gradient, rows, call._replace(log_sums=read), scaling, is_causal=is_causal
+        )
+
+    monkeypatch.setattr(log_sums, "_attend", contiguous)
+    monkeypatch.setattr(log_sums, "_attend_back", by_address)
+    pairs = [torch.autograd.grad(one(inputs).square().sum(), inputs) for one in (merged, masked)]
+    for own, other in zip(*pairs, strict=True):
+        assert (own - other).norm() < 5e-7 * other.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_cpu_gives_log_sums(dtype):
     states = torch.zeros(1, 1, 1, 16, dtype=dtype)
