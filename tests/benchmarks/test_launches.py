@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.gpu.deep_policy import DEPTHS, Depth
-from benchmarks.gpu.launch_counts import count_compiled, count_launches
+from benchmarks.gpu.deep_policy import DEPTHS, Depth, make_deep_policy, make_groups
+from benchmarks.gpu.launch_counts import DispatchCounter, count_compiled, count_launches
 from benchmarks.gpu.launches import FAMILIES
 
 pytestmark = pytest.mark.slow(reason="every dispatched operation of three steps passes Python")
@@ -39,6 +39,26 @@ def test_the_tower_takes_no_more_calls_for_four_images(ours):
     groups = {"prefill": 1, "scoring": 3, "forward": 3}  # calls of a layer for each group
     for phase, calls in groups.items():
         assert ours[4][phase]["attention"] == calls * 2 * 4 + 7
+
+
+SCREENSHOT = (52, 92)
+"""Patches of an image of 1288 x 728 in Qwen2.5-VL."""
+
+
+def test_calls_of_the_tower_at_its_real_depth():
+    found = {}
+    for is_ours in (True, False):
+        model = make_deep_policy("qwen2_5_vl", DEPTHS["qwen2_5_vl"], is_ours=is_ours)
+        media = make_groups(model, 1, 8, SCREENSHOT).media[0]
+        with DispatchCounter() as forward:
+            features = model.model.visual(media["pixel_values"], media["image_grid_thw"])
+        with DispatchCounter() as backward:
+            features.pooler_output.sum().backward()
+        found[is_ours] = forward.counts(), backward.counts()
+    for own, others in zip(found[True], found[False], strict=True):
+        assert (own["attention"], others["attention"]) == (88, 2356)
+        assert own["operations"] < 0.4 * others["operations"]
+    assert (found[True][0]["syncs"], found[False][0]["syncs"]) == (8, 100)
 
 
 def test_four_groups_take_less_than_half_the_kernels_of_four_times_one(ours):
