@@ -22,10 +22,7 @@ from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation
 from grpo_stream.train.evaluate.evaluation_run import run_evaluation
-from grpo_stream.train.models.cuda_settings import (
-    choose_attention_kernels,
-    use_expandable_segments,
-)
+from grpo_stream.train.models.cuda_settings import choose_attention_kernels, prepare_cuda
 from grpo_stream.train.setup.settings_parser import SettingsParser
 
 
@@ -34,12 +31,12 @@ def main(argv: Sequence[str]) -> int:
 
     0 done, 1 a full disk, 2 settings that cannot work.
     """
+    prepare_cuda()
     try:
         (args,) = SettingsParser(EvaluateArguments, description=__doc__).parse(argv)
         plan = plan_evaluation(args, find_world())
         if args.num_processes > 1:
             start_ranks(argv, args.num_processes)
-        use_expandable_segments()
         kernels = choose_attention_kernels(cudnn_attention=args.cudnn_attention)
         if plan.world.rank == 0:
             notes = [f"note: {note}" for note in plan.notes]

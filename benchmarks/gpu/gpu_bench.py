@@ -1,6 +1,8 @@
 """A device, and a policy with random weights: what the blocks of ``gpu_check`` work on."""
 
 import copy
+import gc
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +10,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.deep_policy import DEPTHS, Depth, build_policy, deep_config, make_groups
+from benchmarks.gpu.expectations import FIGURE, Figures
 from benchmarks.gpu.launch_counts import make_completions
 from grpo_stream.train.batches.groups import PromptGroups
 from grpo_stream.train.prefix.ways import Packed, PrefixWay
 from grpo_stream.train.setup.memory.model_sizes import find_config
-
-Figures = dict[str, Any]
 
 
 class Bench:
@@ -36,6 +37,26 @@ class Bench:
         """Of the longest completion."""
         self.num_generations = 8
         self.packed: PrefixWay = Packed("two_part", 0)
+        self.figures: Figures = {}
+        """What was found, in order."""
+
+    def note(self, name: str, figure: Any) -> None:
+        """Keeps a figure and prints it: it stays when the process is ended later."""
+        self.figures[name] = figure
+        print(f"{FIGURE}{json.dumps({name: figure})}", flush=True)
+
+    def attempt(self, name: str, measure: Callable[[], Any]) -> None:
+        """Notes what is measured, or why it cannot be; what comes after it goes on."""
+        try:
+            figure = measure()
+        except Exception as error:  # noqa: BLE001 - out of memory, a kernel that is missing, ...
+            line = str(error).strip().partition("\n")[0]
+            figure = {"error": f"{type(error).__name__}: {line}"}
+        self.note(name, figure)
+        # Engines are in cycles, and the next one's memory is measured.
+        gc.collect()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
 
     def policy(self, dtype: torch.dtype = torch.bfloat16, *, is_ours: bool = True) -> Any:
         """A policy with random weights, the same each time."""
@@ -48,16 +69,24 @@ class Bench:
         call()
         found = []
         for _ in range(times):
-            self._wait()
+            self.wait()
             start = time.perf_counter()
             call()
-            self._wait()
+            self.wait()
             found.append(time.perf_counter() - start)
         return min(found)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """For all that the device has been given."""
         if self.is_cuda:
             torch.cuda.synchronize()
+
+    def set_checkpointing(self, model: Any, *, is_wanted: bool) -> None:
+        """Whether layers are computed again in backward."""
+        if is_wanted:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
 
     def groups(self, model: Any, num_groups: int) -> PromptGroups:
         """Prompts of one image each."""

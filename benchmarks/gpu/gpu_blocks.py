@@ -1,153 +1,178 @@
-"""Blocks of ``gpu_check``: ``python -m benchmarks.gpu.gpu_blocks NAME MODEL``, one a process."""
+"""Blocks of ``gpu_check``: ``python -m benchmarks.gpu.gpu_blocks NAME MODEL``, one a process.
 
-import json
+Each notes its figures one by one (:meth:`~benchmarks.gpu.gpu_bench.Bench.note`), so that what fails
+or takes too long leaves the others.
+"""
+
+import importlib.metadata
+import os
 import sys
 from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.deep_policy import make_groups
-from benchmarks.gpu.gpu_bench import Bench, Figures
-from benchmarks.gpu.launch_counts import sampling_config
-from benchmarks.gpu.training_blocks import bad_step, memory, steps
-from grpo_stream.errors import ConfigError
-from grpo_stream.train.models.cuda_settings import (
-    choose_attention_kernels,
-    use_expandable_segments,
+from benchmarks.gpu.device_rates import (
+    bytes_a_second,
+    operations_a_second,
+    operations_of_micro_step,
 )
+from benchmarks.gpu.expectations import OF_ATTENTION_AND_PATCHES
+from benchmarks.gpu.gpu_bench import Bench
+from benchmarks.gpu.rollout_block import rollout
+from benchmarks.gpu.training_blocks import bad_step, batch_of, memory, steps
+from grpo_stream.train.models.cuda_settings import prepare_cuda
 from grpo_stream.train.models.vision_attention import batch_windows
 from grpo_stream.train.models.zero_leaves import leaf_layers
 from grpo_stream.train.prefix.log_sums import gives_log_sums
 from grpo_stream.train.prefix.ways import PLAIN
+from grpo_stream.train.setup.memory.model_sizes import MetaModel
 
-_BYTES_A_SECOND = 4.8e12  # an H200's memory; an H100's 3.35e12
+_PACKAGES = ("torch", "triton", "transformers", "trl", "deepspeed", "flash_attn")
 
 
-def environment(bench: Bench) -> Figures:
-    """Versions, and what was set."""
-    found: Figures = {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if bench.is_cuda else "cpu",
-        "cuda": torch.version.cuda,
-        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
-    }
+def environment(bench: Bench) -> None:
+    """Versions, what was set, and what the device does at most."""
+    bench.note("python", sys.version.partition(" ")[0])
+    for name in _PACKAGES:
+        bench.note(name, _version_of(name))
+    bench.note("device", torch.cuda.get_device_name() if bench.is_cuda else "cpu")
+    bench.note("cuda", torch.version.cuda)
+    is_on = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    bench.note("cudnn_attention", is_on)
     if bench.is_cuda:
-        torch.zeros(1, device=bench.device)
-        settings = torch.cuda.memory._snapshot()["allocator_settings"]  # noqa: SLF001
-        found["allocator"] = {name: str(value) for name, value in settings.items()}
-    return found
+        bench.note("nccl", ".".join(str(part) for part in torch.cuda.nccl.version()))
+        bench.note("capability", list(torch.cuda.get_device_capability()))
+        bench.note("gigabytes", torch.cuda.get_device_properties(0).total_memory / 1e9)
+        bench.attempt("allocator", _allocator_settings)
+    bench.attempt("bytes_a_second", partial(bytes_a_second, bench))
+    bench.attempt("operations_a_second", partial(operations_a_second, bench))
 
 
-def kernels(bench: Bench) -> Figures:
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _allocator_settings() -> dict[str, str]:
+    torch.zeros(1, device="cuda")
+    settings = torch.cuda.memory._snapshot()["allocator_settings"]  # noqa: SLF001
+    return {name: str(value) for name, value in settings.items()}
+
+
+def kernels(bench: Bench) -> None:
     """Names of what attends and cuts patches, forward and backward."""
     model = bench.policy()
     states = torch.zeros(1, 1, 1, 128, device=bench.device, dtype=torch.bfloat16)
-    log_sums = gives_log_sums(states, states)
+    bench.attempt("log_sums", partial(gives_log_sums, states, states))
+    bench.attempt("kernels", partial(_kernel_names, bench, model))
+
+
+def _kernel_names(bench: Bench, model: Any) -> dict[str, int]:
     bench.train_step(model)
-    activity = ProfilerActivity.CUDA if bench.is_cuda else ProfilerActivity.CPU
-    with profile(activities=[activity]) as profiler:
+    activities = [ProfilerActivity.CPU]
+    if bench.is_cuda:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
         bench.train_step(model)
-    words = ("attention", "fmha", "flash", "cudnn", "conv3d", "convolution")
-    names = {
+        bench.wait()  # for kernels that are still to run
+    device = DeviceType.CUDA if bench.is_cuda else DeviceType.CPU
+    return {
         event.key: event.count
         for event in profiler.key_averages()
-        if any(word in event.key.lower() for word in words)
+        if event.device_type == device
+        and any(word in event.key.lower() for word in OF_ATTENTION_AND_PATCHES)
     }
-    return {"log_sums": log_sums, "kernels": names}
 
 
-def exactness(bench: Bench) -> Figures:
+def exactness(bench: Bench) -> None:
     """Errors of log-probabilities in bfloat16, from plain rows in float32."""
-    found = {}
+    torch.backends.cudnn.allow_tf32 = False  # which is torch's default for convolutions
     with torch.no_grad():
         exact = bench.score(bench.policy(torch.float32, is_ours=False), PLAIN)
-        for name, way, is_ours in (("packed", bench.packed, True), ("plain", PLAIN, False)):
-            own = bench.score(bench.policy(is_ours=is_ours), way)
-            found[f"{name}_error"] = float((own.float() - exact).abs().mean())
-        if not bench.is_cuda or bench.grid == (12, 20):
-            packed = bench.score(bench.policy(torch.float32), bench.packed)
-            found["packed_float32_error"] = float((packed - exact).abs().max())
-    return found
+
+        def error(way: Any, dtype: torch.dtype, *, is_ours: bool, largest: bool = False) -> float:
+            own = bench.score(bench.policy(dtype, is_ours=is_ours), way)
+            distance = (own.float() - exact).abs()
+            return float(distance.max() if largest else distance.mean())
+
+        half, full = torch.bfloat16, torch.float32
+        bench.attempt("plain_error", partial(error, PLAIN, half, is_ours=False))
+        bench.attempt("packed_error", partial(error, bench.packed, half, is_ours=True))
+        packed = partial(error, bench.packed, full, is_ours=True, largest=True)
+        bench.attempt("packed_float32_error", packed)
 
 
-def tower(bench: Bench) -> Figures:
+def tower(bench: Bench) -> None:
     """The vision tower, forward and backward: transformers' own, windows together, flash."""
-    found: Figures = {}
-    features = {}
-    for name, wanted in (("stock", None), ("batched", "auto"), ("flash", "flash_attention_2")):
+    features: dict[str, torch.Tensor] = {}
+
+    def measure(name: str, wanted: str | None) -> float:
         model = bench.policy(is_ours=False)
-        try:
-            if wanted is not None:
-                batch_windows(model, wanted)
-        except ConfigError as error:
-            found[name] = str(error)
-            continue
-        media = make_groups(model, 1, 8, bench.grid).media[0]
+        if wanted is not None:
+            batch_windows(model, wanted)
+        media = make_groups(model, 1, bench.num_generations, bench.grid).media[0]
         encode = partial(_encode, model.model.visual, media)
-        features[name] = encode()
-        found[name] = bench.seconds(encode)
-    difference = (features["stock"] - features["batched"]).abs().max()
-    return found | {"largest_difference": float(difference)}
+        features[name] = encode().float()
+        return bench.seconds(encode)
+
+    for name, wanted in (("stock", None), ("batched", "auto"), ("flash", "flash_attention_2")):
+        bench.attempt(name, partial(measure, name, wanted))
+        if name != "stock" and name in features and "stock" in features:
+            distance = (features[name] - features["stock"]).norm() / features["stock"].norm()
+            bench.note(f"{name}_difference", float(distance))
 
 
 def _encode(visual: Any, media: Any) -> torch.Tensor:
     features: torch.Tensor = visual(media["pixel_values"], media["image_grid_thw"]).pooler_output
-    features.sum().backward()  # type: ignore[no-untyped-call]
+    features.float().sum().backward()  # type: ignore[no-untyped-call]
     return features.detach()
 
 
-def micro_step(bench: Bench) -> Figures:
-    """Seconds of a micro-step: groups, and checkpointing."""
-    found = {}
-    model = bench.policy().train()
+def micro_step(bench: Bench) -> None:
+    """Seconds of a micro-step: groups, and checkpointing; the arithmetic's beside them."""
+    model, counted = bench.policy().train(), MetaModel(bench.config)
+    rate = operations_a_second(bench)
+    bench.note("operations_a_second", rate)
+
+    def measure(num_groups: int) -> dict[str, float]:
+        batch = batch_of(bench, model, num_groups)
+        work = operations_of_micro_step(counted, batch, checkpointing=checkpointing)
+        seconds = bench.seconds(partial(bench.train_step, model, num_groups), times=2)
+        return {"seconds": seconds, "arithmetic": work / rate}
+
     for checkpointing in (True, False):
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
+        bench.set_checkpointing(model, is_wanted=checkpointing)
         for num_groups in (1, 4):
             name = f"{num_groups} groups{', checkpointing' if checkpointing else ''}"
-            found[name] = bench.seconds(partial(bench.train_step, model, num_groups), times=2)
-    return found
+            bench.attempt(name, partial(measure, num_groups))
 
 
-def rollout(bench: Bench) -> Figures:
-    """Seconds of a token of 4 x 8 completions, beside what reading the weights once takes."""
-    found = {}
-    for name, way, is_ours in (("ours", bench.packed, True), ("generate", PLAIN, False)):
-        model = bench.policy(is_ours=is_ours).eval()
-        groups = make_groups(model, 4 if is_ours else 1, 8, bench.grid)
-        sample = partial(way.sample, model, groups, pad_token_id=0)
-        few, many = (
-            bench.seconds(partial(sample, generation_config=sampling_config(number)), times=1)
-            for number in (2, 18)
-        )
-        found[f"{name}, seconds_a_token"] = (many - few) / 16
-        found[f"{name}, prompts"] = len(groups.prompt_ids)
-        num_bytes = sum(one.numel() * one.element_size() for one in model.parameters())
-    return found | {"reading_weights": num_bytes / _BYTES_A_SECOND}
-
-
-def zero(bench: Bench) -> Figures:
+def zero(bench: Bench) -> None:
     """Seconds of forward and backward of one group: plain, stage 3, its leaf modules, stage 2."""
-    import os  # noqa: PLC0415
-
     import deepspeed  # noqa: PLC0415 - slow to import
 
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(alone, MASTER_PORT="0")
     deepspeed.init_distributed("nccl" if bench.is_cuda else "gloo", verbose=False)
-    dtype = torch.bfloat16 if bench.is_cuda else torch.float32
-    found = {}
     for name, stage in (("plain", 0), ("stage 3", 3), ("stage 3, leaves", 3), ("stage 2", 2)):
-        model = bench.policy(dtype).train()
-        engine = _engine(model, stage, has_leaves="leaves" in name) if stage else None
+        bench.attempt(name, partial(_seconds_of_stage, bench, stage, has_leaves="leaves" in name))
 
-        step = bench.train_step if engine is None else partial(_engine_step, bench)
-        found[name] = bench.seconds(partial(step, engine or model))
-    return found
+
+def _seconds_of_stage(bench: Bench, stage: int, *, has_leaves: bool) -> float:
+    model = bench.policy(torch.bfloat16 if bench.is_cuda else torch.float32).train()
+    if not stage:
+        return bench.seconds(partial(bench.train_step, model))
+    engine = _engine(model, stage, has_leaves=has_leaves)
+    try:
+        return bench.seconds(partial(_engine_step, bench, engine))
+    finally:
+        engine.destroy()
 
 
 def _engine_step(bench: Bench, engine: Any) -> None:
@@ -172,16 +197,15 @@ def _engine(model: Any, stage: int, *, has_leaves: bool) -> Any:
 
 
 BLOCKS = (
-    environment, kernels, exactness, tower, micro_step, memory, rollout, zero, bad_step, steps
+    environment, kernels, exactness, tower, micro_step, memory, zero, bad_step, steps, rollout
 )  # fmt: skip
 
 
 def main(name: str, model: str) -> None:
-    """Runs a block; its figures are the last line that it prints."""
-    use_expandable_segments()
-    choose_attention_kernels(cudnn_attention=False)
+    """Runs a block."""
+    prepare_cuda()
     (block,) = (one for one in BLOCKS if one.__name__ == name)
-    print(json.dumps(block(Bench(model))))
+    block(Bench(model))
 
 
 if __name__ == "__main__":

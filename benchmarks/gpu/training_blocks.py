@@ -4,13 +4,14 @@ import argparse
 import logging
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.gpu.gpu_bench import Bench, Figures
+from benchmarks.gpu.gpu_bench import Bench
 from benchmarks.step import step
 from grpo_stream.train.setup.memory.group_memory import Batch
 from grpo_stream.train.setup.memory.memory_estimate import Zero, activation_bytes, head_bytes
@@ -20,29 +21,29 @@ _GB = 10**9
 _BAD_STEP = 2
 
 
-def memory(bench: Bench) -> Figures:
+def memory(bench: Bench) -> None:
     """Gigabytes that a micro-step takes above weights and gradients, beside the estimate's.
 
     On a GPU the peak; elsewhere what autograd keeps, which is all but the head's tiles.
     """
     model, counted = bench.policy().train(), MetaModel(bench.config)
-    found: Figures = {}
-    for checkpointing in (True, False):
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
+
+    def measure(num_groups: int) -> dict[str, float]:
         zero = Zero(1, gradient_checkpointing=checkpointing)
+        batch = batch_of(bench, model, num_groups)
+        estimated = activation_bytes(counted, zero, batch) + head_bytes(counted, zero, batch)
+        measured = _bytes_of_micro_step(bench, model, num_groups)
+        return {"measured": measured / _GB, "estimated": estimated / _GB}
+
+    for checkpointing in (True, False):
+        bench.set_checkpointing(model, is_wanted=checkpointing)
         for num_groups in (1, 4):
-            batch = _batch_of(bench, model, num_groups)
-            estimated = activation_bytes(counted, zero, batch) + head_bytes(counted, zero, batch)
             name = f"{num_groups} groups{', checkpointing' if checkpointing else ''}"
-            measured = _bytes_of_micro_step(bench, model, num_groups)
-            found[name] = {"measured": measured / _GB, "estimated": estimated / _GB}
-    return found
+            bench.attempt(name, partial(measure, num_groups))
 
 
-def _batch_of(bench: Bench, model: Any, num_groups: int) -> Batch:
+def batch_of(bench: Bench, model: Any, num_groups: int) -> Batch:
+    """A micro-step of so many of the bench's groups."""
     (ids,) = bench.groups(model, 1).prompt_ids
     return Batch(
         prompt_tokens=len(ids),
@@ -74,17 +75,18 @@ def _bytes_of_micro_step(bench: Bench, model: Any, num_groups: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def steps(bench: Bench) -> Figures:
+def steps(bench: Bench) -> None:
     """Three whole steps of one group beside trl's own trainer (``python -m benchmarks step``).
 
-    On a GPU with the layers of the 3B model at a quarter of its width.
+    On a GPU with the layers of the 3B model at a quarter of its width. Tokens are sampled eagerly;
+    what compiling changes is the block ``rollout``'s.
     """
     words = ["--num-steps", "3", "--rounds", "1", "--json"]
     if bench.is_cuda:
         words += ["--device", "cuda", "--deep", "--hidden-size", "512", "--num-tokens", "64"]
     else:
         words += ["--hidden-size", "64", "--max-pixels", "25088", "--num-tokens", "4"]
-    figures = step.measure(_step_arguments(words))
+    figures = step.measure(_step_arguments([*words, "--decode", "eager"]))
     names = (
         "step_ratio",
         "rollout_ratio",
@@ -96,15 +98,24 @@ def steps(bench: Bench) -> Figures:
         "num_prompt_tokens",
         "way",
     )
-    return {name: figures[name] for name in names}
+    for name in names:
+        bench.note(name, figures[name])
 
 
-def bad_step(bench: Bench) -> Figures:
+def bad_step(bench: Bench) -> None:
     """What becomes of a step whose gradient is NaN: the second of three, of a small policy."""
     from benchmarks.step.step_run import make_trainer  # noqa: PLC0415 - both trainers
 
     small = ["--hidden-size", "64", "--max-pixels", "25088", "--num-tokens", "4", "--beta", "0"]
-    words = [*small, "--num-steps", "1", "--device", "cuda" if bench.is_cuda else "cpu"]
+    words = [
+        *small,
+        "--num-steps",
+        "1",
+        "--decode",
+        "eager",
+        "--device",
+        "cuda" if bench.is_cuda else "cpu",
+    ]
     with tempfile.TemporaryDirectory() as temp:
         job = step.make_job(_step_arguments(words), Path(temp))
         job |= {"who": "ours", "learning_rate": 1e-3, "max_grad_norm": 1.0}
@@ -119,11 +130,9 @@ def bad_step(bench: Bench) -> Figures:
         finally:
             logger.removeHandler(told)
             trainer.close()
-    return {
-        "moved": watch.moved,
-        "finite": watch.is_finite,
-        "logged": [line for line in told.lines if "is not finite" in line],
-    }
+    bench.note("moved", watch.moved)
+    bench.note("finite", watch.is_finite)
+    bench.note("logged", [line for line in told.lines if "is not finite" in line])
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]

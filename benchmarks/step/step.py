@@ -63,6 +63,7 @@ def add_command(commands: Commands) -> None:
     add("--hidden-size", type=int, default=256, help="of the policy, 4 layers (%(default)s)")
     add("--deep", action="store_true", help="layers of the real model: of Qwen-VL's families")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: bfloat16 (%(default)s)")
+    add("--decode", default="auto", help="of ours: auto, eager or compiled (%(default)s)")
     add("--json", action="store_true", help="print the figures as JSON")
     command.set_defaults(run=run)
 
@@ -134,6 +135,7 @@ def make_job(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "model": str(policy),
         "way": args.way,
         "device": args.device,
+        "decode": args.decode,
         "gradient_checkpointing": args.gradient_checkpointing,
         "records": str(_records(folder, args.image_width)),
         "images_root": str(SCREENSHOTS),

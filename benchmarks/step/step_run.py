@@ -27,6 +27,7 @@ from grpo_stream.grounding.prompts import load_template, messages
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.record_source import RecordSource
+from grpo_stream.train.models.cuda_settings import prepare_cuda
 from grpo_stream.train.models.policy import load_policy
 from grpo_stream.train.models.processor import load_processor, resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
@@ -39,6 +40,7 @@ def main(path: str) -> None:
     """Runs the contestant that the JSON file ``path`` describes; prints its figures as JSON."""
     job = json.loads(Path(path).read_text())
     torch.set_num_threads(job["num_threads"])
+    prepare_cuda()  # for both, so that what is compared is not cuDNN
     trainer = make_trainer(job)
     clock = _Clock()
     spy = _Spy(job, clock, trainer.model.config.text_config.vocab_size)
@@ -93,7 +95,13 @@ def make_trainer(job: dict[str, Any]) -> Any:
     stream = PromptStream(RecordSource(records, root), config)
     if job["who"] == "ours":
         return PersonalizedGRPOTrainer(
-            model, _reward, args, stream, processing_class=processor, shared_prefix=job["way"]
+            model,
+            _reward,
+            args,
+            stream,
+            processing_class=processor,
+            shared_prefix=job["way"],
+            decode=job["decode"],
         )
     template, frame = load_template("point"), answer_frame_for(model.config.model_type)
     rows = []
@@ -147,6 +155,7 @@ class _Clock:
         finally:
             self._depth -= 1
             if self._depth == 0:
+                _wait_for_gpu()
                 self._open[name] += time.perf_counter() - started
 
     def begin(self) -> None:
@@ -160,8 +169,7 @@ class _Clock:
 
     def end(self) -> None:
         """It has ended."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _wait_for_gpu()
         total = time.perf_counter() - self._started
         self.steps.append(total)
         self.cpu.append(time.process_time() - self._cpu_started)
@@ -214,14 +222,14 @@ class _Spy(TrainerCallback):  # type: ignore[misc]
             if self.is_first and torch.is_grad_enabled():
                 self.found["tokens"] = input_ids[:, -keep:].float().cpu().numpy()
                 mask = attention_mask[:, -keep:]
-                self.found["logps"] = (result[0].detach() * mask).cpu().numpy()
+                self.found["logps"] = (result[0].detach() * mask).float().cpu().numpy()
             return result
 
         def lost(*args: Any, **kwargs: Any) -> Any:
             with clock.phase("loss"):
                 result = loss(*args, **kwargs)
             if self.is_first:
-                self.found["loss"] = result.detach().cpu().numpy()
+                self.found["loss"] = result.detach().float().cpu().numpy()
             return result
 
         def tokenized(*args: Any, **kwargs: Any) -> Any:
@@ -253,13 +261,18 @@ class _Spy(TrainerCallback):  # type: ignore[misc]
             grads = [
                 p.grad.flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None
             ]
-            self.found["grad"] = torch.cat(grads).cpu().numpy().copy()
+            self.found["grad"] = torch.cat(grads).float().cpu().numpy().copy()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """See ``TrainerCallback``."""
         self._clock.end()
         self._num_done += 1
         self._clock.begin()
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _peak_bytes(*, reset: bool = False) -> int:

@@ -10,6 +10,16 @@ import torch
 _ALLOCATOR = "expandable_segments:True"
 
 
+def prepare_cuda() -> None:
+    """The first line of every program that computes: memory that grows, no attention of cuDNN's.
+
+    It comes before CUDA is asked for anything. A setting that lets cuDNN in again is heeded later,
+    by :func:`choose_attention_kernels`, still before the first attention.
+    """
+    use_expandable_segments()
+    choose_attention_kernels(cudnn_attention=False)
+
+
 def use_expandable_segments() -> None:
     """Lets CUDA's memory grow in place, unless the environment says something about it.
 

@@ -14,10 +14,7 @@ from trl import GRPOConfig, ModelConfig
 from grpo_stream.printable import printable
 from grpo_stream.stream.world import find_world
 from grpo_stream.train.batches.view_batches import check_view_settings
-from grpo_stream.train.models.cuda_settings import (
-    choose_attention_kernels,
-    use_expandable_segments,
-)
+from grpo_stream.train.models.cuda_settings import choose_attention_kernels, prepare_cuda
 from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.prefix.ways import ways_to_try
 from grpo_stream.train.setup.accelerate_launch import describe_deepspeed, precision_of
@@ -215,8 +212,12 @@ def plan_run(settings: Settings) -> RunPlan:
 
 
 def use_cpu_only() -> bool:
-    """Whether there is no accelerator; DeepSpeed is then told so, which spares a warning."""
-    use_expandable_segments()
+    """Whether there is no accelerator; DeepSpeed is then told so, which spares a warning.
+
+    CUDA is prepared (:func:`~grpo_stream.train.models.cuda_settings.prepare_cuda`) before that is
+    asked, so it is the first thing that a script that trains calls.
+    """
+    prepare_cuda()
     if torch.cuda.is_available():
         return False
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
