@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         f"them visual, with {batch.num_generations} completions of {batch.completion_tokens}: "
         f"{batch.groups_per_micro_step} a micro-step, {batch.prompts_per_rollout} a rollout; "
         f"offload: {args.offload}; gradient checkpointing: "
-        f"{'off' if args.no_gradient_checkpointing else 'on'}"
+        f"{'off' if args.no_gradient_checkpointing else 'on'}; gradients: {args.grad_accum_dtype}"
     )
     width = max(8, *(len(name) + 1 for name in models))
     print(f"{'model':<{width}}{'GPUs':>6}" + "".join(f"{name:>11}" for name in _COLUMNS))
@@ -65,7 +65,8 @@ states     weights, gradients, optimizer: there all the time
 update     peak of a micro-step; rollout: of sampling, with the whole model gathered on each GPU;
 layerwise  of sampling with --ds3_gather_for_generation false: layer by layer, slower
 engine     of it, what a colocated vLLM has (--vllm-gpu-memory-utilization), its weights included
-host       gigabytes of a node's memory for each GPU; DeepSpeed: its own estimate of the states
+host       gigabytes of a node's memory for each GPU; DeepSpeed: its own estimate of the states,
+           which knows nothing of fp32 gradients
 layout     packed, forked: a prompt is computed once for its completions; plain: for each of them
 fits       which of them leave 2 GB of {:g} for CUDA and NCCL: both, layerwise, no"""
 
@@ -82,6 +83,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--gpu-gb", type=float, default=80.0, help="memory of a GPU (%(default)s)")
     add("--offload", choices=("none", "optimizer", "all"), default="none", help="(%(default)s)")
     add("--no-gradient-checkpointing", action="store_true")
+    add(
+        "--grad-accum-dtype",
+        choices=("bf16", "fp32"),
+        default="bf16",
+        help="DeepSpeed's data_types.grad_accum_dtype: fp32 as in ds_configs/"
+        "zero3_float32_sums.json (%(default)s)",
+    )
     add("--with-reference", action="store_true", help="a reference model (beta above 0)")
     add("--vllm-gpu-memory-utilization", type=float, default=0.0, help="trl's; 0: no engine")
     add("--vllm-tensor-parallel-size", type=int, default=1, help="trl's (%(default)s)")
@@ -116,6 +124,7 @@ def row(args: argparse.Namespace, name: str, gpus: int, model: MetaModel) -> dic
         "offload_optimizer": args.offload != "none",
         "offload_param": args.offload == "all",
         "gradient_checkpointing": not args.no_gradient_checkpointing,
+        "gradient_bytes": 4 if args.grad_accum_dtype == "fp32" else None,
         "with_reference": args.with_reference,
         "engine_bytes": int(args.vllm_gpu_memory_utilization * args.gpu_gb * 1e9),
     }

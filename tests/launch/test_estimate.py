@@ -3,11 +3,14 @@ import json
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
+from grpo_stream.train.setup.deepspeed_config import load_zero_config, sums_in_float32
+from grpo_stream.train.setup.memory.memory_estimate import Zero, state_memory
 from grpo_stream.train.setup.memory.model_sizes import MetaModel, find_config
-from tests.launch.support import load_script
+from tests.launch.support import ROOT, load_script
 from tests.train.setup.small_configs import small_config
 
 estimate = load_script("estimate")
+FLOAT32_SUMS = ROOT / "ds_configs/zero3_float32_sums.json"
 
 
 def rows(capsys, *argv):
@@ -35,6 +38,31 @@ def test_deepspeeds_estimate_is_its_own(capsys, offload):
     )
     assert row["DeepSpeed"] == pytest.approx(on_gpu / 1e9)
     assert (row["states"] == 0) == (offload == "all")
+
+
+@pytest.mark.parametrize("offload", ["none", "optimizer"])
+def test_gradients_that_are_summed_in_float32(capsys, offload):
+    """Two bytes more for each weight of a rank's share, where gradients are."""
+    flags = ["--models", "3B", "--gpus", "8", "--offload", offload]
+    (half,) = rows(capsys, *flags)
+    (full,) = rows(capsys, *flags, "--grad-accum-dtype", "fp32")
+    more = 2 * -(-half["weights_of_model"] // 8)
+    assert full["gradients"] - half["gradients"] == (more if offload == "none" else 0)
+    assert full["host_optimizer"] - half["host_optimizer"] == (0 if offload == "none" else more)
+    assert full["update_peak"] - half["update_peak"] == full["gradients"] - half["gradients"]
+    assert full["DeepSpeed"] == half["DeepSpeed"]
+
+
+def test_the_estimate_is_the_preflights(capsys):
+    """Both of one DeepSpeed file, with float32 sums and without."""
+    (row,) = rows(capsys, "--models", "3B", "--gpus", "8", "--grad-accum-dtype", "fp32")
+    cut = Zero(8, gradient_bytes=4 if sums_in_float32(load_zero_config(FLOAT32_SUMS)) else None)
+    expected = state_memory(row["weights_of_model"], cut).states
+    assert row["states"] * 1e9 == pytest.approx(expected, rel=1e-12)
+    (row,) = rows(capsys, "--models", "3B", "--gpus", "8")
+    assert not sums_in_float32(load_zero_config(ROOT / "ds_configs/zero3.json"))
+    expected = state_memory(row["weights_of_model"], Zero(8)).states
+    assert row["states"] * 1e9 == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_table(capsys):

@@ -74,6 +74,18 @@ def sums_of(trainer):
     return getattr(optimizer, "gradient_accumulation_dtype", None)
 
 
+def share_of(trainer):
+    """A rank's share of the weights, and the bytes of its gradients' sums, under stage 3."""
+    weights = list(trainer.model.parameters())
+    if not hasattr(weights[0], "ds_tensor"):
+        return {}
+    optimizer = trainer.model_wrapped.optimizer
+    return {
+        "num_weights": sum(one.ds_tensor.numel() for one in weights),
+        "gradient_bytes": optimizer.grad_partitions_flat_buffer.nbytes,
+    }
+
+
 def main(policy, shards, out, stage, precision):
     start_process_group(use_cpu=True)
     processor = load_processor(policy, max_pixels=112 * 112)
@@ -125,6 +137,7 @@ def main(policy, shards, out, stage, precision):
         "rates": [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e],
         "reward": told,
         "sums": str(sums_of(trainer)),
+        **share_of(trainer),
     }
     Path(out, f"rank-{WORLD.rank}.json").write_text(json.dumps(seen))
     leave_process_group()

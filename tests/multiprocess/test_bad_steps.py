@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grpo_stream.train.models.tiny import make_tiny_policy
+from grpo_stream.train.setup.memory.memory_estimate import Zero, state_memory
 from tests.multiprocess.ranks import run_ranks
 from tests.shards.support import make_sample, write_set
 
@@ -49,6 +50,15 @@ def test_no_rank_takes_the_step(data, tmp_path, stage, num_ranks, precision):
         if stage in ("2", "3"):  # ds_configs/README.md; two micro-steps are added up here
             is_float32 = precision != "bf16"
             assert rank["sums"] == ("torch.float32" if is_float32 else "torch.bfloat16")
+        if stage == "3":  # they take what the estimate says
+            e, sums = (4 if precision == "float32" else 2), (4 if "sums" in precision else None)
+            cut = Zero(1, element_bytes=e, gradient_bytes=sums)
+            expected = state_memory(rank["num_weights"], cut).gradients
+            assert (
+                rank["gradient_bytes"]
+                == expected
+                == (e if sums is None else sums) * rank["num_weights"]
+            )
         assert rank["is_kept"] == [False, True, True, False]
         last = num_ranks - 1
         assert f"the reward its is inf for sample b{last} " in rank["reward"]

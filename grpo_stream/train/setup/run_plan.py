@@ -26,6 +26,7 @@ from grpo_stream.train.setup.arguments import (
 )
 from grpo_stream.train.setup.decode_setting import chosen_decode
 from grpo_stream.train.setup.deepspeed_config import check_batch_arithmetic, load_zero_config
+from grpo_stream.train.setup.memory.micro_batches import micro_step_notes
 from grpo_stream.train.setup.model_checks import check_model
 from grpo_stream.train.setup.open_data import (
     OpenSources,
@@ -171,13 +172,14 @@ def plan_run(settings: Settings) -> RunPlan:
     check_view_settings(task.num_views, args.num_generations)
     num_ranks = settings.run.num_ranks or args.world_size
     num_lanes = checked.num_lanes
-    notes = [*checked.notes, *waiting_notes(settings, num_ranks), *_micro_step_notes(settings)]
+    max_pixels = data.max_pixels if rule is None else rule.max_pixels
+    notes = [*checked.notes, *waiting_notes(settings, num_ranks)]
+    notes += micro_step_notes(settings, max_pixels)
     stream = stream_config(data, num_lanes=num_lanes, seed=args.seed, rule=rule)
     data_sets, eval_data_sets = open_sources(data), open_eval_sources(data)
     plan = data_sets.plan(stream)
     check_template(template, data_sets.sources)
     notes += found.check_prompts(settings, data_sets.sources)
-    max_pixels = data.max_pixels if rule is None else rule.max_pixels
     if eval_data_sets is not None:
         eval_data_sets.plan(replace(stream, num_lanes=num_eval_lanes(args, num_ranks)))
     micro_steps = plan.num_batches * args.steps_per_generation * args.num_iterations
@@ -237,28 +239,6 @@ def waiting_notes(settings: Any, num_ranks: int) -> list[str]:
         for name, limit in limits.items()
         if num_ranks > 1 and limit >= waits
     ]
-
-
-def _micro_step_notes(settings: Settings) -> list[str]:
-    """What would make a global step of fewer kernels, for a dry run or a run on a GPU."""
-    args = settings.args
-    num_micro_steps = args.gradient_accumulation_steps
-    if (
-        (not settings.run.dry_run and args.device.type == "cpu")
-        or settings.task.shared_prefix == "off"
-        or num_micro_steps == 1
-        or num_micro_steps != args.steps_per_generation
-        or args.per_device_train_batch_size % args.num_generations
-    ):
-        return []
-    size = args.per_device_train_batch_size
-    note = (
-        f"per_device_train_batch_size={size * num_micro_steps}, gradient_accumulation_steps=1 is "
-        f"the same global step as {size} x {num_micro_steps} with fewer kernels, where memory "
-        "allows (launch/estimate.py --groups-per-micro-step "
-        f"{size * num_micro_steps // args.num_generations})"
-    )
-    return [note]
 
 
 def _check_early(flags: Namespace, world_size: int) -> None:

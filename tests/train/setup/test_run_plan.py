@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,13 @@ from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.record_source import RecordSource
 from grpo_stream.stream.stream_sample import StreamSample
+from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.observe.metrics import short_line
 from grpo_stream.train.setup.arguments import DataArguments
+from grpo_stream.train.setup.memory.group_memory import Batch
+from grpo_stream.train.setup.memory.memory_estimate import Zero, estimate
+from grpo_stream.train.setup.memory.micro_batches import bytes_of_joining
+from grpo_stream.train.setup.memory.model_sizes import MetaModel, find_config
 from grpo_stream.train.setup.open_data import (
     check_all_have_images,
     open_source,
@@ -21,7 +27,7 @@ from grpo_stream.train.setup.open_data import (
 from grpo_stream.train.setup.run_plan import parse_settings, plan_run
 from grpo_stream.train.setup.run_summary import describe_prompt
 from shard_builder.datasets.index_tars import index_tars
-from tests.launch.support import load_script
+from tests.launch.support import ROOT, load_script
 from tests.train.support import write_mixed_set, write_shapes
 
 
@@ -345,6 +351,32 @@ def test_a_dry_run_advises_micro_batches_of_several_groups(shapes, flags, advise
         found = [note for note in notes if note.startswith("per_device_train_batch_size=")]
         assert len(found) == len(wanted) * (is_dry == "true")
         assert all(note.startswith(one) for note, one in zip(found, wanted, strict=False))
+        assert all("where memory allows" in note for note in found)  # of an unknown model
+
+
+def test_the_advice_names_what_it_costs(shapes):
+    """By the estimate of the same model and the same groups, as the command that it names."""
+    flags = ["--model_name_or_path", "some/Qwen2.5-VL-3B", "--max_pixels", "1003520", "--bf16"]
+    flags += ["true", "--num_generations", "8", "--per_device_train_batch_size", "8"]
+    flags += ["--max_completion_length", "64", "--gradient_accumulation_steps", "4"]
+    notes = plan_run(settings(shapes, *flags, "--num_ranks", "2", "--dry_run", "true")).notes
+    (note,) = (one for one in notes if "same global step" in one)
+    assert "launch/estimate.py --groups-per-micro-step 4" in note
+    model, zero, batch = MetaModel(find_config("3B")), Zero(2), Batch()
+    one, four = (
+        estimate(model, zero, replace(batch, groups_per_micro_step=number)).update_peak
+        for number in (1, 4)
+    )
+    assert bytes_of_joining(model, zero, batch, 4) == four - one
+    assert f"for {(four - one) / 1e9:.1f} GB more of each GPU" in note
+    assert four - one > 1e9
+
+
+def test_groups_that_are_computed_one_after_another_are_not_advised(shapes, tmp_path):
+    make_tiny_policy(tmp_path, ["click"], family="gemma3")
+    words = ["--model_name_or_path", str(tmp_path), "--gradient_accumulation_steps", "2"]
+    notes = plan_run(settings(shapes, *words, "--dry_run", "true")).notes
+    assert not any("same global step" in note for note in notes)
 
 
 @pytest.fixture(scope="module")
