@@ -25,23 +25,30 @@ _ALONE = {
 """torch's variables for a process that no launcher started."""
 
 _LOST = (
-    "gloo",
-    "NCCL",
-    "ncclRemoteError",
-    "ncclSystemError",
-    "TCPStore",
+    "gloo/",  # a file of its sources, in nearly all of its errors
     "Connection closed by peer",
-    "Application timeout caused pair closure",  # gloo's, without its name
-    "collective operation timeout",  # of torch's watchdog over NCCL, without its name
+    "Application timeout caused pair closure",
+    "TCPStore",
+    "NCCL error",  # a result, with its name behind it
+    "NCCL communicator was aborted",
+    "NCCL timeout in communicator initialization",
+    "Some NCCL operations have failed or timed out",
+    "Watchdog caught collective operation timeout",
 )
-"""Words of torch's errors when another rank does not answer; those of gloo are RuntimeErrors."""
+"""Words of torch's errors when another rank does not answer; those of gloo are RuntimeErrors.
+
+Those of NCCL: torch 2.8 to 2.13, ProcessGroupNCCL.cpp and NCCLUtils.cpp.
+"""
 
 _OWN_FAULT = (
     "ncclInvalidArgument",
     "ncclInvalidUsage",  # two ranks on one GPU, for example
     "ncclUnhandledCudaError",
+    "no socket interface found",  # NCCL_SOCKET_IFNAME names none of this node
+    "shared memory segment",  # a container whose /dev/shm is too small
+    "enforce fail",  # gloo's, when ranks come with tensors of different sizes
 )
-"""Results of NCCL that are of this rank alone (torch 2.13, NCCLUtils.hpp)."""
+"""What is of this rank alone, or a mistake in the program, though the same errors say it."""
 
 
 def start_process_group(*, use_cpu: bool) -> None:
@@ -138,7 +145,11 @@ class BoundWaiting(TrainerCallback):
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether an error means that another rank has gone, or did not answer in time."""
+    """Whether an error means that another rank has gone, or did not answer in time.
+
+    NCCL's watchdog, a thread of torch's, ends the process by itself: that is no error here
+    (docs/cluster.md).
+    """
     if any(word in str(error) for word in _OWN_FAULT):
         return False
     if isinstance(error, torch.distributed.DistError):

@@ -27,7 +27,7 @@ from grpo_stream.train.setup.open_data import (
 from grpo_stream.train.setup.run_plan import parse_settings, plan_run
 from grpo_stream.train.setup.run_summary import describe_prompt
 from shard_builder.datasets.index_tars import index_tars
-from tests.launch.support import ROOT, load_script
+from tests.launch.support import load_script
 from tests.train.support import write_mixed_set, write_shapes
 
 
