@@ -8,11 +8,11 @@ from deepspeed.runtime.zero import stage3
 from deepspeed.utils import get_z3_leaf_modules
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from grpo_stream.train.models.tiny import make_tiny_policy
+from grpo_stream.train.models.tiny import TINY_FAMILIES, make_tiny_policy
 from grpo_stream.train.models.zero_leaves import leaf_layers
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "gemma3"])
+@pytest.fixture(scope="module", params=TINY_FAMILIES)
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     make_tiny_policy(folder, ["click on it"], family=request.param)
