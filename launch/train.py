@@ -25,9 +25,9 @@ from grpo_stream.train.checkpoints.universal import fitting_marker
 from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
 from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.cluster.launched_run import run_script
-from grpo_stream.train.cluster.process_group import BoundWaiting
+from grpo_stream.train.cluster.process_group import CollectiveTimeout
 from grpo_stream.train.cluster.same_settings import check_agreement, run_settings
-from grpo_stream.train.cluster.stop_on_request import StopOnDemand
+from grpo_stream.train.cluster.stop_on_request import StopOnRequest
 from grpo_stream.train.cluster.waiting import WaitForFirstStep, waiting_for
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.observe.known_warnings import ignore_known_warnings
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def train(
-    settings: Settings, plan: RunPlan, stop: StopOnDemand | None = None
+    settings: Settings, plan: RunPlan, stop: StopOnRequest | None = None
 ) -> PersonalizedGRPOTrainer:
     """Builds stream and trainer, and trains; returns the trainer.
 
@@ -70,10 +70,10 @@ def train(
     """
     args = settings.args
     with holding_on_rank_0(Path(args.output_dir), is_rank_0=args.process_index == 0):
-        return _train(settings, plan, stop or StopOnDemand())
+        return _train(settings, plan, stop or StopOnRequest())
 
 
-def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> PersonalizedGRPOTrainer:
+def _train(settings: Settings, plan: RunPlan, stop: StopOnRequest) -> PersonalizedGRPOTrainer:
     args, data, task = settings.args, settings.data, settings.task
     checkpoint = choose_checkpoint(
         args.resume_from_checkpoint, Path(args.output_dir), looks=args.should_save
@@ -135,7 +135,7 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnDemand) -> Personalize
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     first_step = WaitForFirstStep()
-    for callback in (ShortProgressCallback(), BoundWaiting(), first_step, stop):
+    for callback in (ShortProgressCallback(), CollectiveTimeout(), first_step, stop):
         trainer.add_callback(callback)
     HealthLog.of_trainer(trainer).add_to(trainer)
     with first_step:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_stream.errors import StoreError
-from grpo_stream.storage.retry_policy import Patience, RetryRules
+from grpo_stream.storage.retry_policy import Retrier, RetryRules
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class StoreModel:
 class StoreTimes:
     """Draws how long reads take, retries included.
 
-    Failures go through :meth:`Patience.run` itself, on the simulation's clock: its delays are the
+    Failures go through :meth:`Retrier.run` itself, on the simulation's clock: its delays are the
     real ones. Tries later than the deadline end a run; here they are counted as ``num_given_up``.
 
     Args:
@@ -55,7 +55,7 @@ class StoreTimes:
         self.model, self.rules = model, rules
         self._rng = np.random.default_rng(seed)
         self._clock = _Clock(0.0)
-        self._patience = Patience(
+        self._retrier = Retrier(
             rules, clock=self._clock.read, sleep=self._clock.sleep, draw=self._rng.uniform
         )
         self.num_tries = 0
@@ -85,10 +85,10 @@ class StoreTimes:
         self.num_tries += size
         for place in np.flatnonzero(fails):
             start = float(starts[place])
-            seconds[place] = self._patient(start, float(chance[place]), float(seconds[place]))
+            seconds[place] = self._retried(start, float(chance[place]), float(seconds[place]))
         return seconds
 
-    def _patient(self, start: float, chance: float, good_seconds: float) -> float:
+    def _retried(self, start: float, chance: float, good_seconds: float) -> float:
         clock, first = self._clock, [chance]
         clock.now = start
 
@@ -102,7 +102,7 @@ class StoreTimes:
                 raise StoreError(cause, "simulated")
 
         try:
-            self._patience.run(attempt)
+            self._retrier.run(attempt)
         except StoreError:
             self.num_given_up += 1
         return clock.now - start

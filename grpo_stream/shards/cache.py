@@ -14,7 +14,7 @@ from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.cache_fetcher import MAX_ANNOUNCED, CacheCounts, ShardFetcher
 from grpo_stream.shards.cache_folder import CacheFolder, OpenShard
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.storage.blobs import Data, Listed, Range, cut, neighbours, span
+from grpo_stream.storage.blobs import BlobInfo, Data, Range, adjacent_runs, cut, span
 from grpo_stream.storage.store import Store
 
 __all__ = ["MAX_ANNOUNCED", "CacheCounts", "ShardCache"]
@@ -172,7 +172,7 @@ class ShardCache:
         """See :meth:`Store.sizes`."""
         return self._store.sizes()
 
-    def listing(self) -> dict[str, Listed]:
+    def listing(self) -> dict[str, BlobInfo]:
         """See :meth:`Store.listing`."""
         return self._store.listing()
 
@@ -192,7 +192,7 @@ class ShardCache:
         found = None if shard is None else self._read_cached(name, shard, ranges)
         if found is not None:
             return found
-        runs = neighbours(ranges)
+        runs = adjacent_runs(ranges)
         return [data for run in runs for data in cut(self._read_through(name, *span(run)), run)]
 
     def _read_through(self, name: str, offset: int, num_bytes: int) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from grpo_stream.errors import StoreError
-from grpo_stream.shards.cache_folder import CacheFolder, Download, OpenShard, Refusal
+from grpo_stream.shards.cache_folder import CacheFolder, CacheRefusal, Download, OpenShard
 from grpo_stream.storage.blobs import first_line
 from grpo_stream.storage.store import Store
 
@@ -266,11 +266,11 @@ class ShardFetcher:
         download.discard()
         return None
 
-    def _put_off(self, name: str, refusal: Refusal) -> None:
+    def _put_off(self, name: str, refusal: CacheRefusal) -> None:
         with self._changed:
-            if refusal is Refusal.FULL:
+            if refusal is CacheRefusal.FULL:
                 self._full_until = time.monotonic() + _FULL_SECONDS
-            elif refusal is Refusal.BUSY:
+            elif refusal is CacheRefusal.BUSY:
                 self._not_before[name] = time.monotonic() + _POLL_SECONDS
 
     def _fail(self, message: str, name: str | None = None) -> None:

@@ -30,7 +30,7 @@ _TOUCH_SECONDS = 5.0
 _MODE = 0o666  # less the umask, as for any file
 
 
-class Refusal(enum.Enum):
+class CacheRefusal(enum.Enum):
     """Why a shard is not to be fetched now."""
 
     HERE = "it is in the folder already"
@@ -126,7 +126,9 @@ class CacheFolder:
             if shard is None or _is_at(shard.descriptor, path):
                 path.unlink()
 
-    def reserve(self, name: str, num_bytes: int, keep: Collection[str]) -> "Download | Refusal":
+    def reserve(
+        self, name: str, num_bytes: int, keep: Collection[str]
+    ) -> "Download | CacheRefusal":
         """Makes room for a shard and starts its file.
 
         Files are evicted only when that gives enough room, the ones whose last use is longest ago
@@ -145,12 +147,12 @@ class CacheFolder:
             part = self.part_path(name)
             files = self._list()
             if any(file.path == path and file.num_bytes == num_bytes for file in files):
-                return Refusal.HERE
+                return CacheRefusal.HERE
             if any(file.path == part for file in files):
-                return Refusal.BUSY
+                return CacheRefusal.BUSY
             kept = {self._path(other) for other in keep}
             if not self._make_room(files, num_bytes, kept):
-                return Refusal.FULL
+                return CacheRefusal.FULL
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
             download = Download(self, name, OpenShard(descriptor))
             try:

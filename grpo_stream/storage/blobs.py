@@ -26,7 +26,7 @@ Data = bytes | memoryview
 """What was read: a view where it is in memory that is not Python's."""
 
 
-class Listed(NamedTuple):
+class BlobInfo(NamedTuple):
     """A blob as a listing tells of it."""
 
     num_bytes: int
@@ -58,7 +58,7 @@ def check_length(data: _Bytes, url: str, name: str, offset: int, num_bytes: int)
     return data
 
 
-def neighbours(ranges: Sequence[Range]) -> list[list[Range]]:
+def adjacent_runs(ranges: Sequence[Range]) -> list[list[Range]]:
     """``ranges`` in their order, in runs in which each begins where the one before it ends."""
     runs: list[list[Range]] = []
     end = -1

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from grpo_stream.storage.blobs import Data, Listed, Range
+from grpo_stream.storage.blobs import BlobInfo, Data, Range
 from grpo_stream.storage.store_protocol import Store
 
 _ELSEWHERE = re.compile(r"([0-9]+)/(.+)")
@@ -97,7 +97,7 @@ class JoinedStore:
         """See :meth:`Store.sizes`; of the main store."""
         return self.main.sizes()
 
-    def listing(self) -> dict[str, Listed]:
+    def listing(self) -> dict[str, BlobInfo]:
         """See :meth:`Store.listing`; of the main store."""
         return self.main.listing()
 

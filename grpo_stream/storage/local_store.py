@@ -17,7 +17,7 @@ from grpo_stream.storage.atomic_files import (
     read_at,
     write_atomic,
 )
-from grpo_stream.storage.blobs import Listed, Range, check_length, check_name, store_error
+from grpo_stream.storage.blobs import BlobInfo, Range, check_length, check_name, store_error
 from grpo_stream.storage.store_protocol import CLOUD_SCHEMES
 
 _STREAM_BUFFER_BYTES = 2**20
@@ -195,9 +195,9 @@ class LocalStore:
         """See :meth:`Store.sizes`; hidden files are left out."""
         return {name: self.size(name) for name in self.list_names()}
 
-    def listing(self) -> dict[str, Listed]:
+    def listing(self) -> dict[str, BlobInfo]:
         """See :meth:`Store.listing`; files have no tags."""
-        return {name: Listed(num_bytes, "") for name, num_bytes in self.sizes().items()}
+        return {name: BlobInfo(num_bytes, "") for name, num_bytes in self.sizes().items()}
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`; hidden files and folders are left out, links are followed."""

@@ -15,19 +15,19 @@ from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.printable import has_user, mask_secrets
 from grpo_stream.storage.ask_server import address_of, other_host, retry_after_seconds
 from grpo_stream.storage.blobs import (
+    BlobInfo,
     Data,
-    Listed,
     Range,
+    adjacent_runs,
     check_length,
     check_name,
     cut,
     first_line,
-    neighbours,
     span,
     store_error,
 )
 from grpo_stream.storage.error_causes import asks_to_wait, cause_of, explain
-from grpo_stream.storage.retry_policy import Patience
+from grpo_stream.storage.retry_policy import Retrier
 
 _SILENT_SECONDS = 60.0  # in which a server that named no time to wait is not asked again
 
@@ -57,8 +57,8 @@ class ObjectStore:
             ``https://host/folder``. Credentials and endpoints come from the provider's
             environment variables, which ``docs/storage.md`` lists; an endpoint may be plain http.
         client: An obstore store to use in place of the one that ``url`` names.
-        patience: Time-outs of each request, and how a stream that broke off is resumed. Each read
-            is then one request that is not repeated: that is PatientStore's part. What is written,
+        retrier: Time-outs of each request, and how a stream that broke off is resumed. Each read
+            is then one request that is not repeated: that is RetryingStore's part. What is written,
             and all without it, obstore repeats by its own rules.
 
     Raises:
@@ -67,7 +67,7 @@ class ObjectStore:
 
     _used_in_pid: ClassVar[int | None] = None
 
-    def __init__(self, url: str, client: Any = None, *, patience: Patience | None = None) -> None:
+    def __init__(self, url: str, client: Any = None, *, retrier: Retrier | None = None) -> None:
         try:
             import obstore  # noqa: PLC0415 - an extra: only those who read from buckets need it
             from obstore.store import HTTPStore, from_url  # noqa: PLC0415
@@ -86,7 +86,7 @@ class ObjectStore:
         try:
             if client is None:
                 make = partial(from_url, _literal(url))
-                client = make(**_options(url, patience))
+                client = make(**_options(url, retrier))
         except (obstore.exceptions.BaseError, ValueError) as error:
             expected = f"obstore refuses it ({first_line(error)}); {_hint(url)}"
             raise ConfigError("url", url, expected) from error
@@ -94,8 +94,8 @@ class ObjectStore:
         self._address = url  # with its query: for requests, never for messages
         self._may_be_sent_on = _sends_secrets(url, client)
         self._ask_from = 0.0
-        self._patience = patience
-        if patience is not None and make is not None:
+        self._retrier = retrier
+        if retrier is not None and make is not None:
             self._writer = make(**_options(url, None))
         self._is_web = isinstance(client, HTTPStore)
 
@@ -127,7 +127,7 @@ class ObjectStore:
 
         A request of many costs two thirds of the CPU of one that is made alone.
         """
-        runs = neighbours(ranges)
+        runs = adjacent_runs(ranges)
         starts, sizes = zip(*map(span, runs), strict=True)
         answers = self._call(
             "unreadable",
@@ -222,12 +222,12 @@ class ObjectStore:
         """See :meth:`Store.sizes`; plain web servers cannot list (cause ``unreadable``)."""
         return {name: found.num_bytes for name, found in self.listing().items()}
 
-    def listing(self) -> dict[str, Listed]:
+    def listing(self) -> dict[str, BlobInfo]:
         """See :meth:`Store.listing`; plain web servers cannot list (cause ``unreadable``)."""
         found = self._call(
             "unreadable", None, lambda c, _: self._obstore.list_with_delimiter(c)["objects"]
         )
-        return {entry["path"]: Listed(entry["size"], _tag(entry)) for entry in found}
+        return {entry["path"]: BlobInfo(entry["size"], _tag(entry)) for entry in found}
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`; plain web servers cannot list (cause ``unreadable``)."""
@@ -254,14 +254,14 @@ class ObjectStore:
                 broken = StoreError("broken_off", detail)
             except StoreError as error:
                 broken = error
-            if self._patience is not None:
-                self._patience.counters.add_retry(broken.cause, 0.0)
+            if self._retrier is not None:
+                self._retrier.counters.add_retry(broken.cause, 0.0)
             # The next request must bring a piece: a read never goes round without progress.
             options: dict[str, Any] = {"range": {"offset": position}}
             if tag:
                 options["if_match"] = tag
             try:
-                pieces = self._patiently(partial(self._go_on, name, options))
+                pieces = self._with_retries(partial(self._go_on, name, options))
             except StoreError as error:
                 # Whoever reads from the start again gets over the one, not over the other.
                 raise broken if error.cause == "range_ignored" else error from None
@@ -284,12 +284,12 @@ class ObjectStore:
 
     def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
-            if self._patience is not None:
-                self._patience.counters.add(num_bytes=len(piece))
+            if self._retrier is not None:
+                self._retrier.counters.add(num_bytes=len(piece))
             yield piece
 
-    def _patiently(self, action: Callable[[], _Result]) -> _Result:
-        return action() if self._patience is None else self._patience.run(action)
+    def _with_retries(self, action: Callable[[], _Result]) -> _Result:
+        return action() if self._retrier is None else self._retrier.run(action)
 
     def _call(self, cause: str, name: str | None, action: Any) -> Any:
         self._check_process()
@@ -303,7 +303,7 @@ class ObjectStore:
             if cause == "unwritable" and found not in ("not_found", "no_bucket", "exists"):
                 found = cause
             told = explain(found, self.url, name or "listing", error)
-            if name is not None and self._patience is not None and asks_to_wait(error):
+            if name is not None and self._retrier is not None and asks_to_wait(error):
                 told.retry_after_seconds = self._ask_how_long(name)
             raise told from None
 
@@ -368,7 +368,7 @@ class _RawStream(io.RawIOBase):
         return num_bytes
 
 
-def _options(url: str, patience: Patience | None) -> dict[str, Any]:
+def _options(url: str, retrier: Retrier | None) -> dict[str, Any]:
     """Keyword arguments of obstore's ``from_url``."""
     scheme = _scheme(url)
     client: dict[str, Any] = {}
@@ -386,8 +386,8 @@ def _options(url: str, patience: Patience | None) -> dict[str, Any]:
         place = emulator if "://" in emulator else f"http://{emulator}"
         options["config"] = {"base_url": place, "bearer_token": "emulator"}
         client["allow_http"] = True
-    if patience is not None:
-        rules = patience.rules
+    if retrier is not None:
+        rules = retrier.rules
         client["connect_timeout"] = timedelta(seconds=rules.connect_timeout_seconds)
         client["read_timeout"] = timedelta(seconds=rules.stall_timeout_seconds)
         client["timeout"] = timedelta(seconds=rules.request_timeout_seconds)

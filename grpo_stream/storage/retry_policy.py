@@ -121,11 +121,11 @@ class ReadCounters:
             return replace(self._counts)
 
 
-class _GivenUpError(StoreError):
+class _DeadlinePassedError(StoreError):
     """Its deadline has passed, so no loop around that loop tries again."""
 
 
-class Patience:
+class Retrier:
     """The loop of tries: one for a store, used by all threads that read from it.
 
     Args:
@@ -179,7 +179,7 @@ class Patience:
     def _wait(self, error: StoreError, num_tries: int, start: float) -> None:
         """Waits for the next try, or raises ``error``."""
         rules, counters = self.rules, self.counters
-        if error.cause not in TRANSIENT_CAUSES or isinstance(error, _GivenUpError):
+        if error.cause not in TRANSIENT_CAUSES or isinstance(error, _DeadlinePassedError):
             counters.add(num_requests=1, num_failures=1)
             raise error
         # 2**30 times any first delay is above any longest one, and no float overflows.
@@ -195,7 +195,7 @@ class Patience:
             asked = error.retry_after_seconds
             wish = f"; the server asks to wait {asked:.0f} s" if asked else ""
             detail = f"{error.detail} (given up after {tries} in {spent:.1f} s{wish})"
-            raise _GivenUpError(error.cause, detail) from error
+            raise _DeadlinePassedError(error.cause, detail) from error
         if self._is_closed.is_set():
             counters.add(num_requests=1, num_failures=1)
             raise _closed(error) from error
@@ -210,5 +210,5 @@ class Patience:
             raise _closed(error) from error
 
 
-def _closed(error: StoreError) -> _GivenUpError:
-    return _GivenUpError(error.cause, f"{error.detail} (not tried again: it was closed)")
+def _closed(error: StoreError) -> _DeadlinePassedError:
+    return _DeadlinePassedError(error.cause, f"{error.detail} (not tried again: it was closed)")

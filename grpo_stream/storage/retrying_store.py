@@ -5,28 +5,28 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO, TypeVar
 
 from grpo_stream.errors import StoreError
-from grpo_stream.storage.blobs import Data, Listed, Range, neighbours
+from grpo_stream.storage.blobs import BlobInfo, Data, Range, adjacent_runs
 from grpo_stream.storage.error_causes import TRANSIENT_CAUSES
 from grpo_stream.storage.local_store import open_folder
 from grpo_stream.storage.object_store import ObjectStore
-from grpo_stream.storage.retry_policy import Patience, ReadCounters, ReadCounts, RetryRules
+from grpo_stream.storage.retry_policy import ReadCounters, ReadCounts, Retrier, RetryRules
 from grpo_stream.storage.store_protocol import Store, is_object_store
 
 __all__ = [
-    "Patience",
-    "PatientStore",
     "ReadCounters",
     "ReadCounts",
+    "Retrier",
     "RetryRules",
-    "open_patient",
+    "RetryingStore",
+    "open_retrying",
 ]
 
 
 _Result = TypeVar("_Result")
 
 
-class PatientStore:
-    """A store that reads through :meth:`Patience.run`. See :class:`~.store.Store`.
+class RetryingStore:
+    """A store that reads through :meth:`Retrier.run`. See :class:`~.store.Store`.
 
     Reads, sizes and the opening of a stream are tried again for the causes in
     :data:`~grpo_stream.storage.error_causes.TRANSIENT_CAUSES` until the deadline, listings too;
@@ -34,13 +34,13 @@ class PatientStore:
 
     Args:
         inner: Where to read.
-        patience: Rules, counters and clock.
+        retrier: Rules, counters and clock.
     """
 
-    def __init__(self, inner: Store, patience: Patience | None = None) -> None:
+    def __init__(self, inner: Store, retrier: Retrier | None = None) -> None:
         self._inner = inner
-        self._patience = patience or Patience()
-        self.counters = self._patience.counters
+        self._retrier = retrier or Retrier()
+        self.counters = self._retrier.counters
 
     @property
     def url(self) -> str:
@@ -49,13 +49,13 @@ class PatientStore:
 
     def read(self, name: str) -> bytes:
         """See :meth:`Store.read`."""
-        data = self._patience.run(lambda: self._inner.read(name))
+        data = self._retrier.run(lambda: self._inner.read(name))
         self.counters.add(num_bytes=len(data))
         return data
 
     def read_range(self, name: str, offset: int, num_bytes: int) -> bytes:
         """See :meth:`Store.read_range`."""
-        data = self._patience.run(
+        data = self._retrier.run(
             lambda: _twice(lambda: self._inner.read_range(name, offset, num_bytes))
         )
         self.counters.add(num_bytes=num_bytes)
@@ -67,7 +67,7 @@ class PatientStore:
         When one request of several fails, each is made again alone, one after another: a server
         that refuses some is not asked for all of them again.
         """
-        runs = neighbours(ranges)
+        runs = adjacent_runs(ranges)
         if len(runs) > 1:
             try:
                 found = self._inner.read_ranges(name, ranges)
@@ -85,19 +85,19 @@ class PatientStore:
 
     def open_stream(self, name: str) -> BinaryIO:
         """See :meth:`Store.open_stream`; the stream's own reads are as patient as the inner's."""
-        return self._patience.run(lambda: self._inner.open_stream(name))
+        return self._retrier.run(lambda: self._inner.open_stream(name))
 
     def exists(self, name: str) -> bool:
         """See :meth:`Store.exists`."""
-        return self._patience.run(lambda: self._inner.exists(name))
+        return self._retrier.run(lambda: self._inner.exists(name))
 
     def size(self, name: str) -> int:
         """See :meth:`Store.size`."""
-        return self._patience.run(lambda: self._inner.size(name))
+        return self._retrier.run(lambda: self._inner.size(name))
 
     def close(self) -> None:
         """Ends all tries that wait; reads after that are tried once."""
-        self._patience.close()
+        self._retrier.close()
 
     def write(self, name: str, data: bytes) -> None:
         """See :meth:`Store.write`."""
@@ -117,22 +117,22 @@ class PatientStore:
 
     def list_names(self) -> list[str]:
         """See :meth:`Store.list_names`."""
-        return self._patience.run(self._inner.list_names)
+        return self._retrier.run(self._inner.list_names)
 
     def sizes(self) -> dict[str, int]:
         """See :meth:`Store.sizes`."""
-        return self._patience.run(self._inner.sizes)
+        return self._retrier.run(self._inner.sizes)
 
-    def listing(self) -> dict[str, Listed]:
+    def listing(self) -> dict[str, BlobInfo]:
         """See :meth:`Store.listing`."""
-        return self._patience.run(self._inner.listing)
+        return self._retrier.run(self._inner.listing)
 
     def walk(self, prefix: str = "") -> list[str]:
         """See :meth:`Store.walk`."""
-        return self._patience.run(lambda: self._inner.walk(prefix))
+        return self._retrier.run(lambda: self._inner.walk(prefix))
 
     def _read_run(self, name: str, run: Sequence[Range]) -> Sequence[Data]:
-        found = self._patience.run(lambda: _twice(lambda: self._inner.read_ranges(name, run)))
+        found = self._retrier.run(lambda: _twice(lambda: self._inner.read_ranges(name, run)))
         self.counters.add(num_bytes=sum(size for _, size in run))
         return found
 
@@ -150,11 +150,11 @@ def _twice(read: Callable[[], _Result]) -> _Result:
         return read()
 
 
-def open_patient(
+def open_retrying(
     url: str | os.PathLike[str],
     rules: RetryRules | None = None,
     counters: ReadCounters | None = None,
-) -> PatientStore:
+) -> RetryingStore:
     """The store that a path or URL names, for reading over a network that fails.
 
     As :func:`~grpo_stream.storage.store.open_store`, by rules of the caller's own: each try is one
@@ -168,7 +168,7 @@ def open_patient(
     Raises:
         ConfigError: as ``open_store``.
     """
-    patience = Patience(rules, counters)
+    retrier = Retrier(rules, counters)
     text = os.fspath(url)
-    inner = ObjectStore(text, patience=patience) if is_object_store(text) else open_folder(text)
-    return PatientStore(inner, patience)
+    inner = ObjectStore(text, retrier=retrier) if is_object_store(text) else open_folder(text)
+    return RetryingStore(inner, retrier)

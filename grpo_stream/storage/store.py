@@ -4,8 +4,8 @@ import os
 
 from grpo_stream.storage.local_store import LocalStore, open_folder
 from grpo_stream.storage.object_store import ObjectStore
-from grpo_stream.storage.retry_policy import Patience, RetryRules
-from grpo_stream.storage.retrying_store import PatientStore
+from grpo_stream.storage.retry_policy import Retrier, RetryRules
+from grpo_stream.storage.retrying_store import RetryingStore
 from grpo_stream.storage.store_protocol import Store, is_object_store
 
 __all__ = ["LocalStore", "ObjectStore", "Store", "is_object_store", "open_store"]
@@ -33,5 +33,5 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     text = os.fspath(url)
     if not is_object_store(text):
         return open_folder(text)
-    patience = Patience(BUILDER_RULES)
-    return PatientStore(ObjectStore(text, patience=patience), patience)
+    retrier = Retrier(BUILDER_RULES)
+    return RetryingStore(ObjectStore(text, retrier=retrier), retrier)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 
-from grpo_stream.storage.blobs import Data, Listed, Range
+from grpo_stream.storage.blobs import BlobInfo, Data, Range
 
 CLOUD_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 
@@ -75,7 +75,7 @@ class Store(Protocol):
     def sizes(self) -> dict[str, int]:
         """Size in bytes of each blob at the top of the store, by name; one listing."""
 
-    def listing(self) -> dict[str, Listed]:
+    def listing(self) -> dict[str, BlobInfo]:
         """Size and tag of each blob at the top of the store, by name; one listing."""
 
     def walk(self, prefix: str = "") -> list[str]:

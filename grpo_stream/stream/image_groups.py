@@ -138,10 +138,10 @@ class ImageGroupSource(SourceOverSource[ShardSource]):
         (encoded,) = self.fetch(shard, [sample])
         return encoded.sample()
 
-    def distrust(self, shard: int) -> None:
-        """See :meth:`grpo_stream.stream.sources.Source.distrust`."""
+    def invalidate(self, shard: int) -> None:
+        """See :meth:`grpo_stream.stream.sources.Source.invalidate`."""
         self._starts.cache_clear()
-        super().distrust(shard)
+        super().invalidate(shard)
 
     def describe(self, shard: int, sample: int) -> str:
         """Names a group for people, without reading it."""

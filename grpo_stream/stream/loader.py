@@ -29,10 +29,10 @@ from typing import Any, Generic, TypeVar
 from grpo_stream.errors import ConfigError
 from grpo_stream.order.cursor import Cursor
 from grpo_stream.stream.pipeline.decode_processes import DecodeProcesses, worker_died
-from grpo_stream.stream.pipeline.fetcher import Fetcher, Wanted
+from grpo_stream.stream.pipeline.fetcher import Fetcher, FetchRequest
 from grpo_stream.stream.pipeline.look_ahead import LookAhead
 from grpo_stream.stream.pipeline.malloc_tuning import keep_freed_memory
-from grpo_stream.stream.pipeline.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.pending_samples import PendingSamples
 from grpo_stream.stream.pipeline.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Outcome, PromptStream, SlotPlace, is_damage
 from grpo_stream.stream.stream_sample import StreamSample
@@ -56,13 +56,13 @@ class _Work(Generic[T]):
     slots: list[SlotPlace]
     num_bytes: int
     """About how many bytes its encoded samples have; 0 where none are fetched ahead."""
-    arrivals: list[Arrivals] = field(default_factory=list)
+    pending: list[PendingSamples] = field(default_factory=list)
     """One for each piece of the slots; none where samples are read when they are decoded."""
     batch: "Future[T] | None" = None
 
     def cancel(self) -> None:
-        for arrivals in self.arrivals:
-            arrivals.cancel()
+        for pending in self.pending:
+            pending.cancel()
         if self.batch is not None:
             self.batch.cancel()
 
@@ -262,13 +262,13 @@ class PromptLoader(Generic[T]):
         wanted = []
         for work in works:
             for piece in self._pieces(work):
-                arrivals = Arrivals(len(piece))
-                work.arrivals.append(arrivals)
+                pending = PendingSamples(len(piece))
+                work.pending.append(pending)
                 for number, one in enumerate(piece):
                     if (known := self.stream.known_damage(one.place)) is not None:
-                        arrivals.put(number, known)
+                        pending.put(number, known)
                     else:
-                        wanted.append(Wanted(work.number, one.place, arrivals, number))
+                        wanted.append(FetchRequest(work.number, one.place, pending, number))
         fetcher.start(wanted, is_urgent=is_urgent)
 
     def _pieces(self, work: _Work[T]) -> list[list[SlotPlace]]:
@@ -282,9 +282,9 @@ class PromptLoader(Generic[T]):
         assert self._assembler is not None  # noqa: S101 - there are threads
         pieces = self._pieces(work)
         if self._processes is not None:
-            outcomes = [self._open_elsewhere(self._processes, one) for one in work.arrivals]
-        elif work.arrivals:
-            pairs = zip(pieces, work.arrivals, strict=True)
+            outcomes = [self._open_elsewhere(self._processes, one) for one in work.pending]
+        elif work.pending:
+            pairs = zip(pieces, work.pending, strict=True)
             outcomes = [self._open_arrivals(work.number, *pair) for pair in pairs]
         else:
             outcomes = [self._open_piece(work.number, piece) for piece in pieces]
@@ -295,26 +295,26 @@ class PromptLoader(Generic[T]):
         return self._decoders.submit(priority, lambda: self._attempt(slots))
 
     def _open_arrivals(
-        self, priority: int, slots: Sequence[SlotPlace], arrivals: Arrivals
+        self, priority: int, slots: Sequence[SlotPlace], pending: PendingSamples
     ) -> "Future[_Outcomes]":
         assert self._decoders is not None  # noqa: S101 - there are threads
         decoders, attempt = self._decoders, self.stream.attempt
         outcomes: Future[_Outcomes] = Future()
 
         def open_all() -> _Outcomes:
-            return [attempt(one, partial(arrivals.take, n)) for n, one in enumerate(slots)]
+            return [attempt(one, partial(pending.take, n)) for n, one in enumerate(slots)]
 
-        arrivals.then(lambda: decoders.submit(priority, open_all, outcomes))
+        pending.then(lambda: decoders.submit(priority, open_all, outcomes))
         return outcomes
 
     def _open_elsewhere(
-        self, processes: DecodeProcesses, arrivals: Arrivals
+        self, processes: DecodeProcesses, pending: PendingSamples
     ) -> "Future[_Outcomes]":
         outcome: Future[_Outcomes] = Future()
 
         def open_it() -> None:
             try:
-                task = processes.submit(arrivals.take(0))
+                task = processes.submit(pending.take(0))
             except BaseException as error:  # noqa: BLE001 - it is raised where the sample is needed
                 if isinstance(error, Exception) and is_damage(error):
                     outcome.set_result([error])
@@ -323,7 +323,7 @@ class PromptLoader(Generic[T]):
             else:
                 task.add_done_callback(lambda done: _pass_on(done, outcome))
 
-        arrivals.then(open_it)
+        pending.then(open_it)
         return outcome
 
     def _attempt(self, slots: Sequence[SlotPlace]) -> _Outcomes:
@@ -340,7 +340,7 @@ class PromptLoader(Generic[T]):
         return self._finish(slots, [one for future in outcomes for one in future.result()])
 
     def _finish(self, slots: Sequence[SlotPlace], outcomes: _Outcomes) -> T:
-        samples = self.stream.settle_all(slots, outcomes)
+        samples = self.stream.resolve_all(slots, outcomes)
         started = time.perf_counter()
         batch = self._transformed(slots, samples)
         seconds = time.perf_counter() - started

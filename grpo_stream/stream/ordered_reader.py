@@ -11,8 +11,8 @@ import numpy as np
 from grpo_stream.images import DEFAULT_LIMITS, ImageLimits, ResizeRule
 from grpo_stream.order.epoch_plan import Indices
 from grpo_stream.shards.sample import Sample
-from grpo_stream.stream.pipeline.fetcher import Fetcher, Wanted
-from grpo_stream.stream.pipeline.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.fetcher import Fetcher, FetchRequest
+from grpo_stream.stream.pipeline.pending_samples import PendingSamples
 from grpo_stream.stream.pipeline.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Place, is_damage
 from grpo_stream.stream.sources import Source
@@ -107,7 +107,7 @@ class OrderedReader:
             num_ahead = max(num_ahead, -(-_NUM_AHEAD_REMOTE // self._batch_size))
         fetcher = Fetcher([self._source], self._num_fetch_threads if self._source.is_remote else 1)
         decoders = PriorityPool(self._num_reader_threads, "reader")
-        fetching: dict[int, list[Wanted]] = {}
+        fetching: dict[int, list[FetchRequest]] = {}
         decoding: dict[int, list[Future[_Opened]]] = {}
         try:
             for number, batch in enumerate(self.batches):
@@ -139,24 +139,24 @@ class OrderedReader:
         shards = dict.fromkeys(_place(self._ends, ordinal).shard for ordinal in ends)
         self._source.expect(shards, len(shards))
 
-    def _wanted(self, batch: int) -> list[Wanted]:
+    def _wanted(self, batch: int) -> list[FetchRequest]:
         places = [_place(self._ends, ordinal) for ordinal in self._ordinals(batch)]
-        return [Wanted(batch, place, Arrivals(1), 0) for place in places]
+        return [FetchRequest(batch, place, PendingSamples(1), 0) for place in places]
 
-    def _start(self, pool: PriorityPool, one: Wanted) -> "Future[_Opened]":
+    def _start(self, pool: PriorityPool, one: FetchRequest) -> "Future[_Opened]":
         opened: Future[_Opened] = Future()
-        open_it = partial(self._open, one.place, one.arrivals)
-        one.arrivals.then(lambda: pool.submit(one.priority, open_it, opened))
+        open_it = partial(self._open, one.place, one.pending)
+        one.pending.then(lambda: pool.submit(one.priority, open_it, opened))
         return opened
 
-    def _open(self, place: Place, arrivals: Arrivals) -> _Opened:
+    def _open(self, place: Place, pending: PendingSamples) -> _Opened:
         try:
-            return self._decoded(arrivals.take(0).sample())
+            return self._decoded(pending.take(0).sample())
         except Exception as error:
             if not is_damage(error):
                 raise
         # Once more, and not from a local copy: what was read may have been damaged on its way.
-        self._source.distrust(place.shard)
+        self._source.invalidate(place.shard)
         try:
             return self._decoded(self._source.read(place.shard, place.sample))
         except Exception as error:

@@ -210,18 +210,18 @@ class PromptStream:
         """The error for a sample that was bad before: it is not read again."""
         return _KnownBadError("known", "") if self._bad and place in self._bad else None
 
-    def settle_all(
+    def resolve_all(
         self, slots: Sequence[SlotPlace], outcomes: Sequence[Outcome]
     ) -> list[StreamSample]:
-        """:meth:`settle` for all slots of a generation batch, in their order."""
+        """:meth:`resolve` for all slots of a generation batch, in their order."""
         sound = [one for one in outcomes if not isinstance(one, Exception)]
         if len(sound) < len(outcomes):
-            return list(map(self.settle, slots, outcomes))
+            return list(map(self.resolve, slots, outcomes))
         with self._lock:
             self.counters.num_samples += len(sound)
         return sound
 
-    def settle(self, one: SlotPlace, outcome: Outcome) -> StreamSample:
+    def resolve(self, one: SlotPlace, outcome: Outcome) -> StreamSample:
         """The sample that a slot delivers: what :meth:`attempt` gave, or a stand-in.
 
         A sample whose bytes did not fit their checksums is read once more, not from a cache.
@@ -249,7 +249,7 @@ class PromptStream:
             error: What was thrown at that.
 
         Raises:
-            BadSamplesError: as :meth:`settle`.
+            BadSamplesError: as :meth:`resolve`.
         """
         cause = error.cause if isinstance(error, _DAMAGED) else "not_collated"
         detail = error.detail if isinstance(error, _DAMAGED) else f"{type(error).__name__}: {error}"
@@ -284,7 +284,7 @@ class PromptStream:
     def read_batch(self, epoch: int, batch_index: int) -> list[StreamSample]:
         """This rank's samples of one generation batch, in slot order, read one after another."""
         places = self.slot_places(epoch, batch_index)
-        return self.settle_all(places, list(map(self.attempt, places)))
+        return self.resolve_all(places, list(map(self.attempt, places)))
 
     def metrics(self) -> dict[str, float]:
         """What reading took so far, summed over the sources."""
@@ -312,7 +312,7 @@ class PromptStream:
     def _read_again(self, one: SlotPlace, outcome: Outcome) -> Outcome:
         if not isinstance(outcome, ShardFormatError) or outcome.cause not in _REREAD_CAUSES:
             return outcome
-        self.sources[one.place.source].distrust(one.place.shard)
+        self.sources[one.place.source].invalidate(one.place.shard)
         outcome = self.attempt(one)
         if not isinstance(outcome, Exception):
             with self._lock:

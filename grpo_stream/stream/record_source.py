@@ -170,8 +170,8 @@ class RecordSource:
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """See ``sources.Source.expect``: nothing to prepare."""
 
-    def distrust(self, shard: int) -> None:
-        """See ``sources.Source.distrust``: no copies are kept."""
+    def invalidate(self, shard: int) -> None:
+        """See ``sources.Source.invalidate``: no copies are kept."""
 
     def describe(self, shard: int, sample: int) -> str:  # noqa: ARG002
         """See ``sources.Source.describe``."""

@@ -32,9 +32,9 @@ class SourceOverSource(Generic[S]):
         """See :meth:`.sources.Source.expect`."""
         self._samples.expect(shards, num_shards_at_once)
 
-    def distrust(self, shard: int) -> None:
-        """See :meth:`.sources.Source.distrust`."""
-        self._samples.distrust(shard)
+    def invalidate(self, shard: int) -> None:
+        """See :meth:`.sources.Source.invalidate`."""
+        self._samples.invalidate(shard)
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`.sources.Source.metrics`."""

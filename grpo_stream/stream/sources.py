@@ -21,7 +21,7 @@ from grpo_stream.shards.tar import parse_sample
 from grpo_stream.shards.tar_headers import BLOCK, plain_name
 from grpo_stream.storage.blobs import Data
 from grpo_stream.storage.joined_store import JoinedStore
-from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
+from grpo_stream.storage.retrying_store import RetryingStore, RetryRules, open_retrying
 from grpo_stream.storage.store import LocalStore, Store, is_object_store, open_store
 from grpo_stream.stream.config import CacheSettings, StreamConfig
 
@@ -96,7 +96,7 @@ class Source(Protocol):
     def expect(self, shards: Iterable[int], num_shards_at_once: int) -> None:
         """Hears which shards the near future needs, in order of need."""
 
-    def distrust(self, shard: int) -> None:
+    def invalidate(self, shard: int) -> None:
         """Hears that a shard's bytes were wrong: local copies of it are dropped."""
 
     def describe(self, shard: int, sample: int) -> str:
@@ -193,7 +193,7 @@ class ShardSource:
         """What reading took so far: requests, retries, bytes; hits and downloads of the cache."""
         counts: dict[str, float] = {}
         for store in self._parts:
-            if isinstance(store, PatientStore):
+            if isinstance(store, RetryingStore):
                 for name, count in vars(store.counters.snapshot()).items():
                     counts[name] = counts.get(name, 0) + count
         if self.cache is not None:
@@ -264,8 +264,8 @@ class ShardSource:
         if self.cache is not None:
             self.cache.announce(self.manifest.shards[shard].name for shard in shards)
 
-    def distrust(self, shard: int) -> None:
-        """See :meth:`Source.distrust`."""
+    def invalidate(self, shard: int) -> None:
+        """See :meth:`Source.invalidate`."""
         with self._lock:
             self._indexes.pop(shard, None)
         if self.cache is not None:
@@ -282,7 +282,7 @@ class ShardSource:
     def close(self) -> None:
         """Ends the cache's downloads; what failed and waits for its next try fails for good."""
         for store in self._parts:
-            if isinstance(store, PatientStore):
+            if isinstance(store, RetryingStore):
                 store.close()
         if self.cache is not None:
             self.cache.close()
@@ -329,4 +329,4 @@ class ShardSource:
 
 def _open(url: str | os.PathLike[str], retry: RetryRules | None) -> Store:
     # A folder's reads need no patience, and counting them costs as much as a cached read.
-    return open_patient(url, retry) if is_object_store(os.fspath(url)) else open_store(url)
+    return open_retrying(url, retry) if is_object_store(os.fspath(url)) else open_store(url)

@@ -16,7 +16,7 @@ from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.train.batches.collate import Batch
 from grpo_stream.train.batches.eval_batches import EvalBatches, EvalLoader
 from grpo_stream.train.batches.micro_steps import MicroStepDataset, first_of
-from grpo_stream.train.batches.synced_reader import ReadTogether
+from grpo_stream.train.batches.synced_reader import SyncedReader
 from grpo_stream.train.checkpoints.position import (
     Position,
     SavedPosition,
@@ -81,7 +81,7 @@ class Feed:
         self.train_loader = PromptLoader(train_stream, collate)
         self.eval_loader = None if eval_stream is None else EvalLoader(eval_stream, collate)
         self._eval_batches = None if self.eval_loader is None else EvalBatches(self.eval_loader)
-        self._reader = ReadTogether(self.train_loader)
+        self._reader = SyncedReader(self.train_loader)
         if num_repeats is None:
             num_repeats = args.steps_per_generation * args.num_iterations
         self._micro_steps = MicroStepDataset(self._reader, num_repeats)
@@ -229,7 +229,7 @@ class Feed:
             saved = replace(saved, micro_steps_in_use=(in_use, repeats))
         self._start = Position(saved.cursor.epoch, saved.micro_step(repeats))
         bad = checkpoint / QUARANTINE_NAME
-        self._reader.go_on(json.loads(bad.read_text())["samples"] if bad.is_file() else {})
+        self._reader.resume(json.loads(bad.read_text())["samples"] if bad.is_file() else {})
         check_updates(self._start, self._step_count())
         return done
 
@@ -240,7 +240,7 @@ class Feed:
 
 def num_prompts_of(batches: DataLoader[Batch]) -> int:
     """Prompts of a whole epoch of :meth:`Feed.train_batches` or :meth:`Feed.eval_batches`."""
-    reader: ReadTogether[Batch] = batches.dataset.reader  # type: ignore[attr-defined]
+    reader: SyncedReader[Batch] = batches.dataset.reader  # type: ignore[attr-defined]
     stream = reader.loader.stream
     return stream.num_batches * stream.config.num_lanes
 

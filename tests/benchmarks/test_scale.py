@@ -78,7 +78,7 @@ def test_what_is_fetched_when_is_the_loaders_rule(numbered_set, ahead, rank, wor
             for one in wanted:
                 began[one.priority] = call
                 (found,) = source.fetch(one.place.shard, [one.place.sample])
-                one.arrivals.put(one.number, found)
+                one.pending.put(one.number, found)
 
         def close(self):
             pass

@@ -15,7 +15,7 @@ from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.batches.synced_reader import ReadTogether
+from grpo_stream.train.batches.synced_reader import SyncedReader
 
 
 def main(shards, out, max_bad_samples):
@@ -28,7 +28,7 @@ def main(shards, out, max_bad_samples):
     num_read = 0
     seen: dict[str, object] = {}
     with PromptLoader(stream, list) as loader:
-        reader = ReadTogether(loader)
+        reader = SyncedReader(loader)
         try:
             for batch_index in range(stream.num_batches):
                 reader.get(0, batch_index)

@@ -12,7 +12,7 @@ from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.world import World
-from grpo_stream.train.batches.synced_reader import ReadTogether
+from grpo_stream.train.batches.synced_reader import SyncedReader
 from grpo_stream.train.observe.phases import Phases
 from grpo_stream.train.observe.watchdog import Watchdog
 
@@ -38,7 +38,7 @@ def main(shards, folder):
         in_use=lambda _: phases.keys,
     )
     with PromptLoader(stream, list) as loader:
-        reader = ReadTogether(loader)
+        reader = SyncedReader(loader)
         watchdog.start()
         for batch_index in range(stream.num_batches):
             with phases("data_wait"):

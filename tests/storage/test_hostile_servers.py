@@ -16,7 +16,7 @@ from grpo_stream.errors import ConfigError, ManifestError, StoreError
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.storage import store as store_module
 from grpo_stream.storage.retry_policy import RetryRules
-from grpo_stream.storage.retrying_store import open_patient
+from grpo_stream.storage.retrying_store import open_retrying
 from grpo_stream.storage.store import open_store
 from tests.storage.fault_rules import RULES
 
@@ -86,7 +86,7 @@ def s3(monkeypatch):
     def opened(server, rules=HASTY, **more):
         for name, value in (client_environment(server.url) | more).items():
             monkeypatch.setenv(name, value)
-        return open_patient("s3://bucket/set", rules)
+        return open_retrying("s3://bucket/set", rules)
 
     return opened
 
@@ -139,7 +139,7 @@ def test_a_refused_certificate_is_named_and_not_tried_again(tmp_path):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with scripted(lambda *_: (200, {}, b""), context) as server:
-        store = open_patient(f"https://localhost:{server.server_port}/set", HASTY)
+        store = open_retrying(f"https://localhost:{server.server_port}/set", HASTY)
         with pytest.raises(StoreError, match=r"unreadable: .*server's certificate is refused"):
             store.read("x")
         assert store.counters.snapshot().num_retries == 0
@@ -184,7 +184,7 @@ class Busy:
 @pytest.mark.parametrize("kind", ["http", "s3"])
 def test_retry_after_is_honoured(s3, kind):
     with scripted(Busy(1)) as server:
-        store = s3(server) if kind == "s3" else open_patient(f"{server.url}/set", HASTY)
+        store = s3(server) if kind == "s3" else open_retrying(f"{server.url}/set", HASTY)
         assert store.read("x") == b"data"
         gets = [path for command, path, _ in server.seen if command == "GET"]
         assert len(gets) == 2
@@ -199,14 +199,14 @@ def test_a_wait_beyond_the_deadline_ends_the_read_at_once(form):
     with scripted(Busy(600, header)) as server:
         started = time.monotonic()
         with pytest.raises(StoreError, match=r"given up after 1 try.*asks to wait [56]\d\d s"):
-            open_patient(f"{server.url}/set", HASTY).read("x")
+            open_retrying(f"{server.url}/set", HASTY).read("x")
         assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize("header", ["-3", "soon", "9" * 40, ""])
 def test_a_senseless_wait_is_none(header):
     with scripted(Busy(0.2, header)) as server:
-        assert open_patient(f"{server.url}/set", HASTY).read("x") == b"data"
+        assert open_retrying(f"{server.url}/set", HASTY).read("x") == b"data"
 
 
 @pytest.mark.parametrize("kind", ["s3", "signed"])
@@ -220,7 +220,7 @@ def test_secrets_do_not_follow_a_redirect(s3, kind):
             if kind == "s3":
                 store = s3(server, AWS_SESSION_TOKEN="a-token")
             else:
-                store = open_patient(f"{server.url}/set?sig=a-signature", HASTY)
+                store = open_retrying(f"{server.url}/set?sig=a-signature", HASTY)
             for _ in range(2):
                 with pytest.raises(
                     StoreError, match=r"redirected: .*sends readers on to localhost"
@@ -234,13 +234,13 @@ def test_a_redirect_without_secrets_is_followed():
         scripted(lambda *_: (200, {}, b"data")) as other,
         scripted(lambda path, _: (302, {"Location": f"{other.url}{path}"}, b"")) as server,
     ):
-        assert open_patient(f"{server.url}/set", HASTY).read("x") == b"data"
+        assert open_retrying(f"{server.url}/set", HASTY).read("x") == b"data"
 
 
 @pytest.mark.parametrize("num_objects", [1, 3])
 def test_one_whole_object_for_a_range_is_asked_again(server, num_objects):
     server.objects["bucket/set/x"] = data = bytes(range(256)) * 40
-    store = open_patient(f"{server.url}/bucket/set", RULES)
+    store = open_retrying(f"{server.url}/bucket/set", RULES)
     server.faults = ["no_range"]
     ranges = [(1000 * n, 100) for n in range(num_objects)]
     found = store.read_ranges("x", ranges)
@@ -249,7 +249,7 @@ def test_one_whole_object_for_a_range_is_asked_again(server, num_objects):
 
 def test_users_in_urls_are_refused_and_not_shown():
     for url in ("https://me:secret@host/set", "s3://key:secret@bucket/set"):
-        for opened in (open_store, open_patient):
+        for opened in (open_store, open_retrying):
             with pytest.raises(ConfigError, match=r"\*\*\*@.*user or password") as caught:
                 opened(url)
             assert "secret" not in str(caught.value)
@@ -257,7 +257,7 @@ def test_users_in_urls_are_refused_and_not_shown():
 
 def test_a_signature_is_sent_and_never_shown():
     with scripted(lambda *_: (404, {}, b"")) as server:
-        store = open_patient(f"{server.url}/set?sig=secret&se=2030", HASTY)
+        store = open_retrying(f"{server.url}/set?sig=secret&se=2030", HASTY)
         with pytest.raises(StoreError) as caught:
             store.read("x y")
         assert "secret" not in f"{store.url} {caught.value!r} {caught.value.__cause__!r}"

@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_stream.errors import StoreError
-from grpo_stream.storage.retrying_store import RetryRules, open_patient
+from grpo_stream.storage.retrying_store import RetryRules, open_retrying
 from grpo_stream.stream.sources import ShardSource
 from tests.shards.support import make_sample, write_set
 from tests.storage import real_servers
@@ -37,7 +37,7 @@ WITH_RANGES = [real_servers.moto, real_servers.fake_gcs, real_servers.azurite, r
 
 @pytest.mark.parametrize("url", WITH_RANGES, indirect=True, ids=lambda server: server.__name__)
 def test_the_same_samples_as_from_the_folder(url, folder):
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     source = ShardSource(store)
     assert source.digest == ShardSource(str(folder)).digest
     assert [source.read(*place) for place in PLACES] == SAMPLES
@@ -55,7 +55,7 @@ def test_the_same_samples_as_from_the_folder(url, folder):
 
 @pytest.mark.parametrize("url", [real_servers.web_without_ranges], indirect=True)
 def test_a_server_that_sends_whole_files_only(url, folder):
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     source = ShardSource(store)
     with pytest.raises(StoreError, match=r"range_ignored: .*shard-000000\.tar.*--cache_dir"):
         source.read(0, 0)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from grpo_stream.errors import ConfigError, StoreError
-from grpo_stream.storage.retry_policy import Patience, RetryRules
+from grpo_stream.storage.retry_policy import Retrier, RetryRules
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 
 
 def make(clock, draw=lambda _, high: high, **rules):
-    return Patience(RetryRules(**rules), clock=clock, sleep=clock.sleep, draw=draw)
+    return Retrier(RetryRules(**rules), clock=clock, sleep=clock.sleep, draw=draw)
 
 
 def failing(times, cause="unavailable", result="data", clock=None, took=0.0):
@@ -43,10 +43,10 @@ def failing(times, cause="unavailable", result="data", clock=None, took=0.0):
 
 def test_waits_double_up_to_the_longest():
     clock = Clock()
-    patience = make(clock, first_delay_seconds=1, max_delay_seconds=6)
-    assert patience.run(failing(6)) == "data"
+    retrier = make(clock, first_delay_seconds=1, max_delay_seconds=6)
+    assert retrier.run(failing(6)) == "data"
     assert clock.sleeps == [1, 2, 4, 6, 6, 6]
-    counts = patience.counters.snapshot()
+    counts = retrier.counters.snapshot()
     assert (counts.num_requests, counts.num_retries, counts.num_unavailable) == (7, 6, 6)
     assert (counts.num_failures, counts.waited_seconds) == (0, 25)
 
@@ -65,20 +65,20 @@ def test_jitter_is_drawn_from_the_whole_wait():
 
 def test_a_thousand_tries_overflow_nothing():
     clock = Clock()
-    patience = make(clock, lambda *_: 1e-3, retry_deadline_seconds=120)
-    assert patience.run(failing(3000)) == "data"
+    retrier = make(clock, lambda *_: 1e-3, retry_deadline_seconds=120)
+    assert retrier.run(failing(3000)) == "data"
 
 
 @pytest.mark.parametrize("cause", ["unavailable", "timed_out", "broken_off"])
 def test_the_deadline_is_for_all_tries_together(cause):
     clock = Clock()
-    patience = make(clock, first_delay_seconds=8, max_delay_seconds=8, retry_deadline_seconds=30)
+    retrier = make(clock, first_delay_seconds=8, max_delay_seconds=8, retry_deadline_seconds=30)
     with pytest.raises(StoreError) as caught:
-        patience.run(failing(99, cause, clock=clock, took=3))
+        retrier.run(failing(99, cause, clock=clock, took=3))
     assert caught.value.cause == cause
     assert caught.value.detail == "s3://b: x: 503 (given up after 3 tries in 25.0 s)"
     assert copy.copy(caught.value).detail == caught.value.detail  # as pickling does
-    counts = patience.counters.snapshot()
+    counts = retrier.counters.snapshot()
     assert (counts.num_requests, counts.num_retries, counts.num_failures) == (3, 2, 1)
     assert getattr(counts, f"num_{cause}") == 2
 
@@ -89,11 +89,11 @@ def test_the_deadline_is_for_all_tries_together(cause):
 )
 def test_lasting_causes_are_raised_at_once(cause):
     clock = Clock()
-    patience = make(clock)
+    retrier = make(clock)
     with pytest.raises(StoreError, match=f"^{cause}: s3://b: x: 503$"):
-        patience.run(failing(1, cause))
+        retrier.run(failing(1, cause))
     assert clock.sleeps == []
-    assert patience.counters.snapshot().num_failures == 1
+    assert retrier.counters.snapshot().num_failures == 1
 
 
 def test_a_loop_in_a_loop_gives_up_once():
@@ -107,26 +107,26 @@ def test_a_loop_in_a_loop_gives_up_once():
 
 def test_other_errors_pass():
     with pytest.raises(ZeroDivisionError):
-        Patience().run(lambda: 1 // 0)
+        Retrier().run(lambda: 1 // 0)
 
 
 def test_long_trouble_is_told_once_in_a_while(caplog):
     clock = Clock()
-    patience = make(clock, first_delay_seconds=3, max_delay_seconds=3, retry_deadline_seconds=90)
+    retrier = make(clock, first_delay_seconds=3, max_delay_seconds=3, retry_deadline_seconds=90)
     with caplog.at_level(logging.WARNING), pytest.raises(StoreError):
-        patience.run(failing(99))
+        retrier.run(failing(99))
     assert len(caplog.messages) == 3
     assert caplog.messages[0] == "unavailable: s3://b: x: 503; try 3 failed, 84 s left"
 
 
 class TestClose:
     def test_ends_waits(self):
-        patience = Patience(RetryRules(60.0, 60.0), draw=lambda _, high: high)
+        retrier = Retrier(RetryRules(60.0, 60.0), draw=lambda _, high: high)
         with ThreadPoolExecutor(2) as pool:
-            waiting = [pool.submit(patience.run, failing(9)) for _ in range(2)]
-            while patience.counters.snapshot().num_retries < 2:
+            waiting = [pool.submit(retrier.run, failing(9)) for _ in range(2)]
+            while retrier.counters.snapshot().num_retries < 2:
                 time.sleep(0.001)
-            patience.close()
+            retrier.close()
             for future in waiting:
                 with pytest.raises(
                     StoreError, match=r"unavailable: .*not tried again: it was closed"
@@ -135,20 +135,20 @@ class TestClose:
 
     def test_reads_after_it_are_tried_once(self):
         clock = Clock()
-        patience = make(clock)
-        patience.close()
-        assert patience.run(failing(0)) == "data"
+        retrier = make(clock)
+        retrier.close()
+        assert retrier.run(failing(0)) == "data"
         with pytest.raises(StoreError, match="closed"):
-            patience.run(failing(1))
+            retrier.run(failing(1))
         assert clock.sleeps == []
-        assert patience.counters.snapshot().num_failures == 1
+        assert retrier.counters.snapshot().num_failures == 1
 
 
 def test_counts_of_many_threads():
-    patience = Patience(RetryRules(first_delay_seconds=1e-6, max_delay_seconds=1e-6))
+    retrier = Retrier(RetryRules(first_delay_seconds=1e-6, max_delay_seconds=1e-6))
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: patience.run(failing(2)), range(200)))
-    counts = patience.counters.snapshot()
+        list(pool.map(lambda _: retrier.run(failing(2)), range(200)))
+    counts = retrier.counters.snapshot()
     assert (counts.num_requests, counts.num_retries) == (600, 400)
 
 

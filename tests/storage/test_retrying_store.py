@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.servers.object_server import ObjectServer
 from grpo_stream.errors import StoreError
-from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
+from grpo_stream.storage.retrying_store import RetryingStore, RetryRules, open_retrying
 from grpo_stream.storage.store import LocalStore, open_store
 from grpo_stream.stream.sources import ShardSource
 from tests.shards.support import make_sample, write_set
@@ -65,7 +65,7 @@ WAYS = [(read_range, DATA[1000:51_000]), (read, DATA), (read_stream, DATA)]
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_what_passes_is_got_over(server, url, fault, way, expected):
     rules, certain = rules_for([fault])
-    store = open_patient(url, rules)
+    store = open_retrying(url, rules)
     server.faults = [fault] * (2 if certain else 1)
     num_faults = len(server.faults)
     assert way(store) == expected
@@ -84,7 +84,7 @@ def test_what_passes_is_got_over(server, url, fault, way, expected):
 @pytest.mark.parametrize(("way", "expected"), WAYS)
 @pytest.mark.parametrize("fault", LASTING)
 def test_what_lasts_is_told_at_once(server, url, fault, way, expected):
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     server.always = {"x": fault}
     with pytest.raises(StoreError) as caught:
         way(store)
@@ -97,7 +97,7 @@ def test_what_lasts_is_told_at_once(server, url, fault, way, expected):
 def test_refused_credentials_name_the_variables(server):
     server.always = {"x": "expired"}
     with pytest.raises(StoreError, match=r"forbidden: .*AWS_SESSION_TOKEN.*AWS_REGION"):
-        open_patient("s3://bucket/set", RULES).read("x")
+        open_retrying("s3://bucket/set", RULES).read("x")
 
 
 RANGES = [(0, 10), (10, 20), (5_000, 1), (90_000, 500)]  # the first two are one request
@@ -106,7 +106,7 @@ CONTENT = [DATA[offset : offset + num_bytes] for offset, num_bytes in RANGES]
 
 class TestSeveralRanges:
     def test_neighbours_come_by_one_request(self, server, url):
-        store = open_patient(url, RULES)
+        store = open_retrying(url, RULES)
         assert store.read_ranges("x", RANGES) == CONTENT
         assert sorted(wanted for _, wanted in server.gets) == [
             "bytes=0-29",
@@ -120,7 +120,7 @@ class TestSeveralRanges:
     @pytest.mark.parametrize("num_faults", [1, 5])
     def test_what_passes_is_got_over_one_by_one(self, server, url, fault, num_faults):
         rules, certain = rules_for([fault])
-        store = open_patient(url, rules)
+        store = open_retrying(url, rules)
         server.faults = [fault] * (num_faults if certain else 1)
         assert store.read_ranges("x", RANGES) == CONTENT
         counts = store.counters.snapshot()
@@ -131,7 +131,7 @@ class TestSeveralRanges:
 
     def test_what_lasts_is_told_at_once(self, server, url):
         server.always = {"x": "denied"}
-        store = open_patient(url, RULES)
+        store = open_retrying(url, RULES)
         with pytest.raises(StoreError, match="forbidden"):
             store.read_ranges("x", RANGES)
         assert len(server.gets) <= 3
@@ -141,12 +141,12 @@ class TestSeveralRanges:
     def test_beyond_the_end(self, url, offset):
         for ranges in ([(0, 10), (offset, 20)], [(offset - 30, 30), (offset, 20)]):
             with pytest.raises(StoreError, match="short_read: "):
-                open_patient(url, RULES).read_ranges("x", ranges)
+                open_retrying(url, RULES).read_ranges("x", ranges)
 
 
 def test_a_burst_outlasts_the_deadline(server, url):
     rules = RetryRules(0.01, 0.02, retry_deadline_seconds=0.4, stall_timeout_seconds=0.1)
-    store = open_patient(url, rules)
+    store = open_retrying(url, rules)
     server.always = {"x": "slow_down"}
     start = time.monotonic()
     with pytest.raises(StoreError, match=r"unavailable: .*503.*given up after \d+ tries in 0\.\d"):
@@ -157,7 +157,7 @@ def test_a_burst_outlasts_the_deadline(server, url):
 
 def test_a_server_that_does_not_know_ranges(server, url):
     server.always = {"x": "no_range"}
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     with pytest.raises(StoreError, match=r"range_ignored: .*--cache_dir"):
         read_range(store)
     assert len(server.gets) == 2  # it may have been a cache on the way
@@ -165,7 +165,7 @@ def test_a_server_that_does_not_know_ranges(server, url):
 
 
 def test_a_range_beyond_the_end_is_no_broken_connection(server, url):
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     for offset in (len(DATA) - 10, len(DATA) + 10):
         server.requests.clear()
         with pytest.raises(StoreError, match="short_read: "):
@@ -174,14 +174,14 @@ def test_a_range_beyond_the_end_is_no_broken_connection(server, url):
 
 
 def test_a_shorter_range_than_asked_for_is_read_again(server, url):
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     server.faults = ["short"]
     assert read_range(store) == DATA[1000:51_000]
 
 
 def test_a_large_object_goes_on_where_it_broke_off(server, url):
     data = server.objects["bucket/set/x"] = bytes(range(256)) * (12 * MIB // 256)
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     # The second break is followed by a refusal: that one is waited for.
     server.faults = ["truncated", "truncated", "slow_down", "truncated"]
     assert store.read("x") == data
@@ -197,18 +197,18 @@ def test_a_stream_without_ranges_breaks_as_something_that_may_pass(server, url):
     server.objects["bucket/set/x"] = bytes(4 * MIB)
     server.faults = ["truncated", "no_range"]
     with (
-        open_patient(url, RULES).open_stream("x") as stream,
+        open_retrying(url, RULES).open_stream("x") as stream,
         pytest.raises(StoreError, match="broken_off"),
     ):
         stream.read()
     server.faults = ["truncated"] * 2
     server.always = {}
-    assert len(open_patient(url, RULES).read("x")) == 4 * MIB
+    assert len(open_retrying(url, RULES).read("x")) == 4 * MIB
 
 
 def test_nobody_there(unused_port):
     rules = RetryRules(0.01, 0.02, retry_deadline_seconds=0.2, stall_timeout_seconds=0.1)
-    store = open_patient(f"http://127.0.0.1:{unused_port}/set", rules)
+    store = open_retrying(f"http://127.0.0.1:{unused_port}/set", rules)
     with pytest.raises(StoreError, match=r"unavailable: .*given up"):
         store.read("x")
 
@@ -230,7 +230,7 @@ def test_a_data_set_through_all_that(server, url, tmp_path):
     server.add_folder(tmp_path, "bucket/set")
     faults = ["slow_down", "", "reset", "slow_down", "slow_down", "truncated", "", "internal"]
     server.faults = faults * 6
-    store = open_patient(url, RULES)
+    store = open_retrying(url, RULES)
     source = ShardSource(store)
     local = ShardSource(str(tmp_path))
     assert source.digest == local.digest
@@ -249,15 +249,15 @@ def test_one_missing_shard_is_named(server, url, tmp_path):
     write_set(tmp_path, [make_sample(f"{i:06d}") for i in range(4)])
     server.add_folder(tmp_path, "bucket/set")
     del server.objects["bucket/set/shard-000002.tar"]
-    source = ShardSource(open_patient(url, RULES))
+    source = ShardSource(open_retrying(url, RULES))
     assert source.read(0, 1).key == "000001"
     with pytest.raises(StoreError, match=r"not_found: .*shard-000002\.tar"):
         source.read(1, 0)
 
 
 def test_a_folder_is_read_as_it_is(tmp_path):
-    store = open_patient(tmp_path)
-    assert isinstance(store, PatientStore)
+    store = open_retrying(tmp_path)
+    assert isinstance(store, RetryingStore)
     store.write("sub/x", DATA)
     assert store.url == str(tmp_path)
     assert (read_stream(store.__class__(LocalStore(tmp_path / "sub")))) == DATA

@@ -8,7 +8,7 @@ import pytest
 from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.storage import local_store
 from grpo_stream.storage.blobs import first_line
-from grpo_stream.storage.retrying_store import PatientStore
+from grpo_stream.storage.retrying_store import RetryingStore
 from grpo_stream.storage.store import LocalStore, ObjectStore, open_store
 
 DATA = bytes(range(256)) * 40
@@ -233,7 +233,7 @@ def test_open_local(tmp_path):
 def test_open_buckets():
     pytest.importorskip("obstore")
     store = open_store("s3://bucket/train/")
-    assert isinstance(store, PatientStore)  # a server that sends nothing ends a read
+    assert isinstance(store, RetryingStore)  # a server that sends nothing ends a read
     assert store.url == "s3://bucket/train/"
 
 

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 
-from grpo_stream.storage.blobs import neighbours, span
+from grpo_stream.storage.blobs import adjacent_runs, span
 from grpo_stream.storage.store import LocalStore
 
 
@@ -39,7 +39,7 @@ class RemoteStore:
         return self.read_ranges(name, [(offset, num_bytes)])[0]
 
     def read_ranges(self, name, ranges):
-        runs = [span(run) for run in neighbours(ranges)]
+        runs = [span(run) for run in adjacent_runs(ranges)]
         self.calls.append([offset for offset, _ in runs])
         for offset, num_bytes in runs:
             self.ranges.append((name, offset, num_bytes))

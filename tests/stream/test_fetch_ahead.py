@@ -13,8 +13,8 @@ from grpo_stream.storage.store import LocalStore
 from grpo_stream.stream import sources
 from grpo_stream.stream.loader import PromptLoader
 from grpo_stream.stream.pipeline import fetcher
-from grpo_stream.stream.pipeline.fetcher import Fetcher, Wanted
-from grpo_stream.stream.pipeline.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.fetcher import Fetcher, FetchRequest
+from grpo_stream.stream.pipeline.pending_samples import PendingSamples
 from grpo_stream.stream.prompt_stream import Place, PromptStream
 from grpo_stream.stream.sources import ShardSource
 from grpo_stream.stream.stream_sample import decode_sample
@@ -69,9 +69,9 @@ def read_places(store, entries):
 def arrived(one):
     """What came of a sample that was wanted alone."""
     there = threading.Event()
-    one.arrivals.then(there.set)
+    one.pending.then(there.set)
     assert there.wait(10)
-    return one.arrivals.take(one.number)
+    return one.pending.take(one.number)
 
 
 class TestTheFirstBatch:
@@ -225,7 +225,9 @@ class TestNeighbours:
         store = RemoteStore(folder)
         source = ShardSource(store)
         assert source.runs(3, [0, 3, 1]) == [[0, 1], [3]]
-        wanted = [Wanted(0, Place(0, 3, sample), Arrivals(1), 0) for sample in (0, 3, 1, 0)]
+        wanted = [
+            FetchRequest(0, Place(0, 3, sample), PendingSamples(1), 0) for sample in (0, 3, 1, 0)
+        ]
         fetcher = Fetcher([source], 2)
         fetcher.start(wanted)
         keys = [arrived(one).sample().key for one in wanted]
@@ -246,7 +248,7 @@ class TestNeighbours:
         source = ShardSource(store)
         _, index = source._index(0)
         offsets = [[index[n].offset for n in call] for call in calls]
-        wanted = [Wanted(n, Place(0, 0, n), Arrivals(1), 0) for n in range(0, 22, 2)]
+        wanted = [FetchRequest(n, Place(0, 0, n), PendingSamples(1), 0) for n in range(0, 22, 2)]
         fetcher = Fetcher([source], 1)
         fetcher.start(wanted[::-1], is_urgent=is_urgent)
         assert [arrived(one).sample().key for one in wanted] == [
@@ -260,7 +262,7 @@ class TestNeighbours:
         source = ShardSource(RemoteStore(folder))
         path = next(folder.glob("*.tar"))
         path.write_bytes(path.read_bytes()[: source._index(0)[1][4].offset + 700])
-        wanted = [Wanted(n, Place(0, 0, n), Arrivals(1), 0) for n in (0, 2, 4, 6)]
+        wanted = [FetchRequest(n, Place(0, 0, n), PendingSamples(1), 0) for n in (0, 2, 4, 6)]
         fetcher = Fetcher([source], 1)
         fetcher.start(wanted)
         assert [arrived(one).sample().key for one in wanted[:2]] == ["000000", "000002"]
@@ -283,8 +285,8 @@ class TestNeighbours:
     def test_cancelled_ones_are_not_fetched(self, folder):
         store = RemoteStore(folder)
         fetcher = Fetcher([ShardSource(store)], 1)
-        gone, wanted = (Wanted(n, Place(0, n, 0), Arrivals(1), 0) for n in range(2))
-        gone.arrivals.cancel()
+        gone, wanted = (FetchRequest(n, Place(0, n, 0), PendingSamples(1), 0) for n in range(2))
+        gone.pending.cancel()
         fetcher.start([gone, wanted])
         arrived(wanted)
         fetcher.close()

@@ -87,7 +87,7 @@ class DamagedOnce(ShardSource):
             return super().fetch(shard, samples)
         return [Damaged() for _ in samples]
 
-    def distrust(self, shard):
+    def invalidate(self, shard):
         self.distrusted.append(shard)
 
     def expect(self, shards, num_shards_at_once):

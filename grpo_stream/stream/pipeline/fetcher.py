@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from grpo_stream.stream.pipeline.pending_samples import Arrivals
+from grpo_stream.stream.pipeline.pending_samples import PendingSamples
 from grpo_stream.stream.pipeline.priority_pool import PriorityPool
 from grpo_stream.stream.prompt_stream import Place, is_damage
 from grpo_stream.stream.sources import Source
@@ -12,16 +12,16 @@ _MAX_RUNS = 8
 _MAX_CALL_BYTES = 8 * 2**20
 
 
-class Wanted(NamedTuple):
+class FetchRequest(NamedTuple):
     """A sample that will be needed."""
 
     priority: int
     """Lower ones are fetched first."""
     place: Place
-    arrivals: Arrivals
+    pending: PendingSamples
     """Gets the sample, or the error that reading it met."""
     number: int
-    """Of the sample among the arrivals."""
+    """Of the sample among those pending."""
 
 
 class Fetcher:
@@ -39,7 +39,7 @@ class Fetcher:
         self._sources = sources
         self._pool = PriorityPool(num_fetch_threads, "fetcher")
 
-    def start(self, wanted: Sequence[Wanted], *, is_urgent: bool = False) -> None:
+    def start(self, wanted: Sequence[FetchRequest], *, is_urgent: bool = False) -> None:
         """Begins to fetch.
 
         Args:
@@ -47,7 +47,7 @@ class Fetcher:
             is_urgent: None of it is to wait for another: one request a call.
         """
         max_runs = 1 if is_urgent else _MAX_RUNS
-        groups: dict[tuple[int, int], list[Wanted]] = {}
+        groups: dict[tuple[int, int], list[FetchRequest]] = {}
         for one in wanted:
             groups.setdefault((one.place.source, one.place.shard), []).append(one)
         for (source, shard), group in groups.items():
@@ -57,13 +57,13 @@ class Fetcher:
         """Drops what has not begun; waits a second at most for what has."""
         self._pool.close()
 
-    def _submit(self, source: Source, shard: int, group: list[Wanted], max_runs: int) -> None:
+    def _submit(self, source: Source, shard: int, group: list[FetchRequest], max_runs: int) -> None:
         priority = min(one.priority for one in group)
         self._pool.submit(priority, lambda: self._run(source, shard, group, max_runs))
 
-    def _run(self, source: Source, shard: int, group: list[Wanted], max_runs: int) -> None:
-        group = [one for one in group if not one.arrivals.is_cancelled]
-        by_sample: dict[int, list[Wanted]] = {}
+    def _run(self, source: Source, shard: int, group: list[FetchRequest], max_runs: int) -> None:
+        group = [one for one in group if not one.pending.is_cancelled]
+        by_sample: dict[int, list[FetchRequest]] = {}
         for one in group:  # a small source of a blend may be wanted twice within the look-ahead
             by_sample.setdefault(one.place.sample, []).append(one)
         try:
@@ -78,9 +78,9 @@ class Fetcher:
                 self._fetch(source, shard, [by_sample[sample] for sample in calls[0]])
         except Exception as error:  # noqa: BLE001 - it is raised where the sample is needed
             for one in group:
-                one.arrivals.put(one.number, error)
+                one.pending.put(one.number, error)
 
-    def _fetch(self, source: Source, shard: int, call: list[list[Wanted]]) -> None:
+    def _fetch(self, source: Source, shard: int, call: list[list[FetchRequest]]) -> None:
         """Fetches samples by one call; each of them may be wanted more than once."""
         try:
             found = source.fetch(shard, [one[0].place.sample for one in call])
@@ -93,11 +93,14 @@ class Fetcher:
         else:
             for same, encoded in zip(call, found, strict=True):
                 for one in same:
-                    one.arrivals.put(one.number, encoded)
+                    one.pending.put(one.number, encoded)
 
 
 def _calls(
-    runs: list[list[int]], by_sample: dict[int, list[Wanted]], max_runs: int, sample_bytes: int
+    runs: list[list[int]],
+    by_sample: dict[int, list[FetchRequest]],
+    max_runs: int,
+    sample_bytes: int,
 ) -> list[list[int]]:
     """The samples of runs, the most urgent run first, in groups to be fetched by one call each."""
 

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 from grpo_stream.stream.sources import Encoded
 
 
-class Arrivals:
+class PendingSamples:
     """A few samples that are worked on together, once all of them are there.
 
     One object for several of them: thousands are on their way at a time, and a future for each

@@ -10,7 +10,7 @@ from grpo_stream.stream.prompt_stream import Place, SlotPlace
 from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import Batch
 from grpo_stream.train.batches.micro_steps import MicroStepDataset
-from grpo_stream.train.batches.synced_reader import ReadTogether
+from grpo_stream.train.batches.synced_reader import SyncedReader
 
 
 class EvalLoader(PromptLoader[Batch]):
@@ -47,14 +47,14 @@ class EvalLoader(PromptLoader[Batch]):
     def _read(self, batch_index: int, slot: int, place: Place) -> StreamSample:
         # A stand-in is chosen by a slot of a batch that there is.
         one = SlotPlace(0, batch_index - 1, slot % self.stream.config.num_lanes, place)
-        return self.stream.settle(one, self.stream.attempt(one))
+        return self.stream.resolve(one, self.stream.attempt(one))
 
 
 class EvalBatches(MicroStepDataset):
     """Batches of an evaluation by number."""
 
     def __init__(self, loader: EvalLoader) -> None:
-        super().__init__(ReadTogether(loader), 1)
+        super().__init__(SyncedReader(loader), 1)
         self._loader = loader
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from grpo_stream.train.batches.collate import Batch
-from grpo_stream.train.batches.synced_reader import ReadTogether
+from grpo_stream.train.batches.synced_reader import SyncedReader
 
 
 class MicroStepDataset(Dataset[Batch]):
@@ -21,7 +21,7 @@ class MicroStepDataset(Dataset[Batch]):
         num_repeats: Micro-steps per generation: steps_per_generation x num_iterations.
     """
 
-    def __init__(self, reader: ReadTogether[Batch], num_repeats: int) -> None:
+    def __init__(self, reader: SyncedReader[Batch], num_repeats: int) -> None:
         self.reader = reader
         self.num_repeats = num_repeats
         self.epoch = 0

@@ -52,7 +52,7 @@ class BadSamples:
         return {"num_bad_by_cause": self.num_by_cause, "samples": self.quarantine}
 
 
-class ReadTogether(Generic[T]):
+class SyncedReader(Generic[T]):
     """Generation batches of this rank, in step with the other ranks.
 
     Each batch costs one collective of three integers; texts are exchanged only when a rank has
@@ -70,7 +70,7 @@ class ReadTogether(Generic[T]):
         self._before: dict[str, str] = {}
         self._num_bad_known = 0
 
-    def go_on(self, quarantine: dict[str, str]) -> None:
+    def resume(self, quarantine: dict[str, str]) -> None:
         """Counts bad samples that were met before this start; met again, they count once."""
         self._before = quarantine
         self.bad_samples = BadSamples(quarantine)

@@ -10,7 +10,7 @@ from trl import GRPOConfig
 from grpo_stream.train.checkpoints.output_lease import OutputLease, holding_on_rank_0
 from grpo_stream.train.checkpoints.rotation import rotate
 from grpo_stream.train.checkpoints.run_id import (
-    clear_way,
+    handle_old_checkpoints,
     move_aside,
     new_run_id,
     read_run_id,
@@ -76,7 +76,7 @@ class OutputFolder:
 
         def clear(run_id: str, *, is_present: bool) -> None:
             if not is_present:
-                clear_way(folder, others_in(folder, run_id), self._old_checkpoints)
+                handle_old_checkpoints(folder, others_in(folder, run_id), self._old_checkpoints)
             write_run_id(folder, run_id)
 
         run_id, is_present = next(filter(None, together(decide, does=args.process_index == 0)))

@@ -55,7 +55,7 @@ def check_old_checkpoints(value: str) -> None:
         raise ConfigError("old_checkpoints", value, expected)
 
 
-def clear_way(output_dir: Path, others: Sequence[Path], old_checkpoints: str) -> None:
+def handle_old_checkpoints(output_dir: Path, others: Sequence[Path], old_checkpoints: str) -> None:
     """Does what was asked for with the checkpoints of other runs, before a run begins beside them.
 
     Args:

@@ -13,13 +13,13 @@ from grpo_stream.train.cluster.preflight import run_preflight
 from grpo_stream.train.cluster.preflight_needs import run_checks
 from grpo_stream.train.cluster.preflight_report import PreflightError
 from grpo_stream.train.cluster.process_group import (
+    ignore_launcher,
     is_lost_rank,
     joining_ranks,
     leave_process_group,
     start_process_group,
-    stay_alone,
 )
-from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
+from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnRequest
 from grpo_stream.train.cluster.waiting import waiting_for
 from grpo_stream.train.setup.run_plan import RunPlan, use_cpu_only
 
@@ -36,7 +36,7 @@ def run_script(
     read_flags: Callable[..., tuple[Any, Any]],
     make_settings: Callable[..., Any],
     plan_run: Callable[[Any], RunPlan],
-    train: Callable[[Any, RunPlan, StopOnDemand], object],
+    train: Callable[[Any, RunPlan, StopOnRequest], object],
 ) -> int:
     """Reads settings, checks that they can work, and trains. For the main thread.
 
@@ -51,7 +51,7 @@ def run_script(
     Returns:
         0 done, 1 another rank was lost, 2 settings or data that cannot work, 75 stopped on demand.
     """
-    stop = StopOnDemand()
+    stop = StopOnRequest()
     stop.listen()
     end_with_launcher(stop.is_asked)
     try:
@@ -59,7 +59,7 @@ def run_script(
         parser, flags = read_flags(argv, use_cpu=use_cpu, description=description)
         is_alone = flags.dry_run and World.from_env().world_size == 1
         if is_alone:
-            stay_alone()
+            ignore_launcher()
         else:
             start_process_group(use_cpu=use_cpu)
         with joining_ranks():

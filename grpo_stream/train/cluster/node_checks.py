@@ -15,7 +15,7 @@ from grpo_stream.errors import GrpoStreamError, ManifestError, StoreError
 from grpo_stream.printable import mask_secrets
 from grpo_stream.shards.linked_sets import with_sources
 from grpo_stream.shards.manifest import MANIFEST_NAME
-from grpo_stream.storage.retrying_store import PatientStore, RetryRules, open_patient
+from grpo_stream.storage.retrying_store import RetryingStore, RetryRules, open_retrying
 
 RULES = RetryRules(
     max_delay_seconds=0.5,
@@ -68,7 +68,7 @@ class NodeReport:
     """Free memory."""
 
 
-def look_around_node(
+def probe_node(
     urls: Sequence[str], output_dir: str, cache_dir: str | None, rank: int
 ) -> NodeReport:
     """Reads a little of every data set, and looks at folders and memory.
@@ -98,7 +98,7 @@ def probe_store(url: str, *, start: int = 0, takes_whole: bool = False) -> Store
     """
     shown = mask_secrets(url)
     try:
-        store = open_patient(url, RULES)
+        store = open_retrying(url, RULES)
         lines = _head_lines(store)
         digest, shards = _head_of(lines)
         latency = min(_seconds(store, MANIFEST_NAME, 1) for _ in range(_NUM_LATENCIES))
@@ -107,7 +107,7 @@ def probe_store(url: str, *, start: int = 0, takes_whole: bool = False) -> Store
         chosen = [shards[(start + n) % len(shards)] for n in range(_NUM_READS)]
         sizes = [min(_READ_BYTES, num_bytes) for _, num_bytes in chosen]
         sources: Sequence[str] = next((one["sources"] for one in lines if "sources" in one), [])
-        where = with_sources(store, sources, lambda other: open_patient(other, RULES))
+        where = with_sources(store, sources, lambda other: open_retrying(other, RULES))
         begin = time.perf_counter()
         with ThreadPoolExecutor(_NUM_READS, "preflight") as pool:
             for future in [
@@ -125,7 +125,7 @@ def probe_store(url: str, *, start: int = 0, takes_whole: bool = False) -> Store
     return StoreProbe(shown, digest, latency, rate)
 
 
-def read_head(store: PatientStore) -> tuple[str | None, list[tuple[str, int]]]:
+def read_head(store: RetryingStore) -> tuple[str | None, list[tuple[str, int]]]:
     """Digest, and name and size in bytes of the first shards, from a manifest's first 64 KiB.
 
     The whole of a manifest of a million shards would be 180 MB; it has one shard a line.
@@ -137,7 +137,7 @@ def read_head(store: PatientStore) -> tuple[str | None, list[tuple[str, int]]]:
     return _head_of(_head_lines(store))
 
 
-def _head_lines(store: PatientStore) -> list[dict[str, Any]]:
+def _head_lines(store: RetryingStore) -> list[dict[str, Any]]:
     try:
         head = store.read_range(MANIFEST_NAME, 0, min(store.size(MANIFEST_NAME), _HEAD_BYTES))
     except StoreError as error:
@@ -200,7 +200,7 @@ def slowest(probes: Sequence[StoreProbe]) -> tuple[float | None, float | None]:
     return min(rates, default=None), max(latencies, default=None)
 
 
-def _seconds(store: PatientStore, name: str, num_bytes: int) -> float:
+def _seconds(store: RetryingStore, name: str, num_bytes: int) -> float:
     start = time.perf_counter()
     store.read_range(name, 0, num_bytes)
     return time.perf_counter() - start

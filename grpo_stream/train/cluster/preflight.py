@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from grpo_stream.stream.world import World
-from grpo_stream.train.cluster.node_checks import look_around_node, node_name
+from grpo_stream.train.cluster.node_checks import node_name, probe_node
 from grpo_stream.train.cluster.preflight_report import (
     Needs,
     PreflightError,
@@ -81,7 +81,7 @@ def run_preflight(
     if world.rank == 0:
         store.set("settings", json.dumps(dict(checks.settings), sort_keys=True, default=str))
     of_first = json.loads(_heard(store, "settings", wait_seconds))
-    report = look_around(checks, world, of_first)
+    report = probe_rank(checks, world, of_first)
     store.set(f"report/{world.rank}", report.to_json())
     if world.rank == 0:
         _judge_all(store, world.world_size, checks, of_first, say, wait_seconds)
@@ -100,13 +100,13 @@ def run_preflight(
             say(f"preflight: all-reduce {rate / 1e9:.2f} GB/s a rank; took {seconds:.1f} s")
 
 
-def look_around(checks: RunChecks, world: World, of_first: Mapping[str, Any]) -> RankReport:
+def probe_rank(checks: RunChecks, world: World, of_first: Mapping[str, Any]) -> RankReport:
     """What this rank, and as the first of a node its node, has and can reach."""
     own = json.loads(json.dumps(dict(checks.settings), default=str))
     gpu_bytes = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     node = None
     if world.local_rank == 0:
-        node = look_around_node(checks.urls, checks.output_dir, checks.cache_dir, world.rank)
+        node = probe_node(checks.urls, checks.output_dir, checks.cache_dir, world.rank)
     found = differences(of_first, own)
     return RankReport(world.rank, world.local_rank, node_name(), found, gpu_bytes, node)
 

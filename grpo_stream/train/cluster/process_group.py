@@ -76,7 +76,7 @@ def start_process_group(*, use_cpu: bool) -> None:
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
 
-def stay_alone() -> None:
+def ignore_launcher() -> None:
     """Forgets a launcher that has started this process alone, so that nothing joins ranks."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
@@ -119,7 +119,7 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def bound_waiting(timeout: timedelta) -> None:
+def set_collective_timeout(timeout: timedelta) -> None:
     """Sets how long a collective of any process group waits for the other ranks.
 
     ``ddp_timeout`` is for the first group alone. DeepSpeed 0.19 makes others for ZeRO and leaves
@@ -130,8 +130,8 @@ def bound_waiting(timeout: timedelta) -> None:
             torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)  # noqa: SLF001
 
 
-class BoundWaiting(TrainerCallback):
-    """:func:`bound_waiting` for the groups that are there when training begins."""
+class CollectiveTimeout(TrainerCallback):
+    """:func:`set_collective_timeout` for the groups that are there when training begins."""
 
     def on_train_begin(
         self,
@@ -141,7 +141,7 @@ class BoundWaiting(TrainerCallback):
         **_: Any,
     ) -> None:
         """Overrides ``TrainerCallback.on_train_begin`` (transformers 5.23)."""
-        bound_waiting(args.ddp_timeout_delta)
+        set_collective_timeout(args.ddp_timeout_delta)
 
 
 def is_lost_rank(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that ask the rank which receives them, and through it all ranks, to end."""
 
 
-class StopOnDemand(TrainerCallback):
+class StopOnRequest(TrainerCallback):
     """Ends training after the global step during which somebody asked for it.
 
     A signal to any rank asks, or a file ``stop`` in the output folder, which works through every

@@ -43,7 +43,7 @@ class Distance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProofResult:
     """What came of one way."""
 
     distance: Distance
@@ -131,7 +131,7 @@ class _Plain:
             raise _misfit(self._model, error) from error
         self._noise = self._distance(self._scored(self._rows(_PADDING)))
 
-    def verdict(self, way: PrefixWay) -> Verdict:
+    def verdict(self, way: PrefixWay) -> ProofResult:
         """What ``way`` makes of the group."""
         error = None
         try:
@@ -144,7 +144,7 @@ class _Plain:
         worst = self._accelerator.gather(figures[None]).amax(dim=0).tolist()
         if error is None and worst[0] == torch.inf:
             error = "another rank has the reason"
-        return Verdict(Distance(*worst[:2]), Distance(*worst[2:]), self._floor, error)
+        return ProofResult(Distance(*worst[:2]), Distance(*worst[2:]), self._floor, error)
 
     def _rows(self, padding: int) -> Iterator[torch.Tensor]:
         """Row by row, each behind its own prompt, filled up by ``padding`` tokens."""

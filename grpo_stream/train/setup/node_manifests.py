@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from grpo_stream.shards.manifest import Manifest
-from grpo_stream.storage.retrying_store import RetryRules, open_patient
+from grpo_stream.storage.retrying_store import RetryRules, open_retrying
 from grpo_stream.storage.store import is_object_store
 from grpo_stream.train.cluster.together import once_per_node
 
@@ -26,5 +26,5 @@ def load_manifests(urls: Sequence[str], retry: RetryRules | None = None) -> dict
     far = [url for url in urls if is_object_store(url)]
     if not far or not torch.distributed.is_initialized():
         return {}
-    read = once_per_node(lambda: [Manifest.fetch(open_patient(url, retry)) for url in far])
+    read = once_per_node(lambda: [Manifest.fetch(open_retrying(url, retry)) for url in far])
     return {url: Manifest.from_json(data) for url, data in zip(far, read, strict=True)}

@@ -14,7 +14,7 @@ from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.prompt_stream import StreamCounters
 from grpo_stream.stream.world import World
 from grpo_stream.train.batches import synced_reader
-from grpo_stream.train.batches.synced_reader import ReadTogether, raise_together
+from grpo_stream.train.batches.synced_reader import SyncedReader, raise_together
 
 
 class Ranks:
@@ -30,7 +30,7 @@ class Ranks:
                 }
         self.errors: list[Exception | None] = [None] * len(counts)
         self.waits = [0.0] * len(counts)
-        monkeypatch.setattr(ReadTogether, "_gather", lambda _, __: self.rows())
+        monkeypatch.setattr(SyncedReader, "_gather", lambda _, __: self.rows())
         monkeypatch.setattr(synced_reader, "gather_object", lambda _: self.reports())
 
     def rows(self):
@@ -59,7 +59,7 @@ class Ranks:
             world=World(rank, len(self.counters)),
             config=StreamConfig(num_lanes=4, max_bad_samples=max_bad_samples),
         )
-        return ReadTogether(SimpleNamespace(stream=stream, get=get, wait_seconds=0.0))  # type: ignore[arg-type]
+        return SyncedReader(SimpleNamespace(stream=stream, get=get, wait_seconds=0.0))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_bad_samples_of_earlier_starts_count_once(monkeypatch, num_ranks):
     ranks = Ranks(monkeypatch, [{"checksum": 1}] * num_ranks)
     known = {"checksum 0.0": "checksum", "shard sample 3": "image_truncated"}
     reader = ranks.reader(0, max_bad_samples=num_ranks + 1)
-    reader.go_on(known)
+    reader.resume(known)
     assert reader.bad_samples.quarantine == known
     reader.get(0, 0)
     assert reader.bad_samples.num_by_cause == {"checksum": num_ranks, "image_truncated": 1}
     reader = ranks.reader(0, max_bad_samples=num_ranks)
-    reader.go_on(known)
+    reader.resume(known)
     with pytest.raises(BadSamplesError, match=f"{num_ranks + 1} samples could not be read"):
         reader.get(0, 0)
 

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 
-from grpo_stream.storage.retrying_store import open_patient
+from grpo_stream.storage.retrying_store import open_retrying
 from grpo_stream.train.cluster import node_checks
 from grpo_stream.train.cluster.node_checks import (
     StoreProbe,
     check_folder,
     free_host_bytes,
-    look_around_node,
+    probe_node,
     probe_store,
     read_head,
     slowest,
@@ -73,7 +73,7 @@ def test_no_manifest_no_data_set(tmp_path):
 def test_the_head_of_a_large_manifest_is_enough(tmp_path, monkeypatch):
     folder = write_numbered_set(tmp_path / "set", 24, per_shard=1)
     monkeypatch.setattr(node_checks, "_HEAD_BYTES", 2000)
-    digest, shards = read_head(open_patient(str(folder)))
+    digest, shards = read_head(open_retrying(str(folder)))
     assert len(digest or "") == 64
     assert 3 < len(shards) < 24
     assert shards[0] == ("shard-000000.tar", (folder / "shard-000000.tar").stat().st_size)
@@ -101,7 +101,7 @@ def test_free_memory_is_the_containers(monkeypatch):
 
 
 def test_a_nodes_report(folder, tmp_path):
-    report = look_around_node([str(folder), str(tmp_path)], str(tmp_path), None, 3)
+    report = probe_node([str(folder), str(tmp_path)], str(tmp_path), None, 3)
     assert [probe.error is None for probe in report.stores] == [True, False]
     assert report.cache is None
 

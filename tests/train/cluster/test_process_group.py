@@ -8,10 +8,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.cluster.process_group import (
-    bound_waiting,
     is_lost_rank,
     joining_ranks,
     leave_process_group,
+    set_collective_timeout,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[3]
 def test_every_group_waits_as_long_as_the_run_says(tmp_path):
     """Also one that DeepSpeed made, without a time-out, when the first was there."""
     assert not distributed.is_initialized()
-    bound_waiting(timedelta(seconds=3))  # of no group: nothing to do
+    set_collective_timeout(timedelta(seconds=3))  # of no group: nothing to do
     url = f"file://{tmp_path}/store"
     distributed.init_process_group("gloo", init_method=url, rank=0, world_size=1)
     try:
         groups = [distributed.group.WORLD, distributed.new_group([0])]
         assert all(seconds_of(group) > 3 for group in groups)
-        bound_waiting(timedelta(seconds=3))
+        set_collective_timeout(timedelta(seconds=3))
         assert [seconds_of(group) for group in groups] == [3, 3]
     finally:
         distributed.destroy_process_group()

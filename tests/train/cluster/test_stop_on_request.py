@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import TrainerControl
 
-from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, SIGNALS, StopOnDemand
+from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, SIGNALS, StopOnRequest
 
 
 @pytest.fixture
 def stop():
     """Listens, in a run that has begun; afterwards the handlers are as before."""
     before = [signal.getsignal(number) for number in SIGNALS]
-    stop = StopOnDemand()
+    stop = StopOnRequest()
     stop.listen()
     stop.on_step_begin(None, None, None)
     yield stop
@@ -73,9 +73,9 @@ STORM = """
 import sys
 from pathlib import Path
 from grpo_stream.train.cluster.early_end import EndedEarly, leave_now
-from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnDemand
+from grpo_stream.train.cluster.stop_on_request import EXIT_STOPPED, StopOnRequest
 from tests.train.cluster.test_stop_on_request import after_step
-stop = StopOnDemand()
+stop = StopOnRequest()
 sys.setrecursionlimit(200)
 try:
     stop.listen()

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from grpo_stream.errors import StoreError
 from grpo_stream.shards.index import index_crc32, index_name, shard_files
 from grpo_stream.shards.manifest import ShardInfo
-from grpo_stream.storage.blobs import Listed
+from grpo_stream.storage.blobs import BlobInfo
 from grpo_stream.storage.store import LocalStore, Store
 
 _PIECE_BYTES = 2**20
 _CRC_BYTES = 4
 
 
-Listing = dict[str, Listed]
+Listing = dict[str, BlobInfo]
 """Blobs by name."""
 
 
@@ -30,7 +30,7 @@ def listed(store: Store) -> Listing:
 def first_missing(
     store: Store,
     shards: Iterable[ShardInfo],
-    found: Mapping[str, Listed],
+    found: Mapping[str, BlobInfo],
     tags: Mapping[str, str],
 ) -> str | None:
     """The first file of ``shards`` that is not there, or is another than was put there.
