@@ -12,27 +12,24 @@ run after the global step, with a checkpoint; before the first step a signal end
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback
 from trl import get_peft_config
 
 from grpo_stream.stream.sample_views import OpenViews
 from grpo_stream.stream.stream_sample import decode_sample
-from grpo_stream.stream.world import World
 from grpo_stream.train.checkpoints.output_lease import holding_on_rank_0
-from grpo_stream.train.checkpoints.universal import fitting_marker
-from grpo_stream.train.checkpoints.whole_checkpoint import choose_checkpoint
 from grpo_stream.train.cluster.early_end import end_process
 from grpo_stream.train.cluster.launched_run import run_script
-from grpo_stream.train.cluster.process_group import CollectiveTimeout
-from grpo_stream.train.cluster.same_settings import check_agreement, run_settings
+from grpo_stream.train.cluster.launched_training import (
+    check_ranks_agree,
+    eval_stream,
+    load_inputs,
+    train_and_save,
+)
 from grpo_stream.train.cluster.stop_on_request import StopOnRequest
-from grpo_stream.train.cluster.waiting import WaitForFirstStep, waiting_for
-from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.cluster.waiting import waiting_for
 from grpo_stream.train.observe.known_warnings import ignore_known_warnings
 from grpo_stream.train.observe.metrics import ShortProgressCallback
-from grpo_stream.train.observe.stragglers import HealthLog
 from grpo_stream.train.setup.open_data import make_stream
 from grpo_stream.train.setup.run_plan import (
     RunPlan,
@@ -75,43 +72,20 @@ def train(
 
 def _train(settings: Settings, plan: RunPlan, stop: StopOnRequest) -> PersonalizedGRPOTrainer:
     args, data, task = settings.args, settings.data, settings.task
-    checkpoint = choose_checkpoint(
-        args.resume_from_checkpoint, Path(args.output_dir), looks=args.should_save
-    )
-    if checkpoint is not None:
-        fitting_marker(checkpoint, args)
-    model_id = settings.model.model_name_or_path
-    args.model_init_kwargs = model_init_kwargs(settings)
-    processor = load_processor(
-        model_id,
-        min_pixels=data.min_pixels,
-        max_pixels=data.max_pixels,
-        revision=args.model_init_kwargs["revision"],
-    )
-    world = World(args.process_index, args.world_size, args.local_process_index)
-    image_processor = processor.image_processor
-    common = {"seed": args.seed, "image_processor": image_processor, "world": world}
+    found = load_inputs(settings)
     opened = decode_sample if task.num_views == 1 else OpenViews(task.num_views)
     stream = make_stream(
-        plan.data_sets, data, num_lanes=plan.num_lanes, open_sample=opened, **common
+        plan.data_sets, data, num_lanes=plan.num_lanes, open_sample=opened, **found.of_streams
     )
-    check_agreement(
-        {
-            "digest": stream.cursor().digest,
-            "weights": stream.cursor().weights,
-            "num_batches": plan.num_batches,
-            "stream": stream.config.to_dict(),
-            **run_settings(settings),
-        }
-    )
-    with waiting_for(f"{model_id} to be loaded"):
+    check_ranks_agree(stream, plan, settings)
+    with waiting_for(f"{found.model_id} to be loaded"):
         trainer = PersonalizedGRPOTrainer(
-            str(model_id),
+            found.model_id,
             list(task.reward_funcs),
             args,
             stream,
-            eval_stream(settings, plan, common),
-            processing_class=processor,
+            eval_stream(settings, plan, num_eval_lanes(args), found.of_streams),
+            processing_class=found.processor,
             prompt_template=task.prompt_template,
             answer_frame=task.answer_frame,
             shared_prefix=task.shared_prefix,
@@ -131,42 +105,8 @@ def _train(settings: Settings, plan: RunPlan, stop: StopOnRequest) -> Personaliz
     if args.process_index == 0:
         way = f"{trainer.prefix_way}, each prompt is computed once per group"
         print(f"shared_prefix: {way if trainer.shared_prefix else 'off'}", flush=True)
-        print(f"begins {f'from {checkpoint}' if checkpoint else 'anew'}", flush=True)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    first_step = WaitForFirstStep()
-    for callback in (ShortProgressCallback(), CollectiveTimeout(), first_step, stop):
-        trainer.add_callback(callback)
-    HealthLog.of_trainer(trainer).add_to(trainer)
-    with first_step:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not stop.has_stopped:
-        trainer.save_model(args.output_dir)
-        trainer.save_state()
-    # The first rank to end has the launcher end the others: none may still be writing.
-    trainer.accelerator.wait_for_everyone()
-    trainer.close()
+    train_and_save(trainer, found.checkpoint, stop, ShortProgressCallback())
     return trainer
-
-
-def eval_stream(settings: Settings, plan: RunPlan, common: dict[str, Any]) -> Any:
-    """The stream for evaluation while training; None without ``eval_shards``."""
-    if plan.eval_data_sets is None:
-        return None
-    num_lanes = num_eval_lanes(settings.args)
-    return make_stream(plan.eval_data_sets, settings.data, num_lanes=num_lanes, **common)
-
-
-def model_init_kwargs(settings: Settings) -> dict[str, Any]:
-    """How the policy is loaded; GRPOConfig's ``model_init_kwargs`` win over ModelConfig's fields.
-
-    The fields have values even where nobody set them (``dtype`` is float32 in trl 1.16).
-    """
-    model = settings.model
-    kwargs: dict[str, Any] = {"revision": model.model_revision, "dtype": model.dtype}
-    if model.attn_implementation is not None:
-        kwargs["attn_implementation"] = model.attn_implementation
-    return kwargs | (settings.args.model_init_kwargs or {})
 
 
 if __name__ == "__main__":

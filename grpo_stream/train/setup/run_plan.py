@@ -1,6 +1,5 @@
 """What every launch script does before training: environment, settings, checks, one summary."""
 
-import importlib.util
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -114,10 +113,7 @@ def read_flags(
     """
     own = (DataArguments, TaskArguments, LogArguments, RunArguments)
     parser = SettingsParser(*own, GRPOConfig, ModelConfig, description=description)
-    if use_cpu:
-        parser.set_defaults(use_cpu=True, bf16=False)
-    if importlib.util.find_spec("tensorboard") is not None:
-        parser.set_defaults(report_to="tensorboard")
+    parser.set_defaults_here(use_cpu=use_cpu)
     flags = parser.read(argv)
     _check_early(flags, find_world().world_size)
     return parser, flags
@@ -136,12 +132,8 @@ def make_settings(parser: SettingsParser, flags: Namespace, *, is_alone: bool = 
     Raises:
         ConfigError, GrpoStreamError: values that cannot go together.
     """
-    deepspeed = flags.deepspeed
-    if is_alone:
-        flags.deepspeed = None  # transformers (5.23) joins ranks for it
-    data, task, log, run, args, model = parser.build(flags)
-    if is_alone:
-        args.deepspeed = deepspeed
+    built = parser.build_alone(flags) if is_alone else parser.build(flags)
+    data, task, log, run, args, model = built
     return Settings(args, model, data, task, run, log)
 
 

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import difflib
 import enum
+import importlib.util
 import inspect
 import os
 import types
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from transformers import TrainingArguments
 from trl import TrlParser
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
@@ -116,6 +118,26 @@ class SettingsParser(TrlParser):
             raise
         except ValueError as error:
             raise GrpoStreamError(f"the settings cannot be used: {error}") from error
+
+    def build_alone(self, namespace: argparse.Namespace) -> tuple[Any, ...]:
+        """:meth:`build` where no other ranks are to be joined, though there is a DeepSpeed file."""
+        deepspeed, namespace.deepspeed = namespace.deepspeed, None
+        built = self.build(namespace)  # transformers (5.23) would join ranks for the file
+        for one in built:
+            if isinstance(one, TrainingArguments):
+                one.deepspeed = deepspeed
+        return built
+
+    def set_defaults_here(self, *, use_cpu: bool) -> None:
+        """Defaults that depend on the machine: CPU and float32, and what logs are written for.
+
+        Args:
+            use_cpu: There is no accelerator.
+        """
+        if use_cpu:
+            self.set_defaults(use_cpu=True, bf16=False)
+        if importlib.util.find_spec("tensorboard") is not None:
+            self.set_defaults(report_to="tensorboard")
 
     def format_help(self) -> str:
         """Overrides ``ArgumentParser.format_help``: sections by class, this project's first."""

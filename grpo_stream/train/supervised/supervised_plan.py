@@ -1,6 +1,5 @@
 """What ``launch/sft.py`` does before training: settings, checks, one summary."""
 
-import importlib.util
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,10 +73,7 @@ def read_flags(
     """As :func:`grpo_stream.train.setup.run_plan.read_flags`, for supervised fine-tuning."""
     own = (DataArguments, SupervisedArguments, LogArguments, RunArguments)
     parser = SettingsParser(*own, SFTConfig, ModelConfig, description=description)
-    if use_cpu:
-        parser.set_defaults(use_cpu=True, bf16=False)
-    if importlib.util.find_spec("tensorboard") is not None:
-        parser.set_defaults(report_to="tensorboard")
+    parser.set_defaults_here(use_cpu=use_cpu)
     flags = parser.read(argv)
     if isinstance(flags.deepspeed, str):
         load_zero_config(flags.deepspeed)
@@ -88,12 +84,8 @@ def make_settings(
     parser: SettingsParser, flags: Namespace, *, is_alone: bool = False
 ) -> SupervisedSettings:
     """As :func:`grpo_stream.train.setup.run_plan.make_settings`."""
-    deepspeed = flags.deepspeed
-    if is_alone:
-        flags.deepspeed = None  # transformers (5.23) joins ranks for it
-    data, task, log, run, args, model = parser.build(flags)
-    if is_alone:
-        args.deepspeed = deepspeed
+    built = parser.build_alone(flags) if is_alone else parser.build(flags)
+    data, task, log, run, args, model = built
     return SupervisedSettings(args, model, data, task, run, log)
 
 
