@@ -4,12 +4,10 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar, cast
-from urllib.parse import quote, urlsplit
 
 from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.printable import has_user, mask_secrets
@@ -27,6 +25,7 @@ from grpo_stream.storage.blobs import (
     store_error,
 )
 from grpo_stream.storage.error_causes import asks_to_wait, cause_of, explain
+from grpo_stream.storage.object_url import client_options, literal_url, sends_secrets, url_hint
 from grpo_stream.storage.retry_policy import Retrier
 
 _SILENT_SECONDS = 60.0  # in which a server that named no time to wait is not asked again
@@ -35,12 +34,6 @@ _STREAM_CHUNK_BYTES = 2**20
 _PART_BYTES = 8 * 2**20
 _PARTS_IN_FLIGHT = 4
 _MAX_PARTS = 10_000  # S3's limit to the parts of one upload
-
-_ENDPOINT_VARIABLES = {
-    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-    "gs": ("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"),
-    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL"),
-}
 
 _Result = TypeVar("_Result")
 
@@ -85,18 +78,19 @@ class ObjectStore:
         make = None
         try:
             if client is None:
-                make = partial(from_url, _literal(url))
-                client = make(**_options(url, retrier))
+                make = partial(from_url, literal_url(url))
+                rules = None if retrier is None else retrier.rules
+                client = make(**client_options(url, rules))
         except (obstore.exceptions.BaseError, ValueError) as error:
-            expected = f"obstore refuses it ({first_line(error)}); {_hint(url)}"
+            expected = f"obstore refuses it ({first_line(error)}); {url_hint(url)}"
             raise ConfigError("url", url, expected) from error
         self._client = self._writer = client
         self._address = url  # with its query: for requests, never for messages
-        self._may_be_sent_on = _sends_secrets(url, client)
+        self._may_be_sent_on = sends_secrets(url, client)
         self._ask_from = 0.0
         self._retrier = retrier
         if retrier is not None and make is not None:
-            self._writer = make(**_options(url, None))
+            self._writer = make(**client_options(url, None))
         self._is_web = isinstance(client, HTTPStore)
 
     @property
@@ -368,67 +362,5 @@ class _RawStream(io.RawIOBase):
         return num_bytes
 
 
-def _options(url: str, retrier: Retrier | None) -> dict[str, Any]:
-    """Keyword arguments of obstore's ``from_url``."""
-    scheme = _scheme(url)
-    client: dict[str, Any] = {}
-    options: dict[str, Any] = {"client_options": client}
-    endpoints = [os.environ.get(name, "") for name in _ENDPOINT_VARIABLES.get(scheme, ())]
-    # obstore refuses http:// unless told that no TLS is meant.
-    if any(place.startswith("http://") for place in (url, *endpoints)):
-        client["allow_http"] = True
-    elif scheme == "s3" and "AWS_UNSIGNED_PAYLOAD" not in os.environ:
-        # TLS guards what is sent already; to hash it too takes 0.9 s of CPU a GB. boto3 does so.
-        options["config"] = {"unsigned_payload": "true"}
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-    if scheme == "gs" and emulator and "GOOGLE_BASE_URL" not in os.environ:
-        # Google's own clients read it; obstore does not.
-        place = emulator if "://" in emulator else f"http://{emulator}"
-        options["config"] = {"base_url": place, "bearer_token": "emulator"}
-        client["allow_http"] = True
-    if retrier is not None:
-        rules = retrier.rules
-        client["connect_timeout"] = timedelta(seconds=rules.connect_timeout_seconds)
-        client["read_timeout"] = timedelta(seconds=rules.stall_timeout_seconds)
-        client["timeout"] = timedelta(seconds=rules.request_timeout_seconds)
-        # Of obstore's own tries none is left: they would hide faults and outlast the deadline.
-        deadline = timedelta(seconds=rules.retry_deadline_seconds)
-        options["retry_config"] = {"max_retries": 0, "retry_timeout": deadline}
-    return options
-
-
-def _sends_secrets(url: str, client: Any) -> bool:
-    """Whether requests carry what must not reach another host than the one they are for."""
-    if url.startswith(("http://", "https://")):
-        return "?" in url
-    if type(client).__name__ != "S3Store" or os.environ.get("AWS_SKIP_SIGNATURE") == "true":
-        return False
-    # Keys alone sign a request for one host; a temporary key, or a role's, has a token beside it.
-    return "AWS_SESSION_TOKEN" in os.environ or "AWS_ACCESS_KEY_ID" not in os.environ
-
-
 def _tag(meta: Any) -> str:
     return str(meta.get("e_tag") or "").strip('"')
-
-
-def _literal(url: str) -> str:
-    """The URL for obstore, which would decode ``%20`` in a bucket's folder but not in a name.
-
-    In a bucket a name is what it is, in every part; a web server's URL is quoted as all URLs are.
-    """
-    if url.startswith(("http://", "https://")):
-        return url
-    scheme, _, rest = url.partition("://")
-    bucket, slash, folder = rest.partition("/")
-    return f"{scheme}://{bucket}{slash}{quote(folder)}"
-
-
-def _scheme(url: str) -> str:
-    scheme = urlsplit(url).scheme
-    return {"abfs": "az", "abfss": "az"}.get(scheme, scheme)
-
-
-def _hint(url: str) -> str:
-    if url.startswith(("az", "abfs")):
-        return "write az://container/folder and set AZURE_STORAGE_ACCOUNT_NAME"
-    return "write s3://bucket/folder"

@@ -20,21 +20,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from grpo_stream.errors import ConfigError
 from grpo_stream.order.cursor import Cursor
-from grpo_stream.stream.pipeline.decode_processes import DecodeProcesses, worker_died
+from grpo_stream.stream.pipeline.decode_processes import DecodeProcesses
 from grpo_stream.stream.pipeline.fetcher import Fetcher, FetchRequest
 from grpo_stream.stream.pipeline.look_ahead import LookAhead
 from grpo_stream.stream.pipeline.malloc_tuning import keep_freed_memory
 from grpo_stream.stream.pipeline.pending_samples import PendingSamples
 from grpo_stream.stream.pipeline.priority_pool import PriorityPool
-from grpo_stream.stream.prompt_stream import Outcome, PromptStream, SlotPlace, is_damage
+from grpo_stream.stream.pipeline.transform_batch import transform_batch
+from grpo_stream.stream.prompt_stream import Outcome, PromptStream, SlotPlace
 from grpo_stream.stream.stream_sample import StreamSample
 
 T = TypeVar("T")
@@ -282,7 +281,7 @@ class PromptLoader(Generic[T]):
         assert self._assembler is not None  # noqa: S101 - there are threads
         pieces = self._pieces(work)
         if self._processes is not None:
-            outcomes = [self._open_elsewhere(self._processes, one) for one in work.pending]
+            outcomes = [self._processes.submit_pending(one) for one in work.pending]
         elif work.pending:
             pairs = zip(pieces, work.pending, strict=True)
             outcomes = [self._open_arrivals(work.number, *pair) for pair in pairs]
@@ -307,25 +306,6 @@ class PromptLoader(Generic[T]):
         pending.then(lambda: decoders.submit(priority, open_all, outcomes))
         return outcomes
 
-    def _open_elsewhere(
-        self, processes: DecodeProcesses, pending: PendingSamples
-    ) -> "Future[_Outcomes]":
-        outcome: Future[_Outcomes] = Future()
-
-        def open_it() -> None:
-            try:
-                task = processes.submit(pending.take(0))
-            except BaseException as error:  # noqa: BLE001 - it is raised where the sample is needed
-                if isinstance(error, Exception) and is_damage(error):
-                    outcome.set_result([error])
-                else:
-                    outcome.set_exception(error)
-            else:
-                task.add_done_callback(lambda done: _pass_on(done, outcome))
-
-        pending.then(open_it)
-        return outcome
-
     def _attempt(self, slots: Sequence[SlotPlace]) -> _Outcomes:
         started, started_cpu = time.perf_counter(), time.thread_time()
         outcomes = list(map(self.stream.attempt, slots))
@@ -342,35 +322,10 @@ class PromptLoader(Generic[T]):
     def _finish(self, slots: Sequence[SlotPlace], outcomes: _Outcomes) -> T:
         samples = self.stream.resolve_all(slots, outcomes)
         started = time.perf_counter()
-        batch = self._transformed(slots, samples)
+        batch = transform_batch(self.stream, self.transform, slots, samples)
         seconds = time.perf_counter() - started
         self._transforms_cheaply = seconds <= _CHEAP_SECONDS * len(slots)
         return batch
-
-    def _transformed(self, slots: Sequence[SlotPlace], samples: list[StreamSample]) -> T:
-        """The batch; a sample that ``transform`` throws at is bad, and another stands in."""
-        try:
-            return self.transform(samples)
-        except (ConfigError, MemoryError):
-            raise  # the settings' fault, or the machine's
-        except Exception:
-            errors = list(map(self._thrown_at, samples))
-            if not any(errors) or (all(errors) and len(samples) > 1):
-                raise  # the fault is not in single samples
-        others = [
-            sample if error is None else self.stream.stand_in(slot, sample.key, error)
-            for slot, sample, error in zip(slots, samples, errors, strict=True)
-        ]
-        return self._transformed(slots, others)
-
-    def _thrown_at(self, sample: StreamSample) -> Exception | None:
-        try:
-            self.transform([sample])
-        except (ConfigError, MemoryError):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is: that is the question
-            return error
-        return None
 
     def _take(self, work: _Work[T]) -> T:
         try:
@@ -392,12 +347,3 @@ class PromptLoader(Generic[T]):
         self._num_bytes = 0
         self._coming = None
         self._num_calls = 0
-
-
-def _pass_on(done: "Future[Any]", to: "Future[_Outcomes]") -> None:
-    if done.cancelled():
-        to.cancel()
-    elif (error := done.exception()) is not None:
-        to.set_exception(worker_died() if isinstance(error, BrokenProcessPool) else error)
-    else:
-        to.set_result([done.result()])

@@ -6,7 +6,7 @@ from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.shards.index import ShardIndex
 from grpo_stream.shards.manifest import Manifest
 from grpo_stream.shards.tar import read_sample
-from grpo_stream.storage import object_store
+from grpo_stream.storage.object_url import client_options
 from grpo_stream.storage.store import open_store
 from tests.shards.support import make_sample, write_set
 
@@ -116,5 +116,5 @@ def test_what_tls_guards_is_not_hashed_again(monkeypatch, variables, is_unsigned
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    config = object_store._options("s3://bucket/set", None).get("config", {})
+    config = client_options("s3://bucket/set", None).get("config", {})
     assert (config.get("unsigned_payload") == "true") == is_unsigned

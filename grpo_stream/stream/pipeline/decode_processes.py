@@ -15,6 +15,7 @@ from typing import Any
 from grpo_stream.errors import WorkerDiedError
 from grpo_stream.stream.config import StreamConfig
 from grpo_stream.stream.pipeline.malloc_tuning import keep_freed_memory
+from grpo_stream.stream.pipeline.pending_samples import PendingSamples
 from grpo_stream.stream.prompt_stream import Open, Outcome, is_damage
 from grpo_stream.stream.sources import Encoded
 
@@ -55,6 +56,24 @@ class DecodeProcesses:
         except BrokenProcessPool as error:
             raise worker_died() from error
 
+    def submit_pending(self, pending: PendingSamples) -> "Future[list[Outcome]]":
+        """:meth:`submit` for one sample, once it is there; what failed is in the future."""
+        outcome: Future[list[Outcome]] = Future()
+
+        def submit() -> None:
+            try:
+                task = self.submit(pending.take(0))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the sample is needed
+                if isinstance(error, Exception) and is_damage(error):
+                    outcome.set_result([error])
+                else:
+                    outcome.set_exception(error)
+            else:
+                task.add_done_callback(lambda done: _pass_on(done, outcome))
+
+        pending.then(submit)
+        return outcome
+
     def close(self) -> None:
         """Ends the processes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -68,6 +87,15 @@ def worker_died() -> WorkerDiedError:
         "is lost: resume from the last checkpoint, with fewer num_decode_processes if memory ran "
         "out, or with 0, which decodes in threads"
     )
+
+
+def _pass_on(done: "Future[Outcome]", to: "Future[list[Outcome]]") -> None:
+    if done.cancelled():
+        to.cancel()
+    elif (error := done.exception()) is not None:
+        to.set_exception(worker_died() if isinstance(error, BrokenProcessPool) else error)
+    else:
+        to.set_result([done.result()])
 
 
 def _open_encoded(encoded: Encoded, open_sample: Open, config: StreamConfig) -> Any:

@@ -2,8 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shard_builder.build import spill_buckets
+from shard_builder.build.chunk_result import ChunkResult, Notes
 from shard_builder.build.duplicates import find_repeats
-from shard_builder.build.workers.worker import ChunkResult, Notes
 
 ASKED = st.lists(
     st.lists(st.tuples(st.integers(0, 9).map(lambda n: n * (2**60 + 7)), st.integers(0, 2))),

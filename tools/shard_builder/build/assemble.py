@@ -12,9 +12,9 @@ from grpo_stream.errors import StoreError
 from grpo_stream.records.keys import make_key
 from grpo_stream.shards.manifest import MANIFEST_VERSION, Manifest, ShardInfo
 from grpo_stream.storage.store import Store
+from shard_builder.build.chunk_result import ChunkResult, result_name
 from shard_builder.build.duplicates import find_repeats
 from shard_builder.build.output.reject_lists import REJECTS_NAME, WARNINGS_NAME, ListWriter
-from shard_builder.build.workers.worker import ChunkResult, result_name
 
 _NUM_READ_AHEAD = 16  # results in a bucket, each a request
 

@@ -16,18 +16,13 @@ from shard_builder.build.build_result import (
 )
 from shard_builder.build.build_settings import BuildSettings, check_settings
 from shard_builder.build.chunk_plan import Chunk, LaterChunk
+from shard_builder.build.chunk_result import NUM_FIRST_REJECTS, ChunkResult, News, Reject
 from shard_builder.build.output.output_folder import Output
 from shard_builder.build.output.temp_folder import temp_folder
 from shard_builder.build.progress import Progress, Tell, tell_nobody
 from shard_builder.build.surveyed_inputs import survey_inputs
 from shard_builder.build.workers.executors import crew_of
-from shard_builder.build.workers.worker import (
-    NUM_FIRST_REJECTS,
-    ChunkResult,
-    News,
-    Reject,
-    rare_collections,
-)
+from shard_builder.build.workers.worker import rare_collections
 from shard_builder.build.workers.worker_pool import Crew, run_chunks
 
 __all__ = ["BuildResult", "BuildSettings", "ChunkRun", "TooManyRejectsError", "build"]

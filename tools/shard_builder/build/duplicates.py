@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shard_builder.build.chunk_result import ChunkResult
 from shard_builder.build.spill_buckets import NUM_BUCKETS, Buckets
-from shard_builder.build.workers.worker import ChunkResult
 
 CauseDetail = tuple[str, str]
 """Cause and detail of a warning."""

@@ -18,7 +18,7 @@ from grpo_stream.shards.sample import Sample, check_key, uses_schema_3
 from grpo_stream.shards.tar import ShardWriter, parse_sample
 from grpo_stream.shards.tar_headers import iter_members, make_header, padding
 from grpo_stream.storage.store import LocalStore, Store
-from shard_builder.build.workers.worker import ChunkResult
+from shard_builder.build.chunk_result import ChunkResult
 from shard_builder.datasets.read_json_members import skip
 
 

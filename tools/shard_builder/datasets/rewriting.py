@@ -9,8 +9,9 @@ import grpo_stream
 from grpo_stream.errors import ConfigError, ShardFormatError, StoreError
 from grpo_stream.shards.manifest import MANIFEST_VERSION, Manifest
 from grpo_stream.storage.store import LocalStore, Store
+from shard_builder.build.chunk_result import ChunkResult
 from shard_builder.build.output.output_folder import OUR_NAMES, Output
-from shard_builder.build.workers.worker import ChunkResult, split_store
+from shard_builder.build.workers.worker import split_store
 from shard_builder.datasets.copy_samples import SetWriter
 
 

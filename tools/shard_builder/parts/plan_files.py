@@ -11,6 +11,7 @@ from grpo_stream.errors import StoreError
 from grpo_stream.records.formats.rules import Rules
 from grpo_stream.storage.store import Store
 from shard_builder.build.chunk_plan import Chunk, InputSummary, LaterChunk, Survey
+from shard_builder.build.chunk_result import result_name
 from shard_builder.build.output.kept_results import (
     PLAN_NAME,
     REQUEST_NAME,
@@ -18,7 +19,6 @@ from shard_builder.build.output.kept_results import (
     result_names,
 )
 from shard_builder.build.surveyed_inputs import BuildPlan
-from shard_builder.build.workers.worker import result_name
 from shard_builder.parts.plan_request import Part, digest_of
 from shard_builder.parts.row_files import decode_rows, encode_rows
 from shard_builder.parts.stored_json import load_object

@@ -11,12 +11,13 @@ from grpo_stream.storage.store import open_store
 from shard_builder.build.build import ChunkRun
 from shard_builder.build.build_result import BuildResult
 from shard_builder.build.build_settings import BuildSettings, check_settings
+from shard_builder.build.chunk_result import ChunkResult
 from shard_builder.build.output.kept_results import KeptResults
 from shard_builder.build.output.output_lock import PlaceTakenError
 from shard_builder.build.output.temp_folder import temp_folder
 from shard_builder.build.progress import Tell, tell_nobody
 from shard_builder.build.workers.executors import crew_of
-from shard_builder.build.workers.worker import ChunkResult, rare_collections, split_store
+from shard_builder.build.workers.worker import rare_collections, split_store
 from shard_builder.parts.finish_parts import clear_leftovers, finish, is_finished
 from shard_builder.parts.make_plan import make_plan, plan_of
 from shard_builder.parts.plan_files import StoredPlan, load_plan, stored_chunks

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from grpo_stream.errors import StoreError
 from grpo_stream.storage.store import Store
 from shard_builder.build.assemble import read_result
+from shard_builder.build.chunk_result import STATE_FOLDER, ChunkResult, result_name
 from shard_builder.build.output.placed_files import Listing, first_missing, listed
-from shard_builder.build.workers.worker import STATE_FOLDER, ChunkResult, result_name
 
 SETTINGS_NAME = f"{STATE_FOLDER}/build.json"
 """What an unfinished build was asked for."""

@@ -20,6 +20,7 @@ import grpo_stream
 from grpo_stream.errors import ConfigError, ManifestError, StoreError
 from grpo_stream.shards.manifest import MANIFEST_NAME, Manifest
 from grpo_stream.storage.store import LocalStore, Store, open_store
+from shard_builder.build.chunk_result import STATE_FOLDER, ChunkResult, result_name
 from shard_builder.build.output.kept_results import (
     PLAN_NAME,
     REQUEST_NAME,
@@ -31,7 +32,7 @@ from shard_builder.build.output.kept_results import (
 from shard_builder.build.output.output_lock import lock_output
 from shard_builder.build.output.placed_files import first_missing, listed
 from shard_builder.build.output.reject_lists import REJECTS_NAME, WARNINGS_NAME
-from shard_builder.build.workers.worker import STATE_FOLDER, ChunkResult, result_name, split_store
+from shard_builder.build.workers.worker import split_store
 
 OUR_NAMES = ("shard-*.tar", "shard-*.tar.*", REJECTS_NAME, WARNINGS_NAME, MANIFEST_NAME)
 """Patterns of the files that a build writes."""

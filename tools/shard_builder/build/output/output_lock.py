@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from grpo_stream.errors import ConfigError, StoreError
 from grpo_stream.storage.store import LocalStore, Store
-from shard_builder.build.workers.worker import STATE_FOLDER
+from shard_builder.build.chunk_result import STATE_FOLDER
 
 LEASE_NAME = f"{STATE_FOLDER}/lock"
 """The lease of a bucket, beside what an unfinished build has done."""

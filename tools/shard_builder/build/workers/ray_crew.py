@@ -20,9 +20,10 @@ from grpo_stream.errors import ConfigError, GrpoStreamError, StoreError, WorkerD
 from grpo_stream.image_encoding import codec_versions
 from grpo_stream.storage.store import is_object_store, open_store
 from shard_builder.build.chunk_plan import Chunk
+from shard_builder.build.chunk_result import News
 from shard_builder.build.output.kept_results import SETTINGS_NAME
 from shard_builder.build.output.temp_folder import temp_folder
-from shard_builder.build.workers.worker import DoneChunk, Job, News, Worker
+from shard_builder.build.workers.worker import DoneChunk, Job, Worker
 
 MAX_RETRIES = 20
 """Nodes that a task may lose; what fails by itself is not tried again."""

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from grpo_stream.errors import GrpoStreamError, WorkerDiedError
 from shard_builder.build.chunk_plan import Chunk
+from shard_builder.build.chunk_result import News
 from shard_builder.build.workers.worker import (
     NUM_FINISHING,
     DoneChunk,
     Job,
-    News,
     Worker,
     rare_collections,
 )
