@@ -118,6 +118,47 @@ def make_trainer(
     )
 
 
+class Spy:
+    """Notes what a trainer samples, loses and calls; forced completions are the same everywhere."""
+
+    def __init__(self, trainer: Any, *, is_forced: bool) -> None:
+        self.completions: list[list[list[int]]] = []
+        self.losses: list[float] = []
+        self.gathered: list[list[int]] = []
+        """Of each forward and backward, see :func:`count_gathered`."""
+        self.num_tower_calls = 0
+        self._trainer = trainer
+        self._is_forward = [False]
+        self._generate, self._compute_loss = trainer._generate_single_turn, trainer._compute_loss
+        trainer._generate_single_turn = self._forced if is_forced else self._sampled
+        trainer._compute_loss = self._lost
+        trainer.model.get_encoder("image").register_forward_pre_hook(self._called)
+
+    def _sampled(self, ids: list[Any], *args: Any, **kwargs: Any) -> Any:
+        sampled = self._generate(ids, *args, **kwargs)
+        self.completions.append(sampled[0])
+        return sampled
+
+    def _forced(self, ids: list[Any], *_: Any, **__: Any) -> Any:
+        generator = torch.Generator().manual_seed(len(self.completions))
+        rows = torch.randint(20, 300, (len(ids), 8), generator=generator).tolist()
+        self.completions.append([row[: 1 + number * 3 % 8] for number, row in enumerate(rows)])
+        return self.completions[-1], None
+
+    def _lost(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.gathered:
+            count_gathered(self._trainer.accelerator, self.gathered, self._is_forward)
+        self.gathered.append([0, 0])
+        self._is_forward[0] = True
+        loss: torch.Tensor = self._compute_loss(*args, **kwargs)
+        self._is_forward[0] = False
+        self.losses.append(loss.item())
+        return loss
+
+    def _called(self, *_: Any) -> None:
+        self.num_tower_calls += 1
+
+
 def run(
     folder: Path,
     learning_rate: float,
@@ -139,45 +180,13 @@ def run(
         lora=lora,
         **changes,
     )
-    completions: list[list[list[int]]] = []
-    losses: list[float] = []
-    prefetched: list[list[int]] = []
-    is_forward = [False]
-    num_tower_calls = [0]
-    generate, compute_loss = trainer._generate_single_turn, trainer._compute_loss
-
-    def generated(ids: list[Any], *args: Any, **kwargs: Any) -> Any:
-        if not is_forced:
-            sampled = generate(ids, *args, **kwargs)
-            completions.append(sampled[0])
-            return sampled
-        generator = torch.Generator().manual_seed(len(completions))
-        rows = torch.randint(20, 300, (len(ids), 8), generator=generator).tolist()
-        completions.append([row[: 1 + number * 3 % 8] for number, row in enumerate(rows)])
-        return completions[-1], None
-
-    def lost(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if not prefetched:
-            count_gathered(trainer.accelerator, prefetched, is_forward)
-        prefetched.append([0, 0])
-        is_forward[0] = True
-        loss: torch.Tensor = compute_loss(*args, **kwargs)
-        is_forward[0] = False
-        losses.append(loss.item())
-        return loss
-
-    def called(*_: Any) -> None:
-        num_tower_calls[0] += 1
-
+    spy = Spy(trainer, is_forced=is_forced)
     if not is_forced and os.environ["RANK"] == "1":  # ends with its first token, the other goes on
         trainer.generation_config.eos_token_id = list(
             range(trainer.model.config.text_config.vocab_size)
         )
     if is_uneven:
         route_unevenly(trainer.model)
-    trainer._generate_single_turn = generated
-    trainer._compute_loss = lost
-    trainer.model.get_encoder("image").register_forward_pre_hook(called)
     keep = (
         contextlib.nullcontext()
         if is_trace_kept
@@ -186,18 +195,22 @@ def run(
     with keep:
         trainer.train()
     trainer.close()
+    return seen_in(trainer, spy)
+
+
+def seen_in(trainer: Any, spy: Spy) -> dict[str, Any]:
     module = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     weights = [weight for weight in module.parameters() if weight.requires_grad][::5]
     with deepspeed.zero.GatheredParameters(weights):
         values = [value for weight in weights for value in weight.flatten()[:32].tolist()]
     return {
-        "completions": completions,
-        "losses": losses,
-        "gathered": prefetched,
+        "completions": spy.completions,
+        "losses": spy.losses,
+        "gathered": spy.gathered,
         "dtype": str(next(module.parameters()).dtype),
         "num_bad_steps": trainer._observer.bad_steps.num,
         "weights": values,
-        "num_tower_calls": num_tower_calls[0],
+        "num_tower_calls": spy.num_tower_calls,
         "way": trainer.prefix_way,
         "is_compiled": trainer._rollout._decoder.is_compiled,
         "fallback": trainer._rollout._decoder.fallback,
