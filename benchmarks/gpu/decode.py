@@ -1,7 +1,8 @@
 """Tokens a second of a rollout: eager, compiled, and transformers' ``generate``, in turns.
 
 The policy of the step benchmark (5 million weights), one prompt of words, on the CPU unless there
-is a GPU. A rate is of the tokens behind the first ones: prefill, and compiling, are not in it.
+is a GPU. A family that is not packed is sampled forked, and its eager tokens are ``generate``'s own
+behind one prefill. A rate is of the tokens behind the first ones: prefill, and compiling, are not in it.
 ``generate`` has a row of its own for each completion, with the prompt's keys in each. Tokens of all
 three are compared, with the same random numbers.
 """
@@ -16,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command_line import Commands, new_command
+from grpo_stream.families import FAMILIES as FAMILY_ROWS
 
 _FEW = 4
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3")
 
 
 def add_command(commands: Commands) -> None:
     """Adds ``decode`` to the command line."""
     command = new_command(commands, "decode", "sampled tokens a second, beside generate", __doc__)
     add = command.add_argument
+    add("--family", choices=FAMILIES, default="qwen2_5_vl", help="(%(default)s)")
     add("--num-generations", type=int, default=8, metavar="G", help="(%(default)s)")
     add("--num-tokens", type=int, default=36, metavar="C", help="of a completion (%(default)s)")
     add("--num-prompt-tokens", type=int, default=1300, metavar="P", help="(%(default)s)")
@@ -43,7 +47,9 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found))
         return
-    print(f"P={args.num_prompt_tokens}, G={args.num_generations}, C={args.num_tokens}")
+    print(
+        f"{args.family}, {found['way']}, P={args.num_prompt_tokens}, G={args.num_generations}, C={args.num_tokens}"
+    )
     for name, rate in found["rates"].items():
         ratio = rate / found["rates"]["generate"]
         print(f"  {name:<10}{rate:>10,.0f} tokens/s{ratio:>8.2f} x generate")
@@ -58,20 +64,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.step.step_model import make_policy  # noqa: PLC0415
     from grpo_stream.train.batches.groups import PromptGroups  # noqa: PLC0415
     from grpo_stream.train.models.policy import load_policy  # noqa: PLC0415
+    from grpo_stream.train.models.tiny import RECIPES  # noqa: PLC0415
     from grpo_stream.train.prefix.sampling.decoder import Decoder  # noqa: PLC0415
-    from grpo_stream.train.prefix.ways import PLAIN, Packed  # noqa: PLC0415
+    from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed, PrefixWay  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        policy = make_policy(Path(folder) / "policy", args.hidden_size)
+        policy = make_policy(Path(folder) / "policy", args.hidden_size, args.family)
         model = load_policy(policy, dtype=torch.float32, attn_implementation="sdpa")
     model = model.eval().to(device)
     words = torch.randint(20, 60, (args.num_prompt_tokens,), device=device)
-    groups = PromptGroups([words], [torch.zeros_like(words)], [{}], [args.num_generations])
-    packed, compiled = Packed("two_part", 0), Decoder("compiled")
+    types = "mm_token_type_ids" if args.family in RECIPES else None
+    size = [args.num_generations]
+    groups = PromptGroups([words], [torch.zeros_like(words)], [{}], size, types_name=types)
+    way: PrefixWay = Packed("two_part", 0) if FAMILY_ROWS[args.family].is_packed else FORKED
+    compiled = Decoder("compiled")
     ways = {
-        "eager": partial(packed.sample, decoder=Decoder("eager")),
-        "compiled": partial(packed.sample, decoder=compiled),
+        "eager": partial(way.sample, decoder=Decoder("eager")),
+        "compiled": partial(way.sample, decoder=compiled),
         "generate": PLAIN.sample,
     }
 
@@ -93,6 +103,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             found[name].append(args.num_generations * (args.num_tokens - _FEW) / (many - few))
     first, *others = tokens.values()
     return {
+        "way": way.name,
         "rates": {name: statistics.median(rates) for name, rates in found.items()},
         "equal": all(torch.equal(first, one) for one in others),
         "compile_seconds": compile_seconds,

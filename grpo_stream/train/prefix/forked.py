@@ -22,6 +22,8 @@ from grpo_stream.train.models.base_model import base_model
 from grpo_stream.train.prefix.backbone import accepted_media
 from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache, new_cache, repeated
 from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
+from grpo_stream.train.prefix.sampling.decoder import EAGER, Decoder
+from grpo_stream.train.prefix.sampling.forked_step import sample_in_place
 from grpo_stream.train.prefix.spare_image import tower_is_called
 
 _IGNORED = -100
@@ -78,25 +80,32 @@ def score_forked(
     return output.log_probs[:, :length], entropy
 
 
-def sample_forked(model: Any, group: PromptGroups, generation_config: Any) -> torch.Tensor:
-    """Samples one prompt's completions from one prefill, by the model's own ``generate``.
+def sample_forked(
+    model: Any, group: PromptGroups, generation_config: Any, decoder: Decoder = EAGER
+) -> torch.Tensor:
+    """Samples one prompt's completions from one prefill.
 
     Args:
         model: Unwrapped; LoRA may be around it.
         group: One prompt.
         generation_config: transformers' options of sampling, end tokens and length.
+        decoder: What computes a token; where it is eager, the model's own ``generate`` does.
 
     Returns:
         int64, shape (G, longest completion), padded behind the end.
     """
     (ids,), (size,) = group.prompt_ids, group.sizes
     with torch.no_grad():
-        past = repeated(_prefill(model, group), size, is_written=True)
+        past = _prefill(model, group)
+        if decoder.is_compiled:
+            found = sample_in_place(model, group, past, generation_config, decoder)
+            if found is not None:
+                return found
         rows = ids.expand(size, -1).contiguous()
         sequences: torch.Tensor = model.generate(
             input_ids=rows,
             attention_mask=torch.ones_like(rows),
-            past_key_values=past,
+            past_key_values=repeated(past, size, is_written=True),
             generation_config=generation_config,
         )
     return sequences[:, len(ids) :]

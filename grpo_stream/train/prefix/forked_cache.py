@@ -38,14 +38,24 @@ def new_cache(config: Any) -> DynamicCache:
     return made
 
 
+def own_class(layer: Any) -> Any:
+    """transformers' class of a layer of :func:`new_cache`, which overwrites its tensors."""
+    kind = type(layer)
+    return kind.__base__ if isinstance(layer, _Replacing) else kind
+
+
 def snapshot(past: Any) -> Any:
     """The same tensors in containers of its own: an update of one does not reach the other."""
     taken = copy(past)
-    taken.layers = [copy(layer) for layer in past.layers]
-    for layer in taken.layers:
-        for name, value in vars(layer).items():
-            if isinstance(value, (dict, list)):
-                setattr(layer, name, copy(value))
+    taken.layers = [_copied(layer) for layer in past.layers]
+    return taken
+
+
+def _copied(layer: Any) -> Any:
+    taken = copy(layer)
+    for name, value in vars(taken).items():
+        if isinstance(value, (dict, list)):
+            setattr(taken, name, copy(value))
     return taken
 
 
@@ -58,6 +68,19 @@ def repeated(past: Any, size: int, *, is_written: bool = False) -> Any:
         is_written: The rows will be overwritten, as in generation: each gets memory of its own,
             where otherwise all read the same.
     """
+    taken = copy(past)
+    taken.layers = [repeated_layer(one, size, is_written=is_written) for one in past.layers]
+    return taken
+
+
+def repeated_layer(layer: Any, size: int, *, is_written: bool) -> Any:
+    """:func:`repeated` of one layer.
+
+    Args:
+        layer: Of one row; stays as it is.
+        size: Rows.
+        is_written: The rows will be overwritten.
+    """
 
     def rows(value: Any, dim: int) -> Any:
         if not isinstance(value, torch.Tensor) or value.dim() < 2:
@@ -68,16 +91,15 @@ def repeated(past: Any, size: int, *, is_written: bool = False) -> Any:
         shape[dim] = size
         return value.expand(shape)
 
-    taken = snapshot(past)
-    for layer in taken.layers:
-        for name, value in vars(layer).items():
-            dim = int(name in _BATCH_SECOND)
-            if isinstance(value, dict):
-                setattr(layer, name, {key: rows(one, dim) for key, one in value.items()})
-            elif isinstance(value, list):
-                setattr(layer, name, [rows(one, dim) for one in value])
-            else:
-                setattr(layer, name, rows(value, dim))
+    taken = _copied(layer)
+    for name, value in vars(taken).items():
+        dim = int(name in _BATCH_SECOND)
+        if isinstance(value, dict):
+            setattr(taken, name, {key: rows(one, dim) for key, one in value.items()})
+        elif isinstance(value, list):
+            setattr(taken, name, [rows(one, dim) for one in value])
+        else:
+            setattr(taken, name, rows(value, dim))
     return taken
 
 
@@ -131,6 +153,10 @@ def _checkpoint_with_cache(function: Any, *args: Any, **_: Any) -> Any:
     return checkpoint(run, *args, use_reentrant=False)
 
 
+class _Replacing:
+    """Puts new tensors in place of old ones."""
+
+
 @cache
 def _replacing(layer_class: Any) -> Any:
     """The class of a layer with states of fixed size, which puts new tensors in place of old ones.
@@ -138,7 +164,7 @@ def _replacing(layer_class: Any) -> Any:
     Without ``_layer_type``: with one, a class enters itself into transformers' table of layers.
     """
 
-    class Replacing(layer_class):
+    class Replacing(layer_class, _Replacing):
         _layer_type = None
         update_conv_state: Callable[..., torch.Tensor] = _replace_conv_state
         update_recurrent_state: Callable[..., torch.Tensor] = _replace_recurrent_state

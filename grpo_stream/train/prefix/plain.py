@@ -60,7 +60,12 @@ def score_plain(
     return output.log_probs[:, -length:], entropy
 
 
-def sample_plain(model: Any, group: PromptGroups, generation_config: Any) -> torch.Tensor:
+def sample_plain(
+    model: Any,
+    group: PromptGroups,
+    generation_config: Any,
+    _decoder: object = None,
+) -> torch.Tensor:
     """Samples one prompt's completions by the model's own ``generate``, a prompt for each.
 
     Args:

@@ -91,7 +91,7 @@ class PrefixWay(Protocol):
             groups: The prompts.
             generation_config: transformers' options of sampling, end tokens and length.
             pad_token_id: Fills shorter rows up.
-            decoder: What computes a token of packed groups.
+            decoder: What computes a token; plain groups leave that to ``generate``.
         """
         ...
 
@@ -204,10 +204,10 @@ class _GroupByGroup:
         groups: PromptGroups,
         generation_config: Any,
         pad_token_id: int,
-        decoder: Decoder = EAGER,  # noqa: ARG002 - ``generate`` has its own loop
+        decoder: Decoder = EAGER,
     ) -> torch.Tensor:
         """Each group by itself."""
-        rows = [self._sample(model, group, generation_config) for group in groups.each()]
+        rows = [self._sample(model, group, generation_config, decoder) for group in groups.each()]
         return _stacked(rows, max(part.size(1) for part in rows), pad_token_id)
 
 

@@ -30,9 +30,9 @@ def chosen_decode(wanted: str, args: GRPOConfig, device: str) -> tuple[str, str]
     if zero_stage_of(args) == 3 and not args.ds3_gather_for_generation:
         return "eager", "without ds3_gather_for_generation no rank has whole weights"
     if wanted == "compiled":
-        return wanted, "as set; of packed groups"
+        return wanted, "as set; of packed and forked groups"
     if device == "cuda":
-        return "compiled", "of packed groups: a GPU would wait for launches"
+        return "compiled", "of packed and forked groups: a GPU would wait for launches"
     return "eager", f"on {device}; compiled has to be asked for"
 
 

@@ -10,24 +10,38 @@ The first tokens of a run are computed both ways. Where their logits differ, or 
 cannot be compiled, the run goes on with eager operations, and the log says why.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from transformers.utils import logging
 
-from grpo_stream.train.prefix.sampling.group_cache import GroupCache
-
 logger = logging.get_logger("grpo_stream.train")
 
 Logits = Callable[[], torch.Tensor]
-"""Computes logits, shape (prompts, completions of each, vocabulary)."""
+"""Computes logits, shape (rows, tokens of each, vocabulary)."""
 
 # The first is compiled, the second is of a warm graph, the third is replayed on CUDA.
 _CHECKED_TOKENS = 3
 _TOKENS_BEFORE_CAPTURE = 2
 # Largest difference of logits, relative to their length; bfloat16 has 8 bits.
 _ALLOWED = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+class TokenCache(Protocol):
+    """What a rollout keeps between two tokens, in tensors that are written in place."""
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model's call takes of it, beside tokens and their positions."""
+        ...
+
+    def sized(self) -> Sequence[tuple[torch.Tensor, int]]:
+        """Tensors with a size that is a symbol of the graph, and which dimension it is."""
+        ...
+
+    def states(self) -> Sequence[torch.Tensor]:
+        """Tensors that a call reads and overwrites: the same call again would find others."""
+        ...
 
 
 class Decoder:
@@ -54,54 +68,77 @@ class Decoder:
         return self._graph is not None
 
     def bind(
-        self, model: Any, tokens: torch.Tensor, positions: torch.Tensor, cache: GroupCache
+        self, model: Any, tokens: torch.Tensor, positions: torch.Tensor, cache: TokenCache
     ) -> Logits:
         """What computes the logits of tokens that are written into these tensors.
 
         Args:
             model: Unwrapped; LoRA may be around it.
-            tokens: int64, shape (prompts, completions of each).
-            positions: int64, shape (3, prompts, completions of each).
+            tokens: int64, shape (rows, tokens of each).
+            positions: int64, their shape, or with 3 dimensions of M-RoPE before.
             cache: Of the rollout.
         """
         eager = _Call(_logits, model, tokens, positions, cache)
         if self._graph is None:
             return eager
         if any(weight.numel() == 0 for weight in model.parameters()):
-            self._fall_back("weights are partitioned")
+            self.fall_back("weights are partitioned")
             return eager
-        for states in (*cache.keys, *cache.values):
-            torch._dynamo.mark_dynamic(states, 2)  # noqa: SLF001 - its documented name
-        torch._dynamo.mark_dynamic(cache.mask, 3)  # noqa: SLF001
+        for tensor, dim in cache.sized():
+            torch._dynamo.mark_dynamic(tensor, dim)  # noqa: SLF001 - its documented name
         # Not the hooks of the model itself: one of DeepSpeed's, which no graph takes, stays there
         # while weights are gathered.
         compiled: Logits = _Call(self._graph, model.forward, tokens, positions, cache)
         if tokens.is_cuda:
             compiled = _Replayed(compiled)
-        return lambda: self._checked(compiled, eager)
+        return lambda: self._checked(compiled, eager, cache)
 
-    def _checked(self, compiled: Logits, eager: Logits) -> torch.Tensor:
+    def _checked(self, compiled: Logits, eager: Logits, cache: TokenCache) -> torch.Tensor:
         if self._graph is None:
             return eager()
+        found = [state.clone() for state in cache.states()] if self._num_unchecked else []
         try:
             logits = compiled()
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything
-            self._fall_back(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            self.fall_back(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
             return eager()
         if self._num_unchecked:
             self._num_unchecked -= 1
+            for state, before in zip(cache.states(), found, strict=True):
+                state.copy_(before)
             expected = eager()  # writes the same keys to the same slots
-            distance = float((logits - expected).float().norm() / expected.float().norm())
-            allowed = _ALLOWED.get(expected.dtype, min(_ALLOWED.values()))
-            if not distance <= allowed:
-                self._fall_back(
-                    f"logits differ from eager ones by {distance:.2g} of their length (allowed "
-                    f"{allowed:.2g})"
-                )
+            if not self.accepts(logits, expected, "eager ones"):
                 return expected
         return logits
 
-    def _fall_back(self, reason: str) -> None:
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether the next token is one of the first, which are computed both ways."""
+        return self.is_compiled and self._num_unchecked == _CHECKED_TOKENS
+
+    def accepts(self, logits: torch.Tensor, expected: torch.Tensor, those: str) -> bool:
+        """Whether logits are what they are expected to be; if not, it is eager from now on.
+
+        Args:
+            logits: Of any shape.
+            expected: Of the same shape.
+            those: What ``expected`` is.
+        """
+        distance = float((logits - expected).float().norm() / expected.float().norm())
+        allowed = _ALLOWED.get(expected.dtype, min(_ALLOWED.values()))
+        if distance <= allowed:
+            return True
+        self.fall_back(
+            f"logits differ from {those} by {distance:.2g} of their length (allowed {allowed:.2g})"
+        )
+        return False
+
+    def fall_back(self, reason: str) -> None:
+        """Takes eager operations from now on.
+
+        Args:
+            reason: For the log.
+        """
         self._graph, self.fallback = None, reason
         logger.warning("decode is eager: %s", reason)
 
@@ -147,14 +184,9 @@ class _Replayed:
 
 
 def _logits(
-    forward: Any, tokens: torch.Tensor, positions: torch.Tensor, cache: GroupCache
+    forward: Any, tokens: torch.Tensor, positions: torch.Tensor, cache: TokenCache
 ) -> torch.Tensor:
     logits: torch.Tensor = forward(
-        input_ids=tokens,
-        position_ids=positions,
-        attention_mask=cache.mask,
-        past_key_values=cache,
-        shared_prefix=cache,
-        use_cache=True,
+        input_ids=tokens, position_ids=positions, use_cache=True, **cache.inputs()
     ).logits
     return logits

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache
@@ -12,6 +12,18 @@ from grpo_stream.train.batches.groups import PromptGroups, pad_left
 from grpo_stream.train.prefix.attention import use_shared_prefix_attention
 from grpo_stream.train.prefix.sampling.decode_step import DecodeStep, StopCheck
 from grpo_stream.train.prefix.sampling.decoder import EAGER, Decoder
+
+
+class TokenStep(Protocol):
+    """The state of completions between two tokens."""
+
+    def logits(self) -> torch.Tensor:
+        """Of each completion's next token: float32, shape (completions, vocabulary)."""
+        ...
+
+    def advance(self, tokens: torch.Tensor) -> None:
+        """Goes on behind the sampled tokens, int64 of shape (completions,)."""
+        ...
 
 
 def suppressed_token_ids(tokenizer: Any) -> list[int]:
@@ -32,7 +44,7 @@ def generate_groups(
     The prompts without their last tokens are run once. Their keys and values are kept once per
     prompt, and every completion attends to them and to its own
     (:mod:`grpo_stream.train.prefix.sampling.group_cache`). Settings, logits processors and stopping
-    criteria are those of ``generate``, whose loop :func:`_sample` takes the place of (transformers
+    criteria are those of ``generate``, whose loop :func:`sample_tokens` takes the place of (transformers
     5.23, ``custom_generate``).
 
     Args:
@@ -56,7 +68,7 @@ def generate_groups(
             attention_mask=attention_mask.repeat_interleave(num_generations, dim=0),
             past_key_values=DynamicCache(),
             generation_config=generation_config,
-            custom_generate=_sample,
+            custom_generate=sample_tokens,
             # ``generate`` of LoRA calls that of the model inside.
             begin=partial(DecodeStep, model, groups, decoder=decoder),
         )
@@ -77,11 +89,11 @@ def trim_completions(completion_ids: torch.Tensor, eos_token_ids: list[int]) -> 
     return [row[:end] for row, end in zip(completion_ids.tolist(), ends, strict=True)]
 
 
-def _sample(
+def sample_tokens(
     model: Any,
     input_ids: torch.Tensor,
     *,
-    begin: Callable[[int], DecodeStep],
+    begin: Callable[[int], TokenStep],
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: Any,

@@ -100,6 +100,18 @@ class GroupCache:
         cache._see_slots()
         return cache
 
+    def inputs(self) -> dict[str, Any]:
+        """Of the model's call."""
+        return {"attention_mask": self.mask, "past_key_values": self, "shared_prefix": self}
+
+    def sized(self) -> list[tuple[torch.Tensor, int]]:
+        """Slots are as many as the prompts need."""
+        return [(self.mask, 3), *((states, 2) for states in (*self.keys, *self.values))]
+
+    def states(self) -> list[torch.Tensor]:
+        """None: a token's keys are written to the same slots again."""
+        return []
+
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
