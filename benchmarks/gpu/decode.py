@@ -2,9 +2,9 @@
 
 The policy of the step benchmark (5 million weights), one prompt of words, on the CPU unless there
 is a GPU. A family that is not packed is sampled forked, and its eager tokens are ``generate``'s own
-behind one prefill. A rate is of the tokens behind the first ones: prefill, and compiling, are not in it.
-``generate`` has a row of its own for each completion, with the prompt's keys in each. Tokens of all
-three are compared, with the same random numbers.
+behind one prefill. A rate is of the tokens behind the first ones: prefill, and compiling, are not
+in it. ``generate`` has a row of its own for each completion, with the prompt's keys in each. Tokens
+of all three are compared, with the same random numbers.
 """
 
 import argparse
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command_line import Commands, new_command
-from grpo_stream.families import FAMILIES as FAMILY_ROWS
+from benchmarks.gpu.launches import FAMILIES
 
 _FEW = 4
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3")
 
 
 def add_command(commands: Commands) -> None:
@@ -47,9 +46,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found))
         return
-    print(
-        f"{args.family}, {found['way']}, P={args.num_prompt_tokens}, G={args.num_generations}, C={args.num_tokens}"
-    )
+    sizes = f"P={args.num_prompt_tokens}, G={args.num_generations}, C={args.num_tokens}"
+    print(f"{args.family}, {found['way']}, {sizes}")
     for name, rate in found["rates"].items():
         ratio = rate / found["rates"]["generate"]
         print(f"  {name:<10}{rate:>10,.0f} tokens/s{ratio:>8.2f} x generate")
@@ -60,13 +58,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Medians of the rates, by name, whether tokens are equal, and what compiling took."""
     import torch  # noqa: PLC0415
 
-    from benchmarks.gpu.launch_counts import sampling_config  # noqa: PLC0415
+    from benchmarks.gpu.launch_counts import sampling_config, shared_way  # noqa: PLC0415
     from benchmarks.step.step_model import make_policy  # noqa: PLC0415
     from grpo_stream.train.batches.groups import PromptGroups  # noqa: PLC0415
     from grpo_stream.train.models.policy import load_policy  # noqa: PLC0415
     from grpo_stream.train.models.tiny import RECIPES  # noqa: PLC0415
     from grpo_stream.train.prefix.sampling.decoder import Decoder  # noqa: PLC0415
-    from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed, PrefixWay  # noqa: PLC0415
+    from grpo_stream.train.prefix.ways import PLAIN  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     types = "mm_token_type_ids" if args.family in RECIPES else None
     size = [args.num_generations]
     groups = PromptGroups([words], [torch.zeros_like(words)], [{}], size, types_name=types)
-    way: PrefixWay = Packed("two_part", 0) if FAMILY_ROWS[args.family].is_packed else FORKED
+    way = shared_way(args.family)
     compiled = Decoder("compiled")
     ways = {
         "eager": partial(way.sample, decoder=Decoder("eager")),

@@ -10,8 +10,9 @@ from transformers import GenerationConfig
 
 from benchmarks.gpu.deep_policy import Depth, make_deep_policy, make_groups
 from benchmarks.gpu.launches import COLUMNS
+from grpo_stream.families import FAMILIES
 from grpo_stream.train.prefix.sampling.decoder import Decoder, Logits
-from grpo_stream.train.prefix.ways import PLAIN, Packed, PrefixWay
+from grpo_stream.train.prefix.ways import FORKED, PLAIN, Packed, PrefixWay
 
 _PAD = 0
 _VIEWS = frozenset(
@@ -84,14 +85,14 @@ def count_launches(
     Args:
         family: One of :data:`~benchmarks.gpu.deep_policy.DEPTHS`.
         depth: Layers of the policy.
-        is_ours: The packed way; else trl's layout.
+        is_ours: The family's shared way; else trl's layout.
         num_groups: Of a micro-step, and of a rollout.
         num_generations: Completions of a prompt.
         grid: Patches of an image, rows and columns.
         gradient_checkpointing: Layers are computed again in backward.
     """
     model = make_deep_policy(family, depth, is_ours=is_ours)
-    way = Packed("two_part", _PAD) if is_ours else PLAIN
+    way = shared_way(family) if is_ours else PLAIN
     groups = make_groups(model, num_groups, num_generations, grid)
     counts = _count_rollout(model.eval(), way, groups)
     if gradient_checkpointing:
@@ -132,7 +133,7 @@ def count_compiled(
     counters = torch._dynamo.utils.counters  # noqa: SLF001 - where torch counts them
     torch._dynamo.reset()  # noqa: SLF001
     counters.clear()
-    way = Packed("two_part", _PAD)
+    way = shared_way(family)
 
     def sample(num_tokens: int, rows: int = 0) -> dict[str, int]:
         groups = make_groups(model, num_groups, num_generations, (grid[0] + rows, grid[1]))
@@ -148,6 +149,15 @@ def count_compiled(
     token = {name: (many[name] - few[name]) // 4 for name in COLUMNS}
     compilations = counters["stats"]["unique_graphs"]
     return token | {"breaks": sum(counters["graph_break"].values()), "compilations": compilations}
+
+
+def shared_way(family: str) -> PrefixWay:
+    """How a family's groups are computed.
+
+    Args:
+        family: A row of :data:`~grpo_stream.families.FAMILIES`.
+    """
+    return Packed("two_part", _PAD) if FAMILIES[family].is_packed else FORKED
 
 
 class CountedDecoder(Decoder):

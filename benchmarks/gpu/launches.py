@@ -2,9 +2,10 @@
 
 At the real depth of a model and small widths, on the CPU: operations that torch dispatches, those
 of them that are no mere views, calls of attention, and values that the host waits for. A GPU that
-waits for Python waits for these. trl's layout is transformers' own attention, loop and padded rows.
-A token is counted a second time with ``decode: compiled``: its graph is one operation, and graph
-breaks and compilations are counted with it.
+waits for Python waits for these. trl's layout is transformers' own attention, loop and
+padded rows. Families that are not packed are computed forked, and their tokens by ``generate``'s
+loop unless compiled. A token is counted a second time with ``decode: compiled``: its graph is one
+operation, and graph breaks and compilations are counted with it.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from benchmarks.command_line import Commands, new_command
 
 PHASES = ("prefill", "token", "scoring", "forward", "backward", "optimizer")
 COLUMNS = ("operations", "kernels", "attention", "syncs")
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "gemma3")
 
 
 def add_command(commands: Commands) -> None:

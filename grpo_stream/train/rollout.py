@@ -52,7 +52,7 @@ class RolloutSettings:
     reference_has_own_tower: bool
     """Whether the reference model's vision tower may be another one than the policy's."""
     decode: str
-    """``eager`` or ``compiled``: how packed groups compute a token."""
+    """``eager`` or ``compiled``: how packed and forked groups compute a token."""
     pad_token_id: int
     reward_names: Sequence[str]
     reward_weights: NDArray[np.float32]

@@ -111,5 +111,18 @@ def test_a_compiled_token_is_one_graph_that_is_compiled_once():
     assert found == COMPILED
 
 
+FORKED = {
+    "qwen3_5": Depth(4, 1, kinds=DEPTHS["qwen3_5"].kinds),
+    "gemma3": Depth(6, 1, kinds=DEPTHS["gemma3"].kinds),
+}
+
+
+@pytest.mark.parametrize("family", FORKED)
+def test_a_compiled_token_of_a_forked_family_is_the_same_loop(family):
+    depth = FORKED[family]
+    found = count_compiled(family, depth, num_groups=1, num_generations=4, grid=(12, 20))
+    assert found == COMPILED | {"operations": 37, "kernels": 30}
+
+
 def test_every_family_has_a_depth():
     assert tuple(DEPTHS) == FAMILIES

@@ -147,8 +147,9 @@ def test_a_rank_that_has_ended_samples_along_until_the_other_has(seen):
     check_differences(seen)
 
 
-def test_gathered_weights_are_sampled_from_by_a_graph(tmp_path):
-    for rank in watch(tmp_path, "qwen2_5_vl", 2, 0.5, "gathered", "compiled"):
+@pytest.mark.parametrize(("family", "learning_rate"), [("qwen2_5_vl", 0.5), ("qwen3_5", 0.01)])
+def test_gathered_weights_are_sampled_from_by_a_graph(tmp_path, family, learning_rate):
+    for rank in watch(tmp_path, family, 2, learning_rate, "gathered", "compiled"):
         assert rank["compiled"]["fallback"] is None
         assert (rank["gathered"]["is_compiled"], rank["compiled"]["is_compiled"]) == (False, True)
         assert rank["compiled"]["completions"] == rank["gathered"]["completions"]

@@ -39,7 +39,7 @@ def new_cache(config: Any) -> DynamicCache:
 
 
 def own_class(layer: Any) -> Any:
-    """transformers' class of a layer of :func:`new_cache`, which overwrites its tensors."""
+    """The class in transformers of a layer of :func:`new_cache`, which overwrites its tensors."""
     kind = type(layer)
     return kind.__base__ if isinstance(layer, _Replacing) else kind
 

@@ -202,7 +202,7 @@ class TaskArguments:
     )
     decode: Decode = setting(
         "auto",
-        "How packed groups sample a token: eager, or compiled as one graph; auto compiles on CUDA.",
+        "How a token is sampled: eager, or compiled as one graph; auto compiles on CUDA.",
     )
     num_views: int = setting(
         1,

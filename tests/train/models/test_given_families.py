@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
 from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.prefix.sampling.decoder import Decoder
 from grpo_stream.train.prefix.ways import FORKED, PLAIN
 from tests.train.models.test_families import rows_alone, vector
 from tests.train.prefix.test_packing import LENGTHS, gradients, make_completions
@@ -173,3 +174,7 @@ def test_greedy_tokens(model, groups):
     config.update(max_new_tokens=6, do_sample=False, eos_token_id=511, pad_token_id=0)
     plain, forked = (way.sample(model, groups, config, 0) for way in (PLAIN, FORKED))
     assert torch.equal(plain, forked)
+    torch._dynamo.reset()
+    graph = Decoder("compiled", "eager")
+    assert torch.equal(FORKED.sample(model, groups, config, 0, graph), plain)
+    assert graph.is_compiled, graph.fallback

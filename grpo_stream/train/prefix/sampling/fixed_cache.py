@@ -88,7 +88,7 @@ class FixedLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Slots."""
-        return self.keys.size(2)
+        return int(self.keys.size(2))
 
 
 class FixedCache(Cache):

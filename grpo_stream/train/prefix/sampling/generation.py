@@ -44,8 +44,8 @@ def generate_groups(
     The prompts without their last tokens are run once. Their keys and values are kept once per
     prompt, and every completion attends to them and to its own
     (:mod:`grpo_stream.train.prefix.sampling.group_cache`). Settings, logits processors and stopping
-    criteria are those of ``generate``, whose loop :func:`sample_tokens` takes the place of (transformers
-    5.23, ``custom_generate``).
+    criteria are those of ``generate``, whose loop :func:`sample_tokens` takes the place of
+    (transformers 5.23, ``custom_generate``).
 
     Args:
         model: An unwrapped Qwen2.5-VL, or LoRA around it. Its text model keeps the attention of

@@ -65,9 +65,8 @@ def attend_from_token(
     """
     repeats: int = getattr(module, "num_key_value_groups", 1)
     if query.size(2) > 1 or repeats == 1 or any(kwargs.get(name) for name in _OPTIONS):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        kwargs["scaling"] = scaling
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0], None
     rows = query.reshape(len(query), -1, repeats, query.size(3))
     output = scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
     return output.reshape(len(query), 1, -1, value.size(3)), None

@@ -1,7 +1,5 @@
 """Forked groups: a graph's tokens are those of ``generate`` behind the same prompt's cache."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -69,13 +67,12 @@ def sample(model, groups, config, chosen):
     return FORKED.sample(model, groups, config, config.pad_token_id, chosen)
 
 
-def check_equal(model, groups, config, backend="eager"):
+def check_equal(model, groups, config, chosen):
     expected = sample(model, groups, config, Decoder("eager"))
-    chosen = Decoder("compiled", backend)
     found = sample(model, groups, config, chosen)
     assert chosen.is_compiled, chosen.fallback
     assert torch.equal(found, expected)
-    assert len({tuple(row) for row in found.tolist()}) > 1
+    assert len({tuple(row) for row in found.tolist()}) > 1 or not config.do_sample
 
 
 @pytest.mark.parametrize(
@@ -85,24 +82,29 @@ def check_equal(model, groups, config, backend="eager"):
 def test_one_graph_samples_generates_tokens(policy_of, family, counters):
     model, processor = policy_of(family)
     config = generation_config(processor, **SAMPLED, min_new_tokens=8)
-    check_equal(model, ragged(processor), config)
+    check_equal(model, ragged(processor), config, Decoder("compiled", "eager"))
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
 
 
 def test_windows_of_any_fill_share_a_graph(policy_of, counters):
-    """Of 24 tokens: not full, full behind the completion's first tokens, and full from the start."""
+    """Of 24 tokens: filled by the completion, and full from the start."""
     model, processor = policy_of("gemma3")
     config = generation_config(processor, **SAMPLED, min_new_tokens=28, max_new_tokens=28)
-    check_equal(model, words_alone([5, 20, 24, 60]), config)
+    groups = words_alone([5, 20, 24, 60])
+    check_equal(model, groups, config, Decoder("compiled", "eager"))
     assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.slow(reason="torch.compile makes kernels")
-@pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "LoRA", "autocast"])
-@pytest.mark.parametrize("family", FEW)
-def test_kernels_sample_generates_tokens(policy_of, family, kind, sampling):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *(("qwen3_5", kind) for kind in ("float32", "bfloat16", "LoRA", "autocast")),
+        *(("gemma3", kind) for kind in ("float32", "bfloat16")),
+    ],
+)
+def test_kernels_sample_generates_tokens(policy_of, family, kind):
     model, processor = policy_of(family)
     if kind == "bfloat16":
         model = model.bfloat16()
@@ -112,8 +114,10 @@ def test_kernels_sample_generates_tokens(policy_of, family, kind, sampling):
     if kind == "autocast":
         accelerator = Accelerator(mixed_precision="bf16", cpu=True)
         model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
-    config = generation_config(processor, **sampling)
-    check_equal(model, ragged(processor), config, "inductor")
+    groups, chosen = ragged(processor), Decoder("compiled")
+    for sampling in ({}, SAMPLED):
+        config = generation_config(processor, **sampling)
+        check_equal(model, groups, config, chosen)
 
 
 class TestWhatCannotBeAGraph:
@@ -130,7 +134,7 @@ class TestWhatCannotBeAGraph:
         chosen = Decoder("compiled", "eager")
         assert torch.equal(sample(model, groups, config, chosen), expected)
         assert not chosen.is_compiled
-        assert reason in chosen.fallback
+        assert reason in str(chosen.fallback)
 
     def test_a_layer_of_unknown_shapes(self, gemma, monkeypatch):
         monkeypatch.setattr(fixed_cache, "DynamicSlidingWindowLayer", None)
@@ -161,11 +165,11 @@ def broken(*args):
 
 @pytest.mark.parametrize("repeats", [1, 4])
 def test_heads_that_share_keys(repeats):
-    query, key, value = (
-        torch.randn(3, heads, length, 8) for heads, length in ((8, 1), (8 // repeats, 5), (8 // repeats, 5))
-    )  # fmt: skip
+    query = torch.randn(3, 8, 1, 8)
+    key, value = torch.randn(2, 3, 8 // repeats, 5, 8)
     mask = torch.tensor([True, True, True, False, False]).expand(3, 1, 1, 5)
-    module = SimpleNamespace(num_key_value_groups=repeats, is_causal=True)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = repeats, True
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     found, _ = attend_from_token(module, query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(found, expected)
