@@ -14,7 +14,7 @@ from grpo_stream.train.models.base_model import base_model
 
 _NAME = "token_sdpa"
 # What transformers' own attention does more where it is asked to.
-_OPTIONS = ("softcap", "position_bias", "cache", "output_attentions")
+_OPTIONS = ("softcap", "position_bias", "cache")
 
 
 @contextmanager
@@ -64,7 +64,8 @@ def attend_from_token(
         Shape (B, 1, H, D), and no weights.
     """
     repeats: int = getattr(module, "num_key_value_groups", 1)
-    if query.size(2) > 1 or repeats == 1 or any(kwargs.get(name) for name in _OPTIONS):
+    is_asked = any(kwargs.get(name) is not None for name in _OPTIONS)
+    if query.size(2) > 1 or repeats == 1 or is_asked:
         kwargs["scaling"] = scaling
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0], None
     rows = query.reshape(len(query), -1, repeats, query.size(3))
