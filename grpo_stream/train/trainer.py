@@ -97,7 +97,7 @@ class PersonalizedGRPOTrainer(StreamingTrainer, GRPOTrainer):
             (:mod:`grpo_stream.train.prefix.proof`).
         shared_prefix_attention: How packed groups attend, see
             :func:`grpo_stream.train.setup.settings_checks.packed_attention`.
-        decode: How packed groups sample a token: ``eager``, ``compiled`` as one graph, or ``auto``,
+        decode: How shared groups sample a token: ``eager``, ``compiled`` as one graph, or ``auto``,
             which compiles on CUDA. See :mod:`grpo_stream.train.prefix.sampling.decoder`.
         vision_attn_implementation: How the vision tower attends, see
             :func:`grpo_stream.train.models.vision_attention.batch_windows`.
