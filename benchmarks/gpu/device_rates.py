@@ -60,4 +60,4 @@ def operations_of_micro_step(model: MetaModel, batch: Batch, *, checkpointing: b
     tokens = {"layers": batch.prompt_tokens - 1 + own, "tower": patches}
     passes = 8 if checkpointing else 6
     layers = sum(passes * model.parts[part] * number for part, number in tokens.items())
-    return batch.groups_per_micro_step * (layers + 6 * model.head.numel() * own)
+    return float(batch.groups_per_micro_step * (layers + 6 * model.head.numel() * own))

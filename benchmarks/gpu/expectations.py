@@ -55,7 +55,7 @@ OF_ATTENTION_AND_PATCHES = (
 
 BLOCKS: dict[str, Block] = {
     "environment": Block(
-        25,
+        60,  # the stack is read from the disk for the first time
         (
             Expectation("cuDNN's attention is off", lambda f: not f["cudnn_attention"]),
             Expectation(
@@ -78,7 +78,7 @@ BLOCKS: dict[str, Block] = {
         ),
     ),
     "exactness": Block(
-        60,
+        50,
         (
             Expectation(
                 "packed_error at most 1.5 x plain_error, both in bfloat16",
@@ -133,7 +133,7 @@ BLOCKS: dict[str, Block] = {
         ),
     ),
     "steps": Block(
-        100,
+        90,
         (
             Expectation("trl's step takes at least 2 x ours", lambda f: f["step_ratio"] > 2),
             Expectation(
@@ -143,7 +143,7 @@ BLOCKS: dict[str, Block] = {
         ),
     ),
     "rollout": Block(
-        130,
+        115,
         (
             Expectation(
                 "an eager token of 4 prompts in at most 1.5 x generate's of one",

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.deep_policy import make_groups
@@ -44,7 +44,8 @@ def environment(bench: Bench) -> None:
     is_on = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     bench.note("cudnn_attention", is_on)
     if bench.is_cuda:
-        bench.note("nccl", ".".join(str(part) for part in torch.cuda.nccl.version()))
+        version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        bench.note("nccl", ".".join(str(part) for part in version))
         bench.note("capability", list(torch.cuda.get_device_capability()))
         bench.note("gigabytes", torch.cuda.get_device_properties(0).total_memory / 1e9)
         bench.attempt("allocator", _allocator_settings)

@@ -57,9 +57,12 @@ def _block_text(name: str, figures: dict[str, Any], expected: list[str], reds: l
 
 def _run_block(name: str, model: str, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.gpu.gpu_blocks", name, model]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # One GPU: transformers would take all that it sees.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    pipes["env"] = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
     # A session of its own: some blocks start processes, which must not outlive the limit.
-    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     fault = {}
     try:
         output, errors = process.communicate(timeout=seconds)
@@ -77,7 +80,7 @@ def figures_of(output: str) -> dict[str, Any]:
     """Figures that a block has printed, whatever else is between; not one that was cut off."""
     found: dict[str, Any] = {}
     for line in output.splitlines(keepends=True):
-        _, mark, figure = line.partition(FIGURE)
-        if mark and line.endswith("\n"):
+        if line.startswith(FIGURE) and line.endswith("\n"):
+            figure = line.removeprefix(FIGURE)
             found |= json.loads(figure)
     return found

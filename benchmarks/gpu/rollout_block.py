@@ -40,7 +40,7 @@ def _figures_of_token(
     more = {} if decoder is None else {"decoder": decoder}
     sample = partial(way.sample, model, groups, pad_token_id=0, **more)
     few, many = (
-        bench.seconds(partial(sample, generation_config=sampling_config(number)), times=1)
+        bench.seconds(partial(sample, generation_config=sampling_config(number)), times=2)
         for number in (_FEW, _MANY)
     )
     seconds = (many - few) / (_MANY - _FEW)

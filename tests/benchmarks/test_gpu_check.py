@@ -13,8 +13,9 @@ from benchmarks.gpu.device_rates import bytes_of_a_token
 from benchmarks.gpu.expectations import BLOCKS, red
 from benchmarks.gpu.gpu_bench import Bench
 from benchmarks.gpu.gpu_blocks import BLOCKS as RUN_BLOCKS
-from benchmarks.gpu.gpu_blocks import micro_step, rollout
+from benchmarks.gpu.gpu_blocks import micro_step
 from benchmarks.gpu.gpu_check import figures_of
+from benchmarks.gpu.rollout_block import rollout
 from benchmarks.gpu.training_blocks import memory
 
 pytestmark = [
@@ -114,9 +115,10 @@ def test_a_block_that_takes_too_long_is_left_with_what_it_started(tmp_path, monk
 
 
 BLOCK = """
-import sys, time
+import os, sys, time
 print('a line of a library figure: {"one": 1}')
 print('figure: {"two": 2}', flush=True)
+print('figure: {"gpu": "' + os.environ["CUDA_VISIBLE_DEVICES"] + '"}', flush=True)
 if sys.argv[-1] == "hangs":
     print('figure: {"cut', end="", flush=True)
     time.sleep(60)
@@ -128,20 +130,21 @@ raise RuntimeError("no such kernel")
 def test_figures_before_the_end_of_a_block_are_kept(tmp_path, monkeypatch, ends, error):
     """The time that it left, too, is there for the next one."""
     (tmp_path / "block.py").write_text(BLOCK)
-    given, started = [], subprocess.Popen
+    given = []
 
-    class Stub(started):
+    class Stub(subprocess.Popen[str]):
         def __init__(self, command, **kwargs):
             super().__init__([sys.executable, str(tmp_path / "block.py"), ends], **kwargs)
 
-        def communicate(self, timeout=None):
+        def communicate(self, input=None, timeout=None):  # noqa: A002 - its own name
             given.append(timeout)
-            return super().communicate(timeout=timeout)
+            return super().communicate(input, timeout)
 
     monkeypatch.setattr(subprocess, "Popen", Stub)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")  # a trainer would take both, by DataParallel
     found = run(tmp_path, "--blocks", "environment", "kernels", "--seconds", "3")
     for one in found.values():
-        assert (one["one"], one["two"]) == (1, 2)
+        assert ("one" in one, one["two"], one["gpu"]) == (False, 2, "3")
         assert error in one["error"]
         assert one["red"] == one["expected"]
     if ends == "fails":

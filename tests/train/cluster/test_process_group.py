@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.cluster.process_group import (
@@ -165,7 +165,7 @@ def test_what_does_not(error):
 def test_an_installation_without_nccl_is_no_lost_rank(monkeypatch):
     monkeypatch.setattr(distributed.distributed_c10d, "_NCCL_AVAILABLE", False)
     with pytest.warns(UserWarning, match="NCCL"), pytest.raises(RuntimeError) as caught:
-        distributed.init_process_group("nccl", store=distributed.HashStore(), rank=0, world_size=1)
+        distributed.init_process_group("nccl", store=HashStore(), rank=0, world_size=1)
     assert "NCCL" in str(caught.value)
     assert not is_lost_rank(caught.value)
 

@@ -3,6 +3,7 @@
 import copy
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,8 @@ def flash_attn(monkeypatch):
             found.append(torch.einsum("hqk,khd->qhd", weights.softmax(dim=-1), value))
         return torch.cat(found).to(q.dtype)
 
-    package, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
+    package: Any = ModuleType("flash_attn")
+    padding: Any = ModuleType("flash_attn.bert_padding")
     package.flash_attn_varlen_func = varlen
     package.flash_attn_func = package.flash_attn_with_kvcache = lambda **_: pytest.fail(
         "no windows"

@@ -90,8 +90,8 @@ def _config_of(settings: Any) -> Any:
 def _prompt_of(config: Any, max_pixels: int | None) -> Batch:
     """A prompt with the largest image, where its tokens follow from its pixels."""
     vision = config.vision_config
-    sides = [getattr(vision, name, None) for name in ("patch_size", "spatial_merge_size")]
-    if max_pixels is None or not all(isinstance(side, int) for side in sides):
+    patch, merge = (getattr(vision, name, None) for name in ("patch_size", "spatial_merge_size"))
+    if max_pixels is None or not isinstance(patch, int) or not isinstance(merge, int):
         return Batch()
-    image_tokens = max_pixels // (sides[0] * sides[1]) ** 2
+    image_tokens = max_pixels // (patch * merge) ** 2
     return Batch(prompt_tokens=image_tokens + _WORDS, image_tokens=image_tokens)
