@@ -21,6 +21,7 @@ from grpo_stream.train.batches.refill import (
     select_prompts,
 )
 from grpo_stream.train.batches.view_batches import check_views, views_in
+from grpo_stream.train.engine_inputs import engine_images
 from grpo_stream.train.models.zero_trace import kept_trace, whole_traces
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
@@ -31,7 +32,7 @@ from grpo_stream.train.prefix.sampling.generation import trim_completions
 from grpo_stream.train.prefix.sampling.sampling_difference import SamplingCheck
 from grpo_stream.train.prefix.scoring import GroupScorer, LogProbs
 from grpo_stream.train.prefix.ways import PrefixWay
-from grpo_stream.train.vllm import Engine, engine_images
+from grpo_stream.train.vllm import Engine
 
 Scored = dict[str, Any]
 """trl's dict of a scored rollout: tensors with one row per completion."""

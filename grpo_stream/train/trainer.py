@@ -32,6 +32,7 @@ from grpo_stream.train.batches.prompt_check import check_prompts
 from grpo_stream.train.batches.view_batches import ViewCollator, check_view_settings, views_of
 from grpo_stream.train.checkpoints.run_id import check_old_checkpoints
 from grpo_stream.train.checkpoints.universal import zero_stage_of
+from grpo_stream.train.engine_inputs import banning_kwargs, colocated_with, pixel_limits
 from grpo_stream.train.feed import Feed
 from grpo_stream.train.models.policy import (
     check_inputs,
@@ -59,7 +60,7 @@ from grpo_stream.train.setup.settings_checks import (
 )
 from grpo_stream.train.setup.trainer_inputs import ImageArguments, PromptData, open_datasets
 from grpo_stream.train.streaming_trainer import StreamingTrainer
-from grpo_stream.train.vllm import Engine, banning_kwargs, pixel_limits
+from grpo_stream.train.vllm import Engine
 
 logger = logging.get_logger("grpo_stream.train")
 
@@ -196,7 +197,8 @@ class PersonalizedGRPOTrainer(StreamingTrainer, GRPOTrainer):
         empty = Dataset.from_dict({"prompt": []})
         empty_eval = None if eval_dataset is None else Dataset.from_dict({"prompt": []})
         trained = continued_adapter(model, args)
-        super().__init__(trained, rewards, args, empty, empty_eval, processor, **kwargs)
+        with colocated_with(known_rule(images.processor)):
+            super().__init__(trained, rewards, args, empty, empty_eval, processor, **kwargs)
         self.data_collator = data_collator or own
         collate = own if data_collator is None else CompletedCollator(data_collator, own)
         self._prepare_model(

@@ -23,56 +23,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from PIL import Image
 
-from grpo_stream.errors import ConfigError, GrpoStreamError
-from grpo_stream.images import ResizeRule
+from grpo_stream.errors import GrpoStreamError
 from grpo_stream.train.models.expert_weights import as_in_files
 
-_BAN = -100.0  # the least that vLLM takes as a bias
 _RENDER_PATH = "/v1/chat/completions/render"
 _FORGET_PATH = "/reset_encoder_cache"  # one of those under VLLM_SERVER_DEV_MODE, which trl asks for
-
-
-def banning_kwargs(
-    token_ids: Sequence[int], generation_kwargs: dict[str, Any] | None
-) -> dict[str, Any]:
-    """``generation_kwargs`` for vLLM by which ``token_ids`` are never sampled."""
-    given = dict(generation_kwargs or {})
-    bias = dict.fromkeys(token_ids, _BAN) | (given.get("logit_bias") or {})
-    return given | {"logit_bias": bias}
-
-
-def pixel_limits(rule: ResizeRule | None) -> dict[str, int]:
-    """``mm_processor_kwargs`` under which an engine's processor does as the policy's.
-
-    With a rule it finds nothing to resize; without one it has no limits to be told.
-    """
-    if rule is None:
-        return {}
-    return {"min_pixels": rule.min_pixels, "max_pixels": rule.max_pixels}
-
-
-def engine_images(pixel_values: Any, keys: Sequence[str], num_generations: int) -> list[Any]:
-    """The images of a generation batch as trl takes them: one list per completion.
-
-    Args:
-        pixel_values: Of a collated batch: per prompt uint8, shape (height, width, 3), or the list
-            of them.
-        keys: Of the prompts.
-        num_generations: Completions of each; theirs is the same object, so that it is copied and
-            sent once.
-
-    Raises:
-        ConfigError: the collator has made floats of them.
-    """
-    if isinstance(pixel_values, torch.Tensor):
-        expected = "must give uint8 images with patch_rule: an engine cuts its own patches"
-        raise ConfigError("data_collator", "float patches", expected)
-    lists = [own if isinstance(own, list) else [own] for own in pixel_values]
-    # None for a text: an empty list would be taken for images.
-    images = [[Image.fromarray(pixels.numpy()) for pixels in own] or None for own in lists]
-    return [image for image, _ in zip(images, keys, strict=True) for _ in range(num_generations)]
 
 
 @dataclass
@@ -82,7 +38,7 @@ class Engine:
     Args:
         generation: trl's, ready.
         image_token_id: What an image is in a prompt's token ids, repeated.
-        limits: See :func:`pixel_limits`.
+        limits: See :func:`~grpo_stream.train.engine_inputs.pixel_limits`.
         model_type: Of the policy, whose weights are handed over.
         is_tower_trained: Whether what the engine keeps of images is out of date after a sync.
     """
@@ -233,7 +189,7 @@ class Engine:
         if self.generation.mode == "colocate" and self.generation.llm is not None:
             executor = self.generation.llm.llm_engine.model_executor
             model = executor.driver_worker.model_runner.model
-            model.load_weights = _LoadAll(model.load_weights)
+            model.load_weights = LoadAll(model.load_weights)
 
     def _forget_images_at_sync(self) -> None:
         sync_weights = self.generation.sync_weights
@@ -264,7 +220,7 @@ class Engine:
         session.post = pinned
 
 
-class _LoadAll:
+class LoadAll:
     """A model's ``load_weights`` that passes nothing over: vLLM's skip a name without a word.
 
     Args:
@@ -275,6 +231,7 @@ class _LoadAll:
         self._load = load
 
     def __call__(self, weights: Any) -> Any:
+        """See the class; pairs of name and tensor."""
         given = list(weights)
         loaded = self._load(given)
         if loaded is not None and not loaded:

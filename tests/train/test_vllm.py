@@ -9,10 +9,12 @@ from PIL import Image
 from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.train.engine_inputs import banning_kwargs, engine_images
 from grpo_stream.train.models.processor import load_processor, resize_rule
-from grpo_stream.train.setup.settings_checks import check_engine, check_supported
+from grpo_stream.train.setup.engine_checks import check_engine
+from grpo_stream.train.setup.settings_checks import check_supported
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
-from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images
+from grpo_stream.train.vllm import Engine
 from tests.train.runs import logged, spread_reward
 from tests.train.support import QUIET
 from tests.train.vllm_stand_in import Engine as StandIn
@@ -105,6 +107,9 @@ def test_a_colocated_engine_gets_each_prompt_once(make_trainer, processor, answe
         assert prompt["mm_processor_kwargs"] == limits
         # An engine repeats the token itself.
         assert prompt["prompt_token_ids"].count(image_token) == 1
+    # At its start it makes room for nothing larger than what may come.
+    assert engine.settings["limit_mm_per_prompt"] == {"video": 0}
+    assert engine.settings["mm_processor_kwargs"] == limits
     names = [name for name, _ in trainer.model.named_parameters()]
     assert engine.syncs == [names, names]
     assert engine.num_resets == 2

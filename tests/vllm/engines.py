@@ -9,8 +9,7 @@ from trl.generation import vllm_generation
 
 from tests.multiprocess.ranks import free_port
 
-# Without videos: an engine tries the largest that there may be when it starts.
-EAGER = {"enforce_eager": True, "max_model_len": 512, "limit_mm_per_prompt": {"video": 0}}
+EAGER = {"enforce_eager": True, "max_model_len": 512}
 # trl asks for "processed_logprobs", of what is left when vision tokens are banned. A tiny policy
 # gives those a hundredth of its probability, and its own log-probabilities count them.
 EXACT = {"dtype": "float32", "logprobs_mode": "raw_logprobs", **EAGER}

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 import vllm
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from grpo_stream.families import FAMILIES as ROWS
+from grpo_stream.train.models.policy import load_policy
 from tests.launch.support import load_script
 from tests.train.support import write_mixed_set
 from tests.train.vllm_stand_in import forget_world
-from tests.vllm.conftest import FAMILIES
 
 script = load_script("evaluate")
 EXACT = {"enforce_eager": True, "max_model_len": 1024, "max_num_batched_tokens": 1024}
@@ -31,14 +32,15 @@ def evaluate(folder_of, tmp_path, monkeypatch):
     monkeypatch.setattr(vllm, "LLM", small)
     shards = write_mixed_set(tmp_path / "mixed", 12)
 
-    def run(name, *flags, family="qwen2_5_vl"):
-        report = tmp_path / name
+    def run(name, *flags, family="qwen2_5_vl", model=None):
+        report, model = tmp_path / name, model or folder_of(family)
         words = [
-            *("--model", str(folder_of(family)), "--shards", str(shards), "--report", str(report)),
-            *("--batch-size", "5", "--max-completion-length", "12", "--max-pixels", "12544"),
-            *("--min-pixels", "3136"),
+            *("--model", str(model), "--shards", str(shards), "--report", str(report)),
+            *("--batch-size", "5", "--max-completion-length", "12"),
             *("--num-pictures", "0", "--num-resamples", "100", "--dtype", "float32"),
         ]
+        if ROWS[family].processor is not None:  # others have sizes of their own
+            words += ["--min-pixels", "3136", "--max-pixels", "12544"]
         assert script.main([*words, *flags]) == 0
         results = json.loads((report / "results.json").read_text())
         rows = (report / "answers.jsonl").read_text().splitlines()
@@ -49,7 +51,6 @@ def evaluate(folder_of, tmp_path, monkeypatch):
     assert not torch.distributed.is_initialized()  # an engine's groups end with it
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if ROWS[name].processor])
 def test_greedy_answers_are_the_policys_own(evaluate, family):
     """Of samples of one image, none, two and three."""
     _, own = evaluate("own", family=family)
@@ -58,6 +59,19 @@ def test_greedy_answers_are_the_policys_own(evaluate, family):
     assert len({answer["text"] for answer in own}) > 3
     assert results["versions"]["vllm"].startswith(vllm.__version__)
     assert results["settings"]["use_vllm"] is True
+
+
+def test_an_adapter_is_merged_in_memory(evaluate, folder_of, tmp_path):
+    """Also in the tower, whose layers an engine packs together."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "qkv"], init_lora_weights=False)
+    adapter = tmp_path / "adapter"
+    get_peft_model(load_policy(folder_of("qwen2_5_vl")), config).save_pretrained(adapter)
+    _, base = evaluate("base")
+    _, own = evaluate("own", model=adapter)
+    _, engines = evaluate("engine", "--use_vllm", "true", model=adapter)
+    assert engines == own
+    assert engines != base
 
 
 def test_closer_looks_are_the_policys_own(evaluate, monkeypatch):

@@ -5,10 +5,16 @@ from types import SimpleNamespace
 import torch
 
 from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.engine_inputs import (
+    banning_kwargs,
+    engine_images,
+    engine_settings,
+    pixel_limits,
+)
 from grpo_stream.train.models.processor import known_rule, load_processor
 from grpo_stream.train.prefix.plain import plain_inputs
 from grpo_stream.train.prefix.sampling.generation import suppressed_token_ids
-from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images, pixel_limits
+from grpo_stream.train.vllm import Engine
 from tests.train.prefix.sampling.test_generation import generation_config
 from tests.train.support import (
     CPU,
@@ -84,14 +90,14 @@ def answers_of_engine(folder, processor, batch):
     lengths = {"min_tokens": NUM_TOKENS, "max_tokens": NUM_TOKENS, "stop_token_ids": [end]}
     banned = banning_kwargs(suppressed_token_ids(processor.tokenizer), None)
     params = SamplingParams(temperature=0, logprobs=0, **lengths, **banned)
-    limits = pixel_limits(known_rule(processor.image_processor))
-    with make_engine(folder, **EXACT) as llm:
+    rule = known_rule(processor.image_processor)
+    with make_engine(folder, **engine_settings(rule), **EXACT) as llm:
         trls = SimpleNamespace(
             mode="colocate", llm=llm, generation_kwargs={}, sync_weights=None,
             tensor_parallel_size=1,
         )  # fmt: skip
         image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-        engine = Engine(trls, image, limits)  # compares the prompts, too
+        engine = Engine(trls, image, pixel_limits(rule))  # compares the prompts, too
         engine.begin(batch["key"], 1, batch.get("short_ids"))
         outputs = trls.llm.generate(rows, params, use_tqdm=False)
     return [output.outputs[0] for output in outputs]

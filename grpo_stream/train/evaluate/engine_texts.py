@@ -3,16 +3,25 @@
 import copy
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from grpo_stream.images import ResizeRule
 from grpo_stream.stream.stream_sample import StreamSample
 from grpo_stream.train.batches.collate import PromptCollator
-from grpo_stream.train.models.processor import resize_rule
+from grpo_stream.train.engine_inputs import (
+    banning_kwargs,
+    engine_images,
+    engine_settings,
+    pixel_limits,
+)
+from grpo_stream.train.evaluate.merged_adapter import merged_adapter
+from grpo_stream.train.models.model_path import base_model_of
 from grpo_stream.train.prefix.sampling.generation import suppressed_token_ids
-from grpo_stream.train.vllm import Engine, banning_kwargs, engine_images, pixel_limits
+from grpo_stream.train.vllm import Engine
 
 
 class EngineTexts:
@@ -40,14 +49,15 @@ class EngineTexts:
             sync_weights=None,
             tensor_parallel_size=1,  # of the ranks here, whatever the engine spans
         )
-        limits = pixel_limits(resize_rule(collator.image_processor))
-        image_token_id = collator.processor.image_token_id
+        image_token_id = tokenizer.convert_tokens_to_ids(collator.processor.image_token)
+        limits = pixel_limits(collator.rule)
         self._engine = Engine(own, image_token_id, limits, is_tower_trained=False)
+        banned = sorted({*suppressed_token_ids(tokenizer), image_token_id})
         self._params = {
             "max_tokens": max_completion_length,
             # The engine adds those of the model's generation_config.json by itself.
             "stop_token_ids": [tokenizer.eos_token_id],
-            **banning_kwargs(suppressed_token_ids(tokenizer), None),
+            **banning_kwargs(banned, None),
         }
 
     def greedy(self, samples: Sequence[StreamSample]) -> list[str]:
@@ -90,7 +100,7 @@ class EngineTexts:
         params = SamplingParams(
             n=num_samples, temperature=temperature, top_p=1.0, top_k=0, **self._params
         )
-        self._engine.begin(batch["key"], num_samples)
+        self._engine.begin(batch["key"], num_samples, batch.get("short_ids"))
         self._seeded.seeds = seeds
         # As trl hands them over: a row for every completion, of which one is passed on.
         repeated = [row for row in rows for _ in range(num_samples)]
@@ -126,6 +136,7 @@ def make_engine(
     model: str,
     dtype: str,
     seed: int,
+    rule: ResizeRule | None,
     *,
     gpu_memory_utilization: float,
     tensor_parallel_size: int,
@@ -134,9 +145,10 @@ def make_engine(
     """A ``vllm.LLM`` in this process, so that images are handed over without a copy.
 
     Args:
-        model: Folder or hub id.
+        model: Folder or hub id; a LoRA adapter is merged in this process's memory.
         dtype: Of the weights.
         seed: Of the engine.
+        rule: By which images are resized; None where the model's processor does it.
         gpu_memory_utilization: Share of each GPU's memory that it takes.
         tensor_parallel_size: GPUs that it spans.
         max_model_length: Tokens of a prompt and its answer at most; None: the model's own context.
@@ -151,12 +163,14 @@ def make_engine(
         # Of a prompt that is computed in parts vLLM (0.30) rewinds a seed's generator by an offset,
         # which torch's generators on the CPU do not have.
         more["enable_chunked_prefill"] = False
-    return LLM(
-        model=model,
-        dtype=dtype,
-        seed=seed,
-        gpu_memory_utilization=gpu_memory_utilization,
-        tensor_parallel_size=tensor_parallel_size,
-        max_model_len=max_model_length,
-        **more,
-    )
+    merged = merged_adapter(model, dtype) if base_model_of(model) else nullcontext({})
+    with merged as weights:
+        settings = {"model": model} | engine_settings(rule) | more | weights
+        return LLM(
+            dtype=dtype,
+            seed=seed,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+            max_model_len=max_model_length,
+            **settings,
+        )

@@ -34,8 +34,9 @@ from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.models.chat_template import chat_template_notes, chat_template_variables
 from grpo_stream.train.models.model_path import base_model_of
 from grpo_stream.train.models.policy import policy_config
-from grpo_stream.train.models.processor import known_rule, load_processor
+from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.setup.arguments import TaskArguments
+from grpo_stream.train.setup.engine_checks import check_engine_family
 from grpo_stream.train.setup.open_data import check_template, image_limits, open_source
 
 _NUM_LOOKED_AT = 16  # samples that tell which fields there are
@@ -87,6 +88,7 @@ def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:
     config = policy_config(args.model)
     if args.use_vllm:
         check_engine(args, world)
+        check_engine_family(config.model_type)
     task, template_name = _task(args, config)
     source = _open_source(args)
     if int(source.shard_counts.sum()) == 0:
@@ -97,9 +99,6 @@ def plan_evaluation(args: EvaluateArguments, world: World) -> EvaluationPlan:
     for other in others:
         check_same_data(other, source.digest)
     processor = load_processor(args.model, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    if args.use_vllm and known_rule(processor.image_processor) is None:
-        expected = f"is for families with Qwen-VL's patches, not {config.model_type}; leave it out"
-        raise ConfigError("use_vllm", True, expected)
     variables = task.chat_template_kwargs
     words = (processor, task.template, task.answer_frame)
     check_prompts(PromptCollator(*words, chat_template_kwargs=variables), [source])
@@ -188,12 +187,12 @@ def check_engine(args: EvaluateArguments, world: World) -> None:
             f"vllm_tensor_parallel_size={num_ranks}"
         )
         raise ConfigError("use_vllm", True, expected)
-    if base_model_of(args.model) is not None:
+    if args.vllm_tensor_parallel_size > 1 and base_model_of(args.model) is not None:
         expected = (
-            "is a LoRA adapter, which use_vllm does not merge; merge it with "
-            "launch/export.py --checkpoint CHECKPOINT --to FOLDER, or leave out use_vllm"
+            "is for whole weights, and model is a LoRA adapter, merged in this process alone; use "
+            "1, or merge it with launch/export.py --checkpoint CHECKPOINT --to FOLDER"
         )
-        raise ConfigError("model", args.model, expected)
+        raise ConfigError("vllm_tensor_parallel_size", args.vllm_tensor_parallel_size, expected)
     for name, default in (("attn_implementation", None), ("device", "auto")):
         value = getattr(args, name)
         if value != default:

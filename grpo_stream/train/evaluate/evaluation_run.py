@@ -125,6 +125,7 @@ def _texts(plan: EvaluationPlan, collator: PromptCollator, device: torch.device)
             args.model,
             dtype,
             args.seed,
+            collator.rule,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             tensor_parallel_size=args.vllm_tensor_parallel_size,
             max_model_length=args.vllm_max_model_length,

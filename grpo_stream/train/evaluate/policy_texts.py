@@ -121,7 +121,7 @@ def greedy_config(model: Any, tokenizer: Any, max_completion_length: int) -> Gen
         # Every token that the model or its tokenizer ends an answer with, as trl 1.16 takes them.
         eos_token_id=sorted({tokenizer.eos_token_id, *(n for n in several if n is not None)}),
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=suppressed_token_ids(tokenizer),
+        suppress_tokens=sorted({*suppressed_token_ids(tokenizer), model.config.image_token_id}),
         # What is not set here is taken from the model, and Qwen2.5-VL's files say 1.05: answers
         # would be other ones than training sees, which samples without it.
         repetition_penalty=1.0,

@@ -9,7 +9,6 @@ from trl import GRPOConfig
 
 from grpo_stream.boxes import Frame
 from grpo_stream.errors import ConfigError
-from grpo_stream.families import FAMILIES
 from grpo_stream.grounding.frames import answer_frame_for
 from grpo_stream.grounding.prompts import PromptTemplate, load_template
 from grpo_stream.grounding.rewards import load_reward
@@ -27,6 +26,7 @@ from grpo_stream.train.setup.deepspeed_config import (
     check_zero_config,
     notes_of_sums,
 )
+from grpo_stream.train.setup.engine_checks import check_engine
 from grpo_stream.train.setup.trackers import check_trackers
 from grpo_stream.train.setup.unsupported_settings import REFUSED
 
@@ -256,30 +256,6 @@ def check_balancing_loss(config: Any, args: GRPOConfig) -> None:
     if coef and not hasattr(config.get_text_config(), "output_router_logits"):
         expected = f"is for experts, and model_type {config.model_type!r} gives no router logits"
         raise ConfigError("router_aux_loss_coef", coef, f"{expected}; use 0")
-
-
-def check_engine(model_type: str, args: GRPOConfig) -> None:
-    """Refuses vLLM for a family that it cannot sample for.
-
-    Args:
-        model_type: Of the policy.
-        args: With ``use_vllm`` and ``vllm_mode``.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
-    family = FAMILIES.get(model_type)
-    if not getattr(args, "use_vllm", False) or family is None:
-        return
-    if family.no_vllm is not None:
-        expected = f"does not work for model_type {model_type!r}: {family.no_vllm}; use False"
-        raise ConfigError("use_vllm", True, expected)
-    if args.vllm_mode == "server" and family.processor is None:
-        expected = (
-            f"does not work for model_type {model_type!r}: a server tells only where an image of "
-            "Qwen-VL's kind is; use 'colocate', or use_vllm=False"
-        )
-        raise ConfigError("vllm_mode", "server", expected)
 
 
 def num_eval_lanes(args: GRPOConfig, num_ranks: int | None = None) -> int:

@@ -1,5 +1,6 @@
 """Evaluation through an engine, with a stand-in that keeps what it is handed."""
 
+import dataclasses
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
@@ -17,7 +18,9 @@ from grpo_stream.train.evaluate.answer_ways import Answerer, AnswerWay
 from grpo_stream.train.evaluate.engine_texts import EngineTexts
 from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
 from grpo_stream.train.evaluate.evaluation_plan import check_engine
-from tests.train.support import make_collator, write_mixed_set
+from grpo_stream.train.models.processor import load_processor
+from grpo_stream.train.models.tiny import make_tiny_policy
+from tests.train.support import TASK_TEXTS, make_collator, make_mixed_stream, write_mixed_set
 from tests.train.vllm_stand_in import SamplingParams, num_image_tokens
 
 
@@ -128,6 +131,36 @@ def test_a_closer_look_hands_over_the_crop(engine, tmp_path, monkeypatch):
         assert not np.array_equal(*looked_at)
 
 
+@pytest.mark.parametrize("family", ["internvl", "idefics3", "glm4v"])
+def test_a_family_with_a_processor_of_its_own_is_handed_over_before_it_repeats(
+    tmp_path, monkeypatch, family
+):
+    """Tokens of tiles stand between those of an image: only the processor tells the short form."""
+    processor = load_processor(make_tiny_policy(tmp_path / "policy", TASK_TEXTS, family=family))
+    collator = make_collator(processor)
+    handed = []
+
+    def generate(prompts, sampling_params, use_tqdm):
+        handed.extend(zip(prompts, sampling_params, strict=True))
+        ended = SimpleNamespace(token_ids=[processor.tokenizer.eos_token_id])
+        return [
+            SimpleNamespace(prompt_token_ids=ids.tolist(), outputs=[ended])
+            for ids in batch["prompt_ids"]
+        ]
+
+    package = ModuleType("vllm")
+    package.SamplingParams = SamplingParams  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    samples = make_mixed_stream(processor)
+    batch = collator(samples)
+    EngineTexts(SimpleNamespace(generate=generate), collator, 4).greedy(samples)
+    image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    for (prompt, params), number in zip(handed, (1, 0, 2, 3), strict=True):
+        assert prompt["prompt_token_ids"].count(image_token) == number
+        assert "mm_processor_kwargs" not in prompt  # it has no limits to be told
+        assert params.logit_bias[image_token] == -100.0
+
+
 def test_another_number_of_image_tokens_is_named(engine, source):
     wrong = StandIn(engine.processor, num_extra_tokens=1)
     with pytest.raises(GrpoStreamError, match=r"sample '000000': vLLM makes .* image tokens"):
@@ -161,5 +194,7 @@ def test_an_engine_needs_its_package_and_whole_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     check_engine(args, World(0, 1))
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
-    with pytest.raises(ConfigError, match=r"LoRA adapter.*launch/export.py"):
-        check_engine(args, World(0, 1))
+    check_engine(args, World(0, 1))  # merged in this process, where workers of others find nothing
+    over_two = dataclasses.replace(args, vllm_tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match=r"size=2.*LoRA adapter.* use 1, or .*launch/export.py"):
+        check_engine(over_two, World(0, 1))
