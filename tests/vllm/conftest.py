@@ -61,9 +61,14 @@ def processor_of(folder_of):
     """A family's; those of Qwen-VL's kind make the images smaller than their 112 x 112."""
 
     def load(family):
-        is_qwen = ROWS[family].processor is not None
-        if not is_qwen:
-            return load_processor(folder_of(family))
-        return load_processor(folder_of(family), min_pixels=56**2, max_pixels=84**2)
+        return load_processor(folder_of(family), **pixel_limits_of(family))
 
     return load
+
+
+def pixel_limits_of(family):
+    """Under which images are made smaller, to sizes that are within them."""
+    kind = ROWS[family].processor
+    if kind is None:
+        return {}
+    return {"min_pixels": 56**2, "max_pixels": (3 * kind.resize_multiple) ** 2}

@@ -17,29 +17,40 @@ from transformers import PrinterCallback
 from trl import GRPOConfig
 from trl.generation.vllm_client import VLLMClient
 
+from grpo_stream.families import FAMILIES as ROWS
+from grpo_stream.stream.config import StreamConfig
+from grpo_stream.stream.prompt_stream import PromptStream
+from grpo_stream.stream.sources import ShardSource
+from grpo_stream.train.models.processor import resize_rule
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from tests.multiprocess.ranks import free_port
 from tests.train.runs import logged, spread_reward
-from tests.train.support import QUIET
+from tests.train.support import QUIET, write_mixed_set
+from tests.vllm.conftest import FAMILIES, pixel_limits_of
 from tests.vllm.engines import EXACT, SyncOff
 from tests.vllm.test_colocated import BOUND, DIFFERENCE, NUM_CONTROL, NUM_SYNCED, TIMES
 
-FAMILY = "qwen2_5_vl"
-LIMITS = {"min_pixels": 56 * 56, "max_pixels": 84 * 84}
 START_SECONDS = 400
 
 
-@pytest.fixture(scope="module")
-def server(folder_of, tmp_path_factory):
+@pytest.fixture(params=[name for name in FAMILIES if ROWS[name].processor])
+def family(request):
+    """Of those that a server tells the places of images of."""
+    return request.param
+
+
+@pytest.fixture
+def server(folder_of, family, tmp_path):
     """Its address."""
-    log = tmp_path_factory.mktemp("server") / "log"
+    log = tmp_path / "server.log"
     port = free_port()
     words = [
-        *(Path(sys.executable).parent / "vllm", "serve", folder_of(FAMILY), "--port", port),
+        *(Path(sys.executable).parent / "vllm", "serve", folder_of(family), "--port", port),
         *("--host", "127.0.0.1", "--weight-transfer-config", '{"backend": "nccl"}'),
         *("--logprobs-mode", EXACT["logprobs_mode"], "--max-logprobs", -1, "--enable-scale-out"),
-        *("--mm-processor-kwargs", json.dumps(LIMITS), "--dtype", EXACT["dtype"]),
+        *("--mm-processor-kwargs", json.dumps(pixel_limits_of(family)), "--dtype", EXACT["dtype"]),
         *("--max-model-len", EXACT["max_model_len"], "--enforce-eager"),
+        *("--limit-mm-per-prompt", '{"video": 0}'),
     ]
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
@@ -73,9 +84,9 @@ def wait_until_up(url, process, log):
 
 
 @pytest.fixture
-def by_file(folder_of, tmp_path, monkeypatch):
+def by_file(folder_of, family, tmp_path, monkeypatch):
     """trl's client with another way for weights, and for a server that tells raw log-probs."""
-    folder = shutil.copytree(folder_of(FAMILY), tmp_path / "weights")
+    folder = shutil.copytree(folder_of(family), tmp_path / "weights")
     info = VLLMClient.get_server_info
 
     def update(client, _, named):
@@ -96,7 +107,13 @@ def by_file(folder_of, tmp_path, monkeypatch):
     monkeypatch.setattr(VLLMClient, "get_server_info", as_trl_wants_it)
 
 
-def test_a_server(server, by_file, folder_of, processor_of, shapes, tmp_path):
+@pytest.mark.usefixtures("by_file")
+def test_samples_of_none_one_and_several_images(server, family, folder_of, processor_of, tmp_path):
+    """Each comes again, when the tower has new weights."""
+    processor = processor_of(family)
+    rule = resize_rule(processor.image_processor)
+    config = StreamConfig(num_lanes=2, num_reader_threads=1, resize=rule)
+    mixed = write_mixed_set(tmp_path / "mixed", 4)
     args = GRPOConfig(
         str(tmp_path),
         **QUIET,
@@ -111,12 +128,11 @@ def test_a_server(server, by_file, folder_of, processor_of, shapes, tmp_path):
         vllm_server_base_url=server,
     )
     trainer = PersonalizedGRPOTrainer(
-        str(folder_of(FAMILY)),
+        str(folder_of(family)),
         spread_reward,
         args,
-        shapes.records,
-        processing_class=processor_of(FAMILY),
-        images_root=shapes.images,
+        PromptStream(ShardSource(str(mixed)), config),
+        processing_class=processor,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(SyncOff(trainer, NUM_SYNCED))
