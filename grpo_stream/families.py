@@ -46,8 +46,6 @@ class Family:
     behind it, and a prompt without its last token would be another one."""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Built-in prompt templates, and those that it is asked with in their place."""
-    no_vllm: str | None = None
-    """Why vLLM cannot sample for it; None where it was shown to, or nobody has tried."""
     vision_tokens: tuple[str, ...] = ()
     """Never sampled: a completion with one of them would ask for an image that is not there."""
 
@@ -96,19 +94,29 @@ FAMILIES: dict[str, Family] = {
             "lfm2_vl",
             "kimi_k25",
             "minicpmv4_7",
+            "llava_next",
+            "llava_onevision",
+            "mistral3",
         ),
         Family(answer_frame="per_mille"),
-    ),
-    **dict.fromkeys(
-        ("llava_next", "llava_onevision", "mistral3"),
-        Family(
-            answer_frame="per_mille",
-            no_vllm="vLLM 0.30 asks transformers for PixtralRotaryEmbedding, which is gone in 5.23",
-        ),
     ),
     "paligemma": Family(answer_frame="per_mille", is_prefix_lm=True),
 }
 """transformers' ``config.model_type`` -> the family."""
+
+NO_VLLM: dict[str, str] = {
+    **dict.fromkeys(
+        ("llava", "llava_next", "llava_onevision", "mistral3"),
+        "vLLM 0.30 asks transformers for PixtralRotaryEmbedding, which is gone in 5.23",
+    ),
+    # Its stand-in for such families takes transformers' own classes, and changes them for good.
+    **dict.fromkeys(
+        ("glm46v", "kimi_k25", "minicpmv4_7"),
+        "vLLM 0.30 has no model by the name of transformers' class",
+    ),
+    "paligemma": "its prompt sees itself in both directions, and in vLLM 0.30 an image alone does",
+}
+"""Families that vLLM cannot sample for, with a row or without -> why."""
 
 PREFIX_LMS = frozenset(model_type for model_type, row in FAMILIES.items() if row.is_prefix_lm)
 """Those whose prompt sees itself in both directions."""

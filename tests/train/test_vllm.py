@@ -1,5 +1,6 @@
 """What vLLM is handed, checked by stand-ins for engine and server; real ones: tests/vllm."""
 
+import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,14 +10,21 @@ from PIL import Image
 from trl import GRPOConfig
 
 from grpo_stream.errors import ConfigError, GrpoStreamError
+from grpo_stream.families import NO_VLLM
+from grpo_stream.stream.world import World
 from grpo_stream.train.engine_inputs import banning_kwargs, engine_images
+from grpo_stream.train.evaluate.evaluation_arguments import EvaluateArguments
+from grpo_stream.train.evaluate.evaluation_plan import plan_evaluation
+from grpo_stream.train.models.expert_weights import as_in_files
+from grpo_stream.train.models.policy import policy_config
 from grpo_stream.train.models.processor import load_processor, resize_rule
+from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.setup.engine_checks import check_engine
-from grpo_stream.train.setup.settings_checks import check_supported
+from grpo_stream.train.setup.settings_checks import check_policy, check_supported
 from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import Engine
 from tests.train.runs import logged, spread_reward
-from tests.train.support import QUIET
+from tests.train.support import QUIET, TASK_TEXTS
 from tests.train.vllm_stand_in import Engine as StandIn
 from tests.train.vllm_stand_in import Server, install_client, install_engine
 
@@ -254,6 +262,17 @@ def test_experts_are_handed_over_as_in_the_hubs_files(model_type):
     torch.testing.assert_close(handed[other], weights[other])
 
 
+def test_a_towers_weights_are_handed_over_by_the_names_of_the_hubs_files():
+    """Where transformers has no ``vision_model`` any more, and vLLM has."""
+    weight = torch.ones(1)
+    named = {"model.vision_tower.post_layernorm.bias": weight, "lm_head.weight": weight}
+    names = [name for name, _ in as_in_files("gemma3", iter(named.items()))]
+    assert names == ["model.vision_tower.vision_model.post_layernorm.bias", "lm_head.weight"]
+    again = ((name, weight) for name in names)
+    assert [name for name, _ in as_in_files("gemma3", again)] == names
+    assert [name for name, _ in as_in_files("idefics3", iter(named.items()))] == list(named)
+
+
 def test_a_weight_that_an_engine_passes_over_is_named():
     _, model, _ = engine_of(lambda pairs: {name for name, _ in pairs if name != "odd.bias"})
     model.load_weights([("norm", torch.ones(1))])
@@ -291,15 +310,32 @@ def test_a_text_alone_on_a_server():
 
 
 @pytest.mark.parametrize(
-    ("model_type", "mode", "setting"),
-    [("llava_onevision", "colocate", "use_vllm"), ("internvl", "server", "vllm_mode")],
+    ("model_type", "changes", "words"),
+    [
+        *((name, {}, f"use_vllm=True.*'{name}'.*; use False") for name in NO_VLLM),
+        ("internvl", {"vllm_mode": "server"}, "vllm_mode='server'.*'internvl'.*use 'colocate'"),
+        ("qwen2_vl", {"vllm_model_impl": "transformers"}, "vllm_model_impl=.*; use 'vllm'"),
+    ],
 )
-def test_a_family_that_an_engine_cannot_sample_for(model_type, mode, setting):
-    args = SimpleNamespace(use_vllm=True, vllm_mode=mode)
-    with pytest.raises(ConfigError, match=f"{setting}=.*{model_type}.*use "):
-        check_engine(model_type, args)
-    check_engine("internvl", SimpleNamespace(use_vllm=True, vllm_mode="colocate"))
+def test_what_an_engine_cannot_do_is_refused(model_type, changes, words):
+    settings = {"use_vllm": True, "vllm_mode": "colocate", "vllm_model_impl": "vllm"}
+    with pytest.raises(ConfigError, match=words):
+        check_engine(model_type, SimpleNamespace(**settings | changes))
+    check_engine("internvl", SimpleNamespace(**settings))
     check_engine(model_type, SimpleNamespace(use_vllm=False))
+
+
+def test_llava_is_refused_though_it_has_no_row(tmp_path, monkeypatch):
+    """Before its weights are loaded, while training and while evaluating."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    folder = make_tiny_policy(tmp_path / "llava", TASK_TEXTS, family="llava")
+    (folder / "model.safetensors").unlink()
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, use_vllm=True, vllm_mode="colocate")
+    with pytest.raises(ConfigError, match=r"use_vllm=True.*'llava'.*PixtralRotaryEmbedding"):
+        check_policy(policy_config(folder), args, prompt_template="point", answer_frame="model")
+    evaluation = EvaluateArguments(model=str(folder), report=str(tmp_path / "r"), use_vllm=True)
+    with pytest.raises(ConfigError, match=r"use_vllm=True.*'llava'.*PixtralRotaryEmbedding"):
+        plan_evaluation(evaluation, World(0, 1))
 
 
 def test_sleep_mode_and_tensor_parallelism_reach_the_engine(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from dataclasses import replace
 
 # vLLM reads these when it is imported: engines in this process, 1 GiB for keys and values, no talk.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -14,11 +15,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from grpo_stream.families import FAMILIES as ROWS
 from grpo_stream.train.models.processor import load_processor
 from grpo_stream.train.models.tiny import make_tiny_policy
+from grpo_stream.train.models.tiny_families import OWN_RECIPES
 from tests.train.support import TASK_TEXTS, write_shapes
 
 FAMILIES = (
     "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v",
-    "internvl", "idefics3",
+    "internvl", "idefics3", "smolvlm", "gemma3",
 )  # fmt: skip
 
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
@@ -32,10 +34,31 @@ def folder_of(tmp_path_factory):
     def folder(family):
         if family not in made:
             path = tmp_path_factory.mktemp(family)
-            made[family] = make_tiny_policy(path, TASK_TEXTS, family=family)
+            with pytest.MonkeyPatch.context() as patch:
+                recipe = OWN_RECIPES["gemma3"]
+                patch.setitem(OWN_RECIPES, "gemma3", replace(recipe, **ONE_TOKEN_IMAGES))
+                made[family] = make_tiny_policy(path, TASK_TEXTS, family=family)
+            if family == "smolvlm":
+                use_own_processor(path)
         return made[family]
 
     return folder
+
+
+# Tokens of an image see each other in both directions, but not by vLLM's attention on the CPU.
+ONE_TOKEN_IMAGES = {"config": {"mm_tokens_per_image": 1}, "options": {"image_seq_length": 1}}
+
+
+def use_own_processor(folder):
+    """SmolVLM's, with a video half: an engine asks for it, and it for torchvision and num2words."""
+    from transformers import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+    old = load_processor(folder)
+    names = ("size", "max_image_size")
+    sizes = {name: dict(getattr(old.image_processor, name)) for name in names}
+    parts = SmolVLMImageProcessor(**sizes), old.tokenizer, SmolVLMVideoProcessor(**sizes)
+    options = {"image_seq_len": old.image_seq_len, "chat_template": old.chat_template}
+    SmolVLMProcessor(*parts, **options).save_pretrained(folder)
 
 
 @pytest.fixture(autouse=True)

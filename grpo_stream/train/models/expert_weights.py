@@ -1,4 +1,4 @@
-"""Loading experts whose two last dimensions are another way round in the files of the hub.
+"""Weights that are otherwise in the files of the hub: experts turned, towers by longer names.
 
 transformers (5.23) turns them where their shape is not the model's; but under ZeRO-3 a weight's
 shape is that of nothing, and files that have the right one already (those that transformers has
@@ -17,6 +17,8 @@ from transformers.core_model_loading import Transpose, WeightConverter
 
 _MODEL_TYPES = ("qwen3_vl_moe",)
 _TURNED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+_SIGLIP_TOWERS = {"gemma3": "vision_tower."}
+_SIGLIP = "vision_model."  # behind the tower's name; transformers has no such module any more
 
 
 class TransposeToFit(Transpose):
@@ -58,12 +60,23 @@ def use_whole_shapes() -> None:
 def as_in_files(
     model_type: str, named: Iterator[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights by their names in the model, in the layout of the hub's files.
+    """Weights of a model, in the layout of the hub's files and under names that these have.
 
     Args:
         model_type: Of the model; any.
-        named: One after another, as they are gathered.
+        named: By their names in the model, or in a file of it; one after another, as they are
+            gathered.
     """
     for name, weight in named:
         is_turned = model_type in _MODEL_TYPES and name.endswith(_TURNED)
-        yield name, weight.transpose(1, 2).contiguous() if is_turned else weight
+        yield (
+            _name_in_files(model_type, name),
+            weight.transpose(1, 2).contiguous() if is_turned else weight,
+        )
+
+
+def _name_in_files(model_type: str, name: str) -> str:
+    tower = _SIGLIP_TOWERS.get(model_type)
+    if tower is None or tower + _SIGLIP in name:
+        return name
+    return name.replace(tower, tower + _SIGLIP)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -197,6 +197,7 @@ def train_tokenizer(
         extra_special_tokens=own.named_tokens if own else {},
         padding_side="left",
     )
+    fast.add_tokens([AddedToken(word, normalized=False) for word in (own.words if own else ())])
     image = own.image_token if own else _IMAGE_PLACE
     fast.chat_template = CHAT_TEMPLATE.replace(_IMAGE_PLACE, image)
     return fast

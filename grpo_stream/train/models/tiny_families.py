@@ -63,6 +63,8 @@ class OwnRecipe:
     """Further arguments of the processor."""
     named_tokens: dict[str, str] = field(default_factory=dict)
     """What the processor asks the tokenizer for: attribute -> token."""
+    words: tuple[str, ...] = ()
+    """Tokens of its own that are text, not control words."""
     image_token: str = _IMAGE
     """What stands for an image in a text."""
 
@@ -151,6 +153,8 @@ OWN_RECIPES: dict[str, OwnRecipe] = {
         images={"size": _SQUARE},
         options={"image_seq_length": 4},
         named_tokens={"boi_token": _BEGIN, "eoi_token": _END, "image_token": _IMAGE},
+        # As in the real one, whose processor puts two behind and before each image.
+        words=("\n", "\n\n", "\n\n\n", "\n\n\n\n"),
         image_token=_BEGIN,
     ),
     "internvl": OwnRecipe(
