@@ -26,7 +26,8 @@ from grpo_stream.train.setup.memory.memory_estimate import MemoryEstimate, Zero,
 from grpo_stream.train.setup.memory.model_sizes import SIZE_NAMES, MetaModel, find_config
 
 _COLUMNS = (
-    "states", "update", "rollout", "layerwise", "engine", "host", "DeepSpeed", "layout", "fits",
+    "states", "update", "rollout", "layerwise", "engine", "freed", "host", "DeepSpeed", "layout",
+    "fits",
 )  # fmt: skip
 
 
@@ -65,6 +66,7 @@ states     weights, gradients, optimizer: there all the time
 update     peak of a micro-step; rollout: of sampling, with the whole model gathered on each GPU;
 layerwise  of sampling with --ds3_gather_for_generation false: layer by layer, slower
 engine     of it, what a colocated vLLM has (--vllm-gpu-memory-utilization), its weights included
+freed      of that, while the policy is updated (--vllm-enable-sleep-mode)
 host       gigabytes of a node's memory for each GPU; DeepSpeed: its own estimate of the states,
            which knows nothing of fp32 gradients
 layout     packed, forked: a prompt is computed once for its completions; plain: for each of them
@@ -92,6 +94,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--with-reference", action="store_true", help="a reference model (beta above 0)")
     add("--vllm-gpu-memory-utilization", type=float, default=0.0, help="trl's; 0: no engine")
+    add("--vllm-enable-sleep-mode", action="store_true", help="trl's: none of it in an update")
     add("--vllm-tensor-parallel-size", type=int, default=1, help="trl's (%(default)s)")
     for name, value in vars(default).items():
         add(f"--{name.replace('_', '-')}", type=int, default=value, help="(%(default)s)")
@@ -127,6 +130,7 @@ def row(args: argparse.Namespace, name: str, gpus: int, model: MetaModel) -> dic
         "gradient_bytes": 4 if args.grad_accum_dtype == "fp32" else None,
         "with_reference": args.with_reference,
         "engine_bytes": int(args.vllm_gpu_memory_utilization * args.gpu_gb * 1e9),
+        "does_engine_sleep": args.vllm_enable_sleep_mode,
     }
     batch = batch_of(args)
     found = estimate(model, Zero(**zero), batch)
@@ -173,6 +177,7 @@ def _gigabytes(found: MemoryEstimate, layerwise: MemoryEstimate) -> dict[str, fl
         "rollout": found.rollout_peak / 1e9,
         "layerwise": layerwise.rollout_peak / 1e9,
         "engine": found.vllm_engine / 1e9,
+        "freed": found.vllm_freed / 1e9,
         "host": found.host / 1e9,
     }
 

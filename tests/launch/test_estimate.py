@@ -75,7 +75,7 @@ def test_the_table(capsys):
 
 
 def test_a_colocated_engine(capsys):
-    """Takes its share all the time, and the policy's own sampling is left out."""
+    """Takes its share all the time, or while it is awake; the policy's own sampling is left out."""
     engine = "--vllm-gpu-memory-utilization"
     flags = ["--models", "7B", "--gpus", "16"]
     (alone,) = rows(capsys, *flags)
@@ -88,6 +88,10 @@ def test_a_colocated_engine(capsys):
     # 16.6 GB of weights.
     (small,) = rows(capsys, *flags, engine, "0.2")
     assert small["fits"] == "no"
+    (asleep,) = rows(capsys, *flags, engine, "0.25", "--vllm-enable-sleep-mode")
+    assert asleep["update_peak"] == alone["update_peak"]
+    assert asleep["rollout_peak"] == beside["rollout_peak"]
+    assert (beside["freed"], asleep["freed"]) == (0, 20)
     (shared,) = rows(capsys, *flags, engine, "0.2", "--vllm-tensor-parallel-size", "2")
     assert shared["fits"] == "both"
 

@@ -25,7 +25,6 @@ from grpo_stream.train.trainer import PersonalizedGRPOTrainer
 from grpo_stream.train.vllm import Engine
 from tests.train.runs import logged, spread_reward
 from tests.train.support import QUIET, TASK_TEXTS
-from tests.train.vllm_stand_in import Engine as StandIn
 from tests.train.vllm_stand_in import Server, install_client, install_engine
 
 NUM_GENERATIONS = 4
@@ -338,14 +337,43 @@ def test_llava_is_refused_though_it_has_no_row(tmp_path, monkeypatch):
         plan_evaluation(evaluation, World(0, 1))
 
 
-def test_sleep_mode_and_tensor_parallelism_reach_the_engine(
-    make_trainer, processor, answer, monkeypatch
-):
+SYNC = ["wake up weights", "load", "reset prefixes", "reset images"]
+ROLLOUT = ["wake up kv_cache", "generate", "sleep"]
+
+
+def test_an_engine_sleeps_but_for_a_rollout(make_trainer, shapes, processor, answer, monkeypatch):
+    """It wakes up in two parts: weights for the new ones, the cache when they are there.
+
+    An image that comes again is looked at by them, as without sleep. Sleep discards the weights, so
+    a second rollout at the same step, as in an evaluation of two batches, gets them again.
+    """
     engines = install_engine(monkeypatch, processor, answer)
-    monkeypatch.setattr(StandIn, "sleep", lambda *_, **__: None, raising=False)
-    make_trainer(vllm_enable_sleep_mode=True)
-    assert engines[0].settings["enable_sleep_mode"] is True
-    assert engines[0].settings["tensor_parallel_size"] == 1
+    trainer = make_trainer(
+        records=shapes.records[:2],
+        vllm_enable_sleep_mode=True,
+        task={"eval_dataset": shapes.records[:4]},
+        eval_strategy="steps",
+        eval_steps=2,
+        per_device_eval_batch_size=8,
+    )
+    (engine,) = engines
+    assert engine.settings["enable_sleep_mode"] is True
+    assert engine.settings["tensor_parallel_size"] == 1
+    assert engine.calls == ["sleep"]
+    asleep = []
+    step = trainer.training_step
+
+    def spy(*args, **kwargs):
+        loss = step(*args, **kwargs)
+        asleep.append(not engine.awake)
+        return loss
+
+    monkeypatch.setattr(trainer, "training_step", spy)
+    trainer.train()
+    num_rollouts = 2 + 2  # two steps, two batches of evaluation
+    assert engine.calls == ["sleep", *(SYNC + ROLLOUT) * num_rollouts]
+    assert asleep == [True, True]
+    assert engine.encoded.ages == [0] * len(engine.prompts)
 
 
 def test_floats_of_a_collator_are_refused():

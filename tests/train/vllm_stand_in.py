@@ -42,7 +42,11 @@ class EncodedImages:
 
 
 class Engine:
-    """``vllm.LLM``: repeats an image's token by what its own processor makes of the image."""
+    """``vllm.LLM``: repeats an image's token by what its own processor makes of the image.
+
+    Asleep (level 2, vLLM 0.30) it has neither weights nor a cache. Each is woken by its tag, and
+    the weights are new memory then: they have to be loaded before it answers.
+    """
 
     def __init__(self, processor, answer, **settings):
         self.processor, self.answer, self.settings = processor, answer, settings
@@ -52,6 +56,10 @@ class Engine:
         self.num_resets = 0
         self.encoded = EncodedImages()
         self.is_open = True
+        self.calls: list[str] = []
+        """What it was asked for, in order; loading and answering once in a row."""
+        self.awake = {"weights", "kv_cache"}
+        self._has_weights = True
         self._loaded: list[str] = []
         model = SimpleNamespace(load_weights=self._load)
         runner = SimpleNamespace(model=model)
@@ -59,23 +67,49 @@ class Engine:
         executor = SimpleNamespace(driver_worker=worker)
         self.llm_engine = SimpleNamespace(
             model_executor=executor,
-            reset_encoder_cache=self.encoded.reset,
+            reset_encoder_cache=self._reset_images,
             engine_core=SimpleNamespace(shutdown=self._shut_down),
         )
 
     def _shut_down(self):
         self.is_open = False
 
+    def _note(self, call):
+        if self.calls[-1:] != [call]:
+            self.calls.append(call)
+
     def _load(self, weights):
+        assert "weights" in self.awake, "writes to memory that is not there"
+        self._note("load")
+        self._has_weights = True
         self._loaded += [name for name, _ in weights]
 
+    def _reset_images(self):
+        assert "weights" in self.awake
+        self._note("reset images")
+        self.encoded.reset()
+
+    def sleep(self, level):
+        assert level == 2
+        self._note("sleep")
+        self.awake.clear()
+        self._has_weights = False
+
+    def wake_up(self, tags):
+        self._note(f"wake up {', '.join(tags)}")
+        self.awake.update(tags)
+
     def reset_prefix_cache(self):
+        self._note("reset prefixes")
         self.num_resets += 1
         self.syncs.append(self._loaded)
         self._loaded = []
 
     def generate(self, prompts, sampling_params, use_tqdm):
         assert not use_tqdm
+        assert self._has_weights
+        assert self.awake == {"weights", "kv_cache"}
+        self._note("generate")
         self.prompts += prompts
         self.params.append(sampling_params)
         return [self._output(prompt, sampling_params.n) for prompt in prompts]

@@ -143,6 +143,21 @@ def test_linear_attention_by_the_kernels_of_vllm(train, processor_of, tmp_path):
     check_differences(trainer, bound=0.03, times=3)
 
 
+def test_an_engine_that_sleeps_between_rollouts(train, monkeypatch):
+    """Its scheduler does; the CPU's worker, which vLLM would not let sleep, keeps its memory.
+
+    Without a control: an engine that gets no weights is not woken up, and waits for ever.
+    """
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_sleep_mode_available", lambda _: True)
+    trainer = train(args={"vllm_enable_sleep_mode": True, "max_steps": NUM_SYNCED})
+    found = logged(trainer, DIFFERENCE)
+    assert len(found) == NUM_SYNCED
+    assert max(found) < BOUND
+    assert trainer.vllm_generation.llm.llm_engine.is_sleeping()
+
+
 def test_evaluation_between_steps(train, shapes):
     args = {
         "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8,

@@ -163,6 +163,8 @@ def make_engine(
         # Of a prompt that is computed in parts vLLM (0.30) rewinds a seed's generator by an offset,
         # which torch's generators on the CPU do not have.
         more["enable_chunked_prefill"] = False
+        # With a cache of prefixes it insists on such parts for a linear attention's states.
+        more["enable_prefix_caching"] = False
     merged = merged_adapter(model, dtype) if base_model_of(model) else nullcontext({})
     with merged as weights:
         settings = {"model": model} | engine_settings(rule) | more | weights

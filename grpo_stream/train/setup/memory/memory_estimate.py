@@ -41,7 +41,9 @@ class Zero:
     with_reference: bool = False
     """A reference model beside the policy, as with ``beta`` above 0."""
     engine_bytes: int = 0
-    """Of the device that a colocated engine has, all the time; 0: the policy samples by itself."""
+    """Of the device that a colocated engine has; 0: the policy samples by itself."""
+    does_engine_sleep: bool = False
+    """Whether it has them while completions are sampled alone: vLLM's sleep mode."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ class MemoryEstimate(StateMemory):
     kv_cache: int
     rollout_work: int
     vllm_engine: int
+    vllm_freed: int
+    """Of it, while nothing is sampled."""
 
     @property
     def update_peak(self) -> int:
         """While a micro-step runs backward."""
-        return self.states + self.vllm_engine + self.gathered + self.activations + self.head
+        return self._between_rollouts + self.gathered + self.activations + self.head
 
     @property
     def rollout_peak(self) -> int:
@@ -92,8 +96,12 @@ class MemoryEstimate(StateMemory):
     @property
     def peak(self) -> int:
         """The most of all phases."""
-        step = self.states + self.vllm_engine + self.optimizer_step
+        step = self._between_rollouts + self.optimizer_step
         return max(self.update_peak, self.rollout_peak, step)
+
+    @property
+    def _between_rollouts(self) -> int:
+        return self.states + self.vllm_engine - self.vllm_freed
 
     def to_dict(self) -> dict[str, int]:
         """Terms and sums by name."""
@@ -136,6 +144,8 @@ def estimate(model: MetaModel, zero: Zero, batch: Batch) -> MemoryEstimate:
       float32, V (e + 8) a completion; whichever is more
     * vllm_engine: what it was given; it has cache and work of sampling in it, and trl hands it the
       weights one gathered parameter after the other
+    * vllm_freed: all of it where it sleeps (level 2, vLLM 0.30): weights and cache are discarded.
+      What its CUDA graphs and its context hold is not given back, and is not counted
 
     Raises:
         ConfigError: see :func:`~grpo_stream.train.setup.memory.group_memory.group_memory`.
@@ -158,6 +168,7 @@ def estimate(model: MetaModel, zero: Zero, batch: Batch) -> MemoryEstimate:
         kv_cache=0 if zero.engine_bytes else prompts * group.cache,
         rollout_work=0 if zero.engine_bytes else prompts * max(group.prefill, sampling),
         vllm_engine=zero.engine_bytes,
+        vllm_freed=zero.engine_bytes if zero.does_engine_sleep else 0,
     )
 
 
