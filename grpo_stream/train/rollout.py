@@ -22,6 +22,7 @@ from grpo_stream.train.batches.refill import (
 )
 from grpo_stream.train.batches.view_batches import check_views, views_in
 from grpo_stream.train.engine_inputs import engine_images
+from grpo_stream.train.models.policy import check_inputs
 from grpo_stream.train.models.zero_trace import kept_trace, whole_traces
 from grpo_stream.train.observe.metrics import Mode, RunMetrics
 from grpo_stream.train.observe.phases import Phases
@@ -181,10 +182,11 @@ class GroupRollout:
                 self._accelerator.device,
                 num_ranks=self._accelerator.num_processes,
             )
+            unwrapped = self._accelerator.unwrap_model(model)
             if self._proven is None:
+                check_inputs(unwrapped, filter(None, [groups.types_name]))
                 ways = self._settings.ways
                 self._proven = proven_way(ways, model, groups, self._accelerator)
-            unwrapped = self._accelerator.unwrap_model(model)
             groups = self.way.prepare(unwrapped, groups, self._accelerator.autocast)
         if saved is None:
             rows = reward_rows(batch, num_of_each)

@@ -18,7 +18,9 @@ from grpo_stream.train.models.policy import (
     load_policy,
 )
 from grpo_stream.train.models.tiny import RECIPES, tiny_config, train_tokenizer
-from tests.train.support import TASK_TEXTS, make_groups
+from grpo_stream.train.models.tiny_families import OWN_RECIPES, own_processor
+from grpo_stream.train.prefix.backbone import accepted_media
+from tests.train.support import TASK_TEXTS, make_collator, make_groups, make_stream_sample
 
 LOGITS = torch.arange(2 * 7 * 3.0).reshape(2, 7, 3)
 KEEP = {
@@ -160,6 +162,19 @@ class TestInputs:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(tiny_config(tokenizer, family))
         check_inputs(model, input_names(has_patches=True, is_packed=True))
+
+    @pytest.mark.parametrize("family", list(OWN_RECIPES))
+    def test_every_family_takes_what_its_own_processor_makes(self, family):
+        tokenizer = train_tokenizer(TASK_TEXTS, family=family)
+        processor = own_processor(family, tokenizer, tokenizer.chat_template)
+        batch = make_collator(processor)([make_stream_sample(0)])
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(tiny_config(tokenizer, family))
+        (media,), types = batch["media"], batch["types_name"]
+        assert accepted_media(model, media).keys() == media.keys() - {"num_crops"}
+        check_inputs(model, filter(None, [types]))
+        with pytest.raises(ConfigError, match="ignore kinds_of_tokens"):
+            check_inputs(model, ["kinds_of_tokens"])
 
     def test_as_before_transformers_5_18(self, tiny_folder, monkeypatch):
         model = load_policy(tiny_folder)
