@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from dataclasses import replace
+from typing import Any
 
 # vLLM reads these when it is imported: engines in this process, 1 GiB for keys and values, no talk.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -46,7 +47,10 @@ def folder_of(tmp_path_factory):
 
 
 # Tokens of an image see each other in both directions, but not by vLLM's attention on the CPU.
-ONE_TOKEN_IMAGES = {"config": {"mm_tokens_per_image": 1}, "options": {"image_seq_length": 1}}
+ONE_TOKEN_IMAGES: dict[str, Any] = {
+    "config": {"mm_tokens_per_image": 1},
+    "options": {"image_seq_length": 1},
+}
 
 
 def use_own_processor(folder):

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -165,9 +165,10 @@ def make_engine(
         more["enable_chunked_prefill"] = False
         # With a cache of prefixes it insists on such parts for a linear attention's states.
         more["enable_prefix_caching"] = False
-    merged = merged_adapter(model, dtype) if base_model_of(model) else nullcontext({})
-    with merged as weights:
-        settings = {"model": model} | engine_settings(rule) | more | weights
+    with ExitStack() as stack:
+        if base_model_of(model):
+            more |= stack.enter_context(merged_adapter(model, dtype))
+        settings = {"model": model} | engine_settings(rule) | more
         return LLM(
             dtype=dtype,
             seed=seed,

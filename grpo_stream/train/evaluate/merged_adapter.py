@@ -41,13 +41,12 @@ def merged_adapter(adapter: str, dtype: str) -> Iterator[dict[str, Any]]:
         def load_weights(self, model: Any, model_config: Any) -> None:
             """See upstream; each by itself, so that none is passed over."""
             del model_config
-            load, loaded = LoadAll(model.load_weights), set()
+            load = LoadAll(model.load_weights)
+            loaded: set[str] = set()
             for pair in _weights(policies[0]):
                 loaded |= load([pair]) or set()
             self.track_weights_loading(model, loaded)
 
-    # Known formats are replaced, with a warning; a second engine has weights of its own.
-    model_loader._LOAD_FORMAT_TO_MODEL_LOADER.pop(_FORMAT, None)  # noqa: SLF001 - as just said
     model_loader.register_model_loader(_FORMAT)(MergedWeights)
     try:
         yield {"model": base_model_of(adapter), "load_format": _FORMAT}

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_a_family_with_a_processor_of_its_own_is_handed_over_before_it_repeats(
     """Tokens of tiles stand between those of an image: only the processor tells the short form."""
     processor = load_processor(make_tiny_policy(tmp_path / "policy", TASK_TEXTS, family=family))
     collator = make_collator(processor)
-    handed = []
+    handed: list[tuple[Any, Any]] = []
 
     def generate(prompts, sampling_params, use_tqdm):
         handed.extend(zip(prompts, sampling_params, strict=True))
