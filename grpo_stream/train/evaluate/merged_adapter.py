@@ -32,7 +32,7 @@ def merged_adapter(adapter: str, dtype: str) -> Iterator[dict[str, Any]]:
 
     policies = [load_policy(adapter, dtype=dtype)]
 
-    class MergedWeights(model_loader.DefaultModelLoader):  # type: ignore[misc, unused-ignore]
+    class MergedWeights(model_loader.DefaultModelLoader):
         """Loads the policy's weights, and finds out, as for files, whether one is missing."""
 
         def download_model(self, model_config: Any) -> None:
