@@ -1,5 +1,8 @@
 """Forked groups: a graph's tokens are those of ``generate`` behind the same prompt's cache."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -168,8 +171,7 @@ def test_heads_that_share_keys(repeats):
     query = torch.randn(3, 8, 1, 8)
     key, value = torch.randn(2, 3, 8 // repeats, 5, 8)
     mask = torch.tensor([True, True, True, False, False]).expand(3, 1, 1, 5)
-    module = torch.nn.Module()
-    module.num_key_value_groups, module.is_causal = repeats, True
+    module: Any = SimpleNamespace(num_key_value_groups=repeats, is_causal=True)
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     found, _ = attend_from_token(module, query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(found, expected)
