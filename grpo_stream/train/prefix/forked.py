@@ -15,10 +15,9 @@ Shapes: P tokens of a prompt, G completions of one group, C longest of them.
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 
 from grpo_stream.train.batches.groups import PromptGroups
-from grpo_stream.train.models.base_model import base_model
+from grpo_stream.train.models.base_model import base_model, unwrapped
 from grpo_stream.train.prefix.backbone import accepted_media
 from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache, new_cache, repeated
 from grpo_stream.train.prefix.router_balance import RouterRecord, kept_in
@@ -116,7 +115,7 @@ def _prefill(
 ) -> Any:
     """The cache of one prompt without its last token, which counts for ``size`` completions."""
     ids = group.prompt_ids[0][None, :-1]
-    past = new_cache(extract_model_from_parallel(model).config)
+    past = new_cache(unwrapped(model).config)
     if not group.has_images:
         _forget_positions(model)
     count = torch.full_like(ids, size)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from transformers.utils import logging
 
 from grpo_stream.errors import ConfigError
 from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.models.base_model import unwrapped
 from grpo_stream.train.prefix.forked_cache import checkpointing_keeps_cache
 from grpo_stream.train.prefix.plain import score_plain
 from grpo_stream.train.prefix.ways import PLAIN, PrefixWay
@@ -113,7 +113,7 @@ class _Plain:
     """Plain rows of a small group, and what other ways are from them."""
 
     def __init__(self, model: Any, groups: PromptGroups, accelerator: Any) -> None:
-        self._model = extract_model_from_parallel(model)
+        self._model = unwrapped(model)
         self._accelerator = accelerator
         number = next((n for n, media in enumerate(groups.media) if media), 0)
         start = sum(groups.sizes[:number])

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 
 from grpo_stream.families import PREFIX_LMS
 from grpo_stream.train.batches.groups import PromptGroups
+from grpo_stream.train.models.base_model import unwrapped
 from grpo_stream.train.prefix.backbone import backbone_of, prepare_prompts, prompt_positions
 from grpo_stream.train.prefix.forked import sample_forked, score_forked
 from grpo_stream.train.prefix.packing import pack_groups, score_packed, shared_prefix_obstacle
@@ -126,7 +126,7 @@ class Packed:
         router: RouterRecord | None = None,  # noqa: ARG002 - no family with experts is packed
     ) -> Scores:
         """All groups in one row."""
-        base = extract_model_from_parallel(model)
+        base = unwrapped(model)
         packed = pack_groups(
             groups,
             completion_ids,
