@@ -1,3 +1,4 @@
+import functools
 import json
 
 import pytest
@@ -13,11 +14,24 @@ estimate = load_script("estimate")
 FLOAT32_SUMS = ROOT / "ds_configs/zero3_float32_sums.json"
 
 
+@functools.cache
+def known_model(name):
+    return MetaModel(find_config(name))
+
+
+@pytest.fixture
+def _known_models(monkeypatch):
+    """A model of a name is made, and its layers are run for a batch, once for all tests."""
+    monkeypatch.setattr(estimate, "find_config", str)
+    monkeypatch.setattr(estimate, "MetaModel", known_model)
+
+
 def rows(capsys, *argv):
     assert estimate.main([*argv, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("_known_models")
 def test_a_row_for_each_model_and_number_of_gpus(capsys):
     found = rows(capsys, "--models", "3B", "72B", "--gpus", "8", "64")
     assert [(row["model"], row["gpus"]) for row in found] == [
@@ -29,6 +43,7 @@ def test_a_row_for_each_model_and_number_of_gpus(capsys):
     assert [row["fits"] for row in found] == ["both", "both", "no", "layerwise"]
 
 
+@pytest.mark.usefixtures("_known_models")
 @pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
 def test_deepspeeds_estimate_is_its_own(capsys, offload):
     (row,) = rows(capsys, "--models", "7B", "--gpus", "16", "--offload", offload)
@@ -40,6 +55,7 @@ def test_deepspeeds_estimate_is_its_own(capsys, offload):
     assert (row["states"] == 0) == (offload == "all")
 
 
+@pytest.mark.usefixtures("_known_models")
 @pytest.mark.parametrize("offload", ["none", "optimizer"])
 def test_gradients_that_are_summed_in_float32(capsys, offload):
     """Two bytes more for each weight of a rank's share, where gradients are."""
@@ -53,6 +69,7 @@ def test_gradients_that_are_summed_in_float32(capsys, offload):
     assert full["DeepSpeed"] == half["DeepSpeed"]
 
 
+@pytest.mark.usefixtures("_known_models")
 def test_the_estimate_is_the_preflights(capsys):
     """Both of one DeepSpeed file, with float32 sums and without."""
     (row,) = rows(capsys, "--models", "3B", "--gpus", "8", "--grad-accum-dtype", "fp32")
@@ -74,6 +91,7 @@ def test_the_table(capsys):
     assert {text.split()[0] for text in legend} >= {"states", "update", "layerwise", "fits"}
 
 
+@pytest.mark.usefixtures("_known_models")
 def test_a_colocated_engine(capsys):
     """Takes its share all the time, or while it is awake; the policy's own sampling is left out."""
     engine = "--vllm-gpu-memory-utilization"
@@ -96,6 +114,7 @@ def test_a_colocated_engine(capsys):
     assert shared["fits"] == "both"
 
 
+@pytest.mark.usefixtures("_known_models")
 def test_views_are_prompts_with_their_part_of_the_completions(capsys):
     flags = ["--models", "3B", "--gpus", "8", "--num-generations", "8"]
     (whole,) = rows(capsys, *flags)

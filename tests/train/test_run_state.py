@@ -1,5 +1,6 @@
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -39,6 +40,47 @@ def assert_same_run(resumed, whole):
     assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """What was trained before for another test, by its settings; and a folder."""
+    return {}, tmp_path_factory.mktemp("known")
+
+
+@pytest.fixture
+def begin(known, make_trainer, make_args, tmp_path):
+    """Trains in ``out`` until a checkpoint, or copies such a beginning; the keys of its batches."""
+    begun, folder = known
+    out = tmp_path / "out"
+
+    def begin(stop_after, **settings):
+        name = json.dumps([stop_after, settings], sort_keys=True)
+        if name in begun:
+            copy, batches = begun[name]
+            shutil.copytree(copy, out, dirs_exist_ok=True)
+            return batches
+        _, batches = run(make_trainer, make_args(**settings), stop_after=stop_after)
+        copy = folder / str(len(begun))
+        shutil.copytree(out, copy, ignore=shutil.ignore_patterns(output_lease.LEASE_NAME))
+        begun[name] = copy, batches
+        return batches
+
+    return begin
+
+
+@pytest.fixture
+def undisturbed(known, make_trainer, make_args):
+    """A run that nobody stops and that saves nothing: the trainer, and the keys of its batches."""
+    ended, _ = known
+
+    def train(**settings):
+        name = json.dumps(settings, sort_keys=True)
+        if name not in ended:
+            ended[name] = run(make_trainer, make_args(**settings | {"save_strategy": "no"}))
+        return ended[name]
+
+    return train
+
+
 class TestResume:
     @pytest.mark.parametrize(
         ("num_done", "changes"),
@@ -51,10 +93,12 @@ class TestResume:
         ],
         ids=["first", "at an epoch's end", "within a batch and a log", "with a reference model"],
     )
-    def test_is_the_same_run(self, make_trainer, make_args, tmp_path, num_done, changes):
+    def test_is_the_same_run(
+        self, make_trainer, make_args, begin, undisturbed, tmp_path, num_done, changes
+    ):
         args = SAVING | changes
-        whole, expected = run(make_trainer, make_args(**args | {"save_strategy": "no"}))
-        _, first = run(make_trainer, make_args(**args), stop_after=num_done)
+        whole, expected = undisturbed(**args)
+        first = begin(num_done, **args)
         checkpoint = tmp_path / "out" / f"checkpoint-{num_done}"
         resumed, rest = run(make_trainer, make_args(**args), resume_from=str(checkpoint))
         assert first + rest == expected
@@ -66,8 +110,8 @@ class TestResume:
         places = [place_of(tmp_path / "out" / f"checkpoint-{step}") for step in range(1, 5)]
         assert places == [(0, 1), (0, 2), (1, 0), (1, 1)]
 
-    def test_of_a_resume(self, make_trainer, make_args, tmp_path):
-        whole, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
+    def test_of_a_resume(self, make_trainer, make_args, undisturbed, tmp_path):
+        whole, expected = undisturbed(**SAVING)
         read, resume_from = [], None
         for stop_after in (1, 2, 4):
             trainer, batches = run(
@@ -90,11 +134,11 @@ class TestResume:
         assert trainer.prefix_way == "forked"
 
     def test_a_batch_whose_prompts_have_changed_is_sampled_again(
-        self, make_trainer, make_args, tmp_path
+        self, make_trainer, make_args, begin, undisturbed, tmp_path
     ):
-        args = SAVING | {"num_iterations": 2, "max_steps": 6}
-        _, expected = run(make_trainer, make_args(**args | {"save_strategy": "no"}))
-        run(make_trainer, make_args(**args), stop_after=3)
+        args = SAVING | {"num_iterations": 2, "max_steps": 6, "logging_steps": 2}
+        _, expected = undisturbed(**args)
+        begin(3, **args)
         checkpoint = tmp_path / "out" / "checkpoint-3"
         path = checkpoint / "run_state_0.pt"
         state = torch.load(path)
@@ -116,10 +160,10 @@ class TestResume:
 
     @pytest.mark.parametrize(("max_steps", "num_global_steps"), [(4, 4), (-1, 5)])
     def test_with_more_updates_for_the_same_prompts(
-        self, make_trainer, make_args, max_steps, num_global_steps
+        self, make_trainer, make_args, begin, undisturbed, max_steps, num_global_steps
     ):
-        _, expected = run(make_trainer, make_args(**SAVING | {"save_strategy": "no"}))
-        run(make_trainer, make_args(**SAVING), stop_after=1)
+        _, expected = undisturbed(**SAVING)
+        begin(1, **SAVING)
         # Each of the 2 generation batches that are left now takes 2 global steps.
         length = {"max_steps": max_steps, "num_train_epochs": 1}
         args = make_args(**SAVING | length | {"gradient_accumulation_steps": 1})
@@ -135,8 +179,8 @@ class TestResume:
 
 
 class TestWholeness:
-    def test_the_last_whole_one_is_found(self, make_trainer, make_args, tmp_path, caplog):
-        run(make_trainer, make_args(**SAVING), stop_after=3)
+    def test_the_last_whole_one_is_found(self, make_trainer, make_args, begin, tmp_path, caplog):
+        begin(3, **SAVING)
         (tmp_path / "out/checkpoint-3" / MARKER_NAME).unlink()
         with (tmp_path / "out/checkpoint-2/optimizer.pt").open("r+b") as file:
             file.truncate(100)
@@ -149,10 +193,10 @@ class TestWholeness:
         assert [path.name for path in whole] == [f"checkpoint-{n}" for n in (4, 3, 2, 1)]
 
     def test_a_full_disk_leaves_the_last_one_whole(
-        self, make_trainer, make_args, tmp_path, monkeypatch
+        self, make_trainer, make_args, undisturbed, tmp_path, monkeypatch
     ):
         args = SAVING | {"save_total_limit": 1}
-        whole, _ = run(make_trainer, make_args(**args))
+        whole, _ = undisturbed(**SAVING)
         saved = torch.save
 
         def save(content, path, **kwargs):
@@ -225,8 +269,8 @@ class TestChangedSettings:
 
     COSINE = SAVING | {"lr_scheduler_type": "cosine", "learning_rate": 1e-3}
 
-    def rates(self, make_trainer, make_args, before, now):
-        run(make_trainer, make_args(**self.COSINE | before), stop_after=2)
+    def rates(self, make_trainer, make_args, begin, now):
+        begin(2, **self.COSINE)
         trainer, _ = run(make_trainer, make_args(**self.COSINE | now), resume_from=True)
         return trainer, logged(trainer, "learning_rate")
 
@@ -241,12 +285,9 @@ class TestChangedSettings:
         ],
         ids=lambda now: next(iter(now)),
     )
-    def test_of_a_schedule(self, make_trainer, make_args, tmp_path, caplog, now):
-        whole, _ = run(
-            make_trainer,
-            make_args(**self.COSINE | now | {"output_dir": str(tmp_path / "whole")}),
-        )
-        _, rates = self.rates(make_trainer, make_args, {}, now)
+    def test_of_a_schedule(self, make_trainer, make_args, begin, undisturbed, caplog, now):
+        whole, _ = undisturbed(**self.COSINE | now)
+        _, rates = self.rates(make_trainer, make_args, begin, now)
         assert rates[2:] == logged(whole, "learning_rate")[2:]
         for name in now:
             assert f"resumed with another {name}: " in caplog.text
@@ -258,16 +299,16 @@ class TestChangedSettings:
         rates = logged(trainer, "learning_rate")
         assert rates[4:] == pytest.approx([2.5e-4, 6.7e-5], rel=0.01)
 
-    def test_of_an_optimizer(self, make_trainer, make_args, caplog):
+    def test_of_an_optimizer(self, make_trainer, make_args, begin, caplog):
         now = {"weight_decay": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
-        trainer, _ = self.rates(make_trainer, make_args, {}, now)
+        trainer, _ = self.rates(make_trainer, make_args, begin, now)
         groups = trainer.optimizer.param_groups
         assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
         assert {(group["betas"], group["eps"]) for group in groups} == {((0.8, 0.9), 1e-5)}
         assert "resumed with another weight_decay: 0.0 -> 0.5" in caplog.text
 
-    def test_of_a_checkpoint_that_does_not_say(self, make_trainer, make_args, tmp_path):
-        run(make_trainer, make_args(**self.COSINE), stop_after=2)
+    def test_of_a_checkpoint_that_does_not_say(self, make_trainer, make_args, begin, tmp_path):
+        begin(2, **self.COSINE)
         checkpoint = tmp_path / "out/checkpoint-2"
         (checkpoint / "optimizer_settings.json").unlink()
         seal(checkpoint, num_ranks=1, zero_stage=None)
@@ -276,10 +317,10 @@ class TestChangedSettings:
         assert logged(trainer, "learning_rate")[2:] == pytest.approx([5e-7, 1.46e-7], rel=0.01)
         assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
 
-    def test_of_another_optimizer_is_refused(self, make_trainer, make_args):
+    def test_of_another_optimizer_is_refused(self, make_trainer, make_args, begin):
         words = r"optim='sgd': .*checkpoint-2 was written with 'adamw_torch"
         with pytest.raises(ConfigError, match=words):
-            self.rates(make_trainer, make_args, {}, {"optim": "sgd"})
+            self.rates(make_trainer, make_args, begin, {"optim": "sgd"})
 
 
 class TestMovingReference:
@@ -313,9 +354,11 @@ class TestMovingReference:
 class TestRuns:
     """Which run a folder, and a checkpoint, is of."""
 
-    def test_beginning_anew_beside_checkpoints(self, make_trainer, make_args, tmp_path, caplog):
+    def test_beginning_anew_beside_checkpoints(
+        self, make_trainer, make_args, begin, tmp_path, caplog
+    ):
         out = tmp_path / "out"
-        run(make_trainer, make_args(**SAVING), stop_after=3)
+        begin(3, **SAVING)
         with pytest.raises(ConfigError, match=r"holds checkpoints of another run \(checkpoint-1, "):
             run(make_trainer, make_args(**SAVING))
         run(make_trainer, make_args(**SAVING), stop_after=1, old_checkpoints="keep")
@@ -331,9 +374,9 @@ class TestRuns:
         assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-1"]
 
     def test_auto_before_the_first_checkpoint_is_the_same_run(
-        self, make_trainer, make_args, tmp_path
+        self, make_trainer, make_args, begin, tmp_path
     ):
-        run(make_trainer, make_args(**SAVING), stop_after=3)
+        begin(3, **SAVING)
         nothing = {"save_strategy": "no"}
         run(make_trainer, make_args(**SAVING | nothing), stop_after=1, old_checkpoints="keep")
         run_id = read_run_id(tmp_path / "out")
@@ -365,8 +408,8 @@ class TestRuns:
 
 
 class TestRefusals:
-    def test_other_data(self, make_trainer, make_args, tmp_path):
-        run(make_trainer, make_args(**SAVING), stop_after=1)
+    def test_other_data(self, make_trainer, make_args, begin, tmp_path):
+        begin(1, **SAVING)
         write_shapes(tmp_path, 14)
         with pytest.raises(CursorError, match="manifest digest"):
             run(make_trainer, make_args(**SAVING), resume_from=True, folder=tmp_path / "shards")
@@ -388,8 +431,8 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="save_only_model"):
             run(make_trainer, make_args(**SAVING), resume_from=str(tmp_path / "out/checkpoint-1"))
 
-    def test_deepspeed_of_another_kind(self, make_trainer, make_args, tmp_path):
-        run(make_trainer, make_args(**SAVING), stop_after=1)
+    def test_deepspeed_of_another_kind(self, make_trainer, make_args, begin, tmp_path):
+        begin(1, **SAVING)
         checkpoint = tmp_path / "out/checkpoint-1"
         seal(checkpoint, num_ranks=2, zero_stage=3)
         words = "was written with ZeRO stage 3, and the run is without DeepSpeed"

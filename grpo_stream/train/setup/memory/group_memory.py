@@ -89,7 +89,8 @@ def group_memory(model: MetaModel, batch: Batch, element_bytes: int) -> GroupMem
         caches = [(1, prompt), (size, completion)]  # sampled from a forked prompt's cache as plain
         caches = caches if layout == "packed" else [(size, prompt + completion)]
         cache = sum(_cache_bytes(model, *rows) for rows in caches)
-        prefix_cache = _cache_bytes(model, 1, prompt) // len(model.layers)
+        # Under gradient checkpointing a forked prompt's cache remains of each layer, too.
+        kept_cache = _cache_bytes(model, 1, prompt) if layout == "forked" else 0
     except _CANNOT_RUN as error:
         reason = str(error).strip().partition("\n")[0]
         expected = f"has layers that cannot be run without values ({reason})"
@@ -101,8 +102,7 @@ def group_memory(model: MetaModel, batch: Batch, element_bytes: int) -> GroupMem
     # A block that cannot be run alone keeps as much for its width as a layer does.
     kept = _block_bytes(model) or counter.sizes[0] * width // (tokens * model.head.size(1))
     inputs = [hidden * own for own, _ in passes]
-    if layout == "forked":
-        inputs[0] += prefix_cache
+    inputs[0] += kept_cache // len(model.layers)
     return GroupMemory(
         layout=layout,
         layers=tuple(kept_bytes for _, one in passes for kept_bytes in one.sizes),
