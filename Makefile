@@ -31,6 +31,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 # Neither the quickstart nor a test needs the hub: a forgotten access fails at once, not by time-out.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# The tests start some hundred processes, each of which would compile anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -42,12 +44,27 @@ setup: $(STAMP)  ## Make .venv with the pinned versions; does nothing when it is
 quickstart: setup  ## Shards, ZeRO-3 GRPO of a tiny policy and a report, in out/quickstart
 	@.venv/bin/python -m launch.quickstart
 
-test: setup lint  ## Lint, types, floors and every test that is not slow (minutes)
-	.venv/bin/pytest -m "not slow" $(WORKERS) $(SLOWEST)
+# mypy keeps one core busy for most of a minute: it runs beside the tests, and its verdict is behind theirs.
+test: setup  ## Lint, types, floors and every test that is not slow (minutes)
+	@.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+	verdict=$$(mktemp)
+	.venv/bin/mypy > "$$verdict" 2>&1 &
+	mypy=$$!
+	trap 'kill $$mypy 2> /dev/null || true; rm "$$verdict"' EXIT
+	tests=0
+	.venv/bin/pytest -m "not slow" $(WORKERS) $(SLOWEST) || tests=$$?
+	types=0
+	wait $$mypy || types=$$?
+	sed 's/^/mypy: /' "$$verdict"
+	exit $$((tests ? tests : types))
 
-# One after the other: most of them are two ranks, and some watch the clock.
+# Two ranks wait for each other much of the time, which another file's tests use. Only files with such tests
+# are collected, and begun in their order: those that take longest are not left for the end. Ray has its own.
 test-slow: setup  ## The tests that are marked slow, each for the reason beside its marker
-	.venv/bin/pytest -m slow $(SLOWEST)
+	.venv/bin/pytest -m slow $(WORKERS) --no-loadscope-reorder $(SLOWEST) \
+		$$(grep -rl --include='test_*.py' --exclude-dir=ray 'mark\.slow(' tests | sort)
 
 test-all: test test-slow test-data  ## Everything that CI runs
 

@@ -15,7 +15,7 @@ NUM_IMAGES = (1, 0, 2, 1)
 
 pytestmark = [
     pytest.mark.multiprocess,
-    pytest.mark.slow(reason="three global steps under ZeRO-3, and eight seconds of a stall"),
+    pytest.mark.slow(reason="three global steps under ZeRO-3, and twenty seconds of a stall"),
 ]
 
 
@@ -66,7 +66,7 @@ def test_a_reward_that_stalls_ends_both_ranks_and_is_named(told):
     assert (report["stage"], report["global_step"]) == ("rewards", 2)
     assert report["place"].startswith("rewards_that_stall (")
     assert len(report["in_use"]) == 2
-    assert "no progress within step_timeout_seconds=8: rank 1 " in stalled
+    assert "no progress within step_timeout_seconds=20: rank 1 " in stalled
     assert "behind: rank 1 " in waiting
     assert "at rewards_that_stall (" in waiting
     assert "rank 0: in all_gather" in waiting
