@@ -13,9 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger("grpo_stream.train")
 
 _ATEN = torch.ops.aten
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class _Call(NamedTuple):
@@ -122,7 +126,16 @@ def _is_exact(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     # In a thread of its own, as what autocast and checkpointed layers do to gradients is of a
     # thread: a layer would count what is kept here among what it has to compute again.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_try_kernel, device, dtype, width).result()
+        is_exact = thread.submit(_try_kernel, device, dtype, width).result()
+    if not is_exact and (device.type == "cpu" or dtype in _HALVES):
+        logger.warning(
+            "completions attend through a mask, which is slower: attention with log-sums is "
+            "missing or wrong on %s for %s, heads of %d",
+            device,
+            dtype,
+            width,
+        )
+    return is_exact
 
 
 def _try_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
@@ -166,7 +179,7 @@ def _attend(
         kernel = _ATEN._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
         output, log_sums = kernel(query, key, value, 0.0, is_causal, scale=scaling)
         return _Call(output, log_sums, ())
-    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
+    if query.device.type == "cuda" and query.dtype in _HALVES:
         kernel = _ATEN._scaled_dot_product_flash_attention  # noqa: SLF001
         output, log_sums, *others = kernel(query, key, value, 0.0, is_causal, False, scale=scaling)
         return _Call(output, log_sums, tuple(others[:6]))
