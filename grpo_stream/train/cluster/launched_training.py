@@ -37,8 +37,7 @@ class LaunchInputs(NamedTuple):
 def load_inputs(settings: "Settings | SupervisedSettings") -> LaunchInputs:
     """Chooses the checkpoint and loads the processor; every rank must call this.
 
-    ``model_init_kwargs`` of the settings are completed by ModelConfig's fields, which have values
-    even where nobody set them (``dtype`` is float32 in trl 1.16).
+    How the policy is loaded is noted in the settings' ``model_init_kwargs``.
 
     Raises:
         ConfigError: there is no such checkpoint, it does not fit the run, or no such processor.
@@ -50,10 +49,7 @@ def load_inputs(settings: "Settings | SupervisedSettings") -> LaunchInputs:
     )
     if checkpoint is not None:
         fitting_marker(checkpoint, args)
-    kwargs: dict[str, Any] = {"revision": model.model_revision, "dtype": model.dtype}
-    if model.attn_implementation is not None:
-        kwargs["attn_implementation"] = model.attn_implementation
-    args.model_init_kwargs = kwargs | (args.model_init_kwargs or {})
+    args.model_init_kwargs = model_init_kwargs(settings)
     processor = load_processor(
         model.model_name_or_path,
         min_pixels=data.min_pixels,
@@ -67,6 +63,18 @@ def load_inputs(settings: "Settings | SupervisedSettings") -> LaunchInputs:
         "world": world,
     }
     return LaunchInputs(checkpoint, str(model.model_name_or_path), processor, of_streams)
+
+
+def model_init_kwargs(settings: "Settings | SupervisedSettings") -> dict[str, Any]:
+    """How the policy is loaded; trl's ``model_init_kwargs`` win over ModelConfig's fields.
+
+    The fields have values even where nobody set them (``dtype`` is float32 in trl 1.16).
+    """
+    model = settings.model
+    kwargs: dict[str, Any] = {"revision": model.model_revision, "dtype": model.dtype}
+    if model.attn_implementation is not None:
+        kwargs["attn_implementation"] = model.attn_implementation
+    return kwargs | (settings.args.model_init_kwargs or {})
 
 
 def check_ranks_agree(

@@ -11,6 +11,7 @@ from grpo_stream.grounding.prompts import TEMPLATES
 from grpo_stream.stream.prompt_stream import PromptStream
 from grpo_stream.stream.record_source import RecordSource
 from grpo_stream.stream.stream_sample import StreamSample
+from grpo_stream.train.cluster.launched_training import model_init_kwargs
 from grpo_stream.train.models.tiny import make_tiny_policy
 from grpo_stream.train.observe.metrics import short_line
 from grpo_stream.train.setup.arguments import DataArguments
@@ -27,7 +28,6 @@ from grpo_stream.train.setup.open_data import (
 from grpo_stream.train.setup.run_plan import parse_settings, plan_run
 from grpo_stream.train.setup.run_summary import describe_prompt
 from shard_builder.datasets.index_tars import index_tars
-from tests.launch.support import load_script
 from tests.train.support import write_mixed_set, write_shapes
 
 
@@ -315,7 +315,6 @@ def test_a_short_wait_for_other_ranks_is_noted(shapes, ddp_timeout, names):
 
 
 def test_how_a_policy_is_loaded(shapes):
-    model_init_kwargs = load_script("train").model_init_kwargs
     assert model_init_kwargs(settings(shapes)) == {"revision": "main", "dtype": "float32"}
     flags = ["--attn_implementation", "eager", "--dtype", "bfloat16"]
     found = model_init_kwargs(settings(shapes, *flags))
