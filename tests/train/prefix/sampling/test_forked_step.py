@@ -51,7 +51,7 @@ def counters(monkeypatch):
 def ragged(processor, num_generations=3):
     rule = known_rule(processor.image_processor)
     side = 28 if rule is None else rule.multiple
-    sizes = [(3 * side, 2 * side), (side, 4 * side), (side, side)]
+    sizes = [(3 * side, 2 * side), (side, 4 * side), (2 * side, 2 * side), (side, side)]
     groups = make_groups(processor, sizes, num_generations)
     assert len({len(ids) for ids in groups.prompt_ids}) > 1
     return groups
