@@ -1,7 +1,7 @@
 """Kills a training run again and again, and compares it with one that nobody disturbed.
 
 A tiny policy is trained on generated shapes, or on the committed screenshots, once to the end. Then
-the same command is started, killed with SIGKILL at a random moment (also while it saves), started
+the same command is started, killed with SIGKILL (first while it saves, then anywhere), started
 again, and so on; whenever a run has reached its end, the next one begins. Each must have seen the
 same samples at the same global steps, logged the same values, and hold the same weights, bit for
 bit.
@@ -19,17 +19,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
 from benchmarks.command_line import Commands, new_command
+from grpo_stream.train.checkpoints.whole_checkpoint import MARKER_NAME
 from launch.make_shapes import write_set
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SCREENSHOTS = _ROOT / "data/screenshots"
 _NUM_RECORDS = 24
 _MAX_SCREENSHOT_PIXELS = 128 * 32 * 32
+_CHECKPOINT = "checkpoint-"
 ZERO3 = _ROOT / "ds_configs/zero3_cpu.json"
 _TIMED = ("time/", "speed/", "health/", "stream/", "step_time", "train_")
 """Logged values that depend on the clock, or on how far was read ahead."""
@@ -145,7 +147,6 @@ def measure(
         settings["deepspeed"] = ZERO3
     whole = Run(server, folder / "whole", num_ranks, settings)
     whole.start()
-    limits = [max(1, n // 2) for n in whole.num_moments()]  # a start gets some steps further
     kills: list[str] = []
     differences: list[str] = []
     num_partial = num_resumed = num_runs = 0
@@ -154,7 +155,11 @@ def measure(
         killed = Run(server, folder / f"killed_{num_runs}", num_ranks, settings)
         has_ended = False
         while not has_ended:
-            kill = None if len(kills) == num_kills else _random_kill(rng, limits)
+            kill = None
+            if not kills:
+                kill = _kill_in_a_save(rng, whole.moments())
+            elif len(kills) < num_kills:
+                kill = _kill_anywhere(rng, whole.moments())
             has_ended = killed.start(kill)
             if not has_ended:
                 kills.append(killed.last_kill())
@@ -171,10 +176,22 @@ def measure(
     }
 
 
-def _random_kill(rng: random.Random, limits: list[int]) -> dict[str, Any]:
-    rank = rng.randrange(len(limits))
+def _kill_in_a_save(rng: random.Random, moments: list[list[str]]) -> dict[str, Any]:
+    """While a checkpoint is not whole yet, and an earlier one is."""
+    rank = rng.randrange(len(moments))
+    folders = [what.split(" ")[-1].partition(os.sep)[0] for what in moments[rank]]
+    saved = [name for name in dict.fromkeys(folders) if name.startswith(_CHECKPOINT)]
+    folder = rng.choice(saved[1:])
+    own = [what for what, its in zip(moments[rank], folders, strict=True) if its == folder]
+    own = list(takewhile(lambda what: MARKER_NAME not in what, own))
+    return {"rank": rank, "within": folder, "moment": rng.randint(2, len(own)), "seconds": 0.0}
+
+
+def _kill_anywhere(rng: random.Random, moments: list[list[str]]) -> dict[str, Any]:
+    rank = rng.randrange(len(moments))
     seconds = rng.choice((0.0, rng.uniform(0, 0.2)))
-    return {"rank": rank, "moment": rng.randint(1, limits[rank]), "seconds": seconds}
+    most = max(1, len(moments[rank]) // 2)  # a start gets some steps further
+    return {"rank": rank, "moment": rng.randint(1, most), "seconds": seconds}
 
 
 @dataclass
@@ -218,10 +235,10 @@ class Run:
         """What was about to happen at the last kill."""
         return (self.folder / "killed.txt").read_text()
 
-    def num_moments(self) -> list[int]:
-        """Moments of each rank, once it has come to its end."""
+    def moments(self) -> list[list[str]]:
+        """What each rank was about to do, once it has come to its end."""
         paths = [self.folder / f"moments_{rank}.txt" for rank in range(self.num_ranks)]
-        return [int(path.read_text()) for path in paths]
+        return [path.read_text().splitlines() for path in paths]
 
     def num_in_log(self, words: str) -> int:
         """How often the first rank has said ``words`` in all starts."""

@@ -4,7 +4,8 @@ Started by :mod:`benchmarks.kill.kill_resume`: a job as JSON on each line of sta
 on a line of standard output. Libraries are imported once, so a start costs a second, not ten.
 
 Each rank counts *moments*: what it does to files of the output folder (opening, renaming, removing)
-and calls of the reward. A job may name the moment after which a rank kills itself with SIGKILL.
+and calls of the reward, but not what it does by the clock. A job may name the moment after which a
+rank kills itself with SIGKILL.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from typing import Any
 
 _REWARD = "benchmarks.kill.kill_run.reward"
 _FILE_EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"})
+_BY_THE_CLOCK = ("heartbeat", ".run.lease")  # in another run they come between other moments
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,11 +44,16 @@ class Moments:
     Args:
         folder: The output folder.
         notes: Where to write what the process was about to do.
-        kill: ``moment`` (from 1) and ``seconds`` to wait then; None: only count.
+        kill: ``moment`` (from 1), of those of files in the folder ``within`` if that is given, and
+            ``seconds`` to wait then; None: only count.
+
+    Attributes:
+        all: What the process was about to do at each.
     """
 
-    def __init__(self, folder: Path, notes: Path, kill: dict[str, float] | None) -> None:
-        self.num = 0
+    def __init__(self, folder: Path, notes: Path, kill: dict[str, Any] | None) -> None:
+        self.all: list[str] = []
+        self._num_counted = 0
         self._prefix = f"{folder}{os.sep}"
         self._notes = notes
         self._kill = kill
@@ -59,9 +66,15 @@ class Moments:
             return  # only read
         if not is_file and event != _REWARD:
             return
-        self.num += 1
-        if self._kill is not None and self.num == self._kill["moment"]:
-            what = f"{event} {path.removeprefix(self._prefix)}".strip()
+        path = path.removeprefix(self._prefix)
+        if path.startswith(_BY_THE_CLOCK):
+            return
+        what = f"{event} {path}".strip()
+        self.all.append(what)
+        if self._kill is None or not path.startswith(self._kill.get("within", "")):
+            return
+        self._num_counted += 1
+        if self._num_counted == self._kill["moment"]:
             if self._kill["seconds"]:
                 what += f", {1000 * self._kill['seconds']:.0f} ms later"
             (self._notes / "killed.txt").write_text(what)
@@ -122,7 +135,7 @@ def _run_rank(train: ModuleType, job: dict[str, Any], rank: int) -> int:
     kill = job["kill"] if job["kill"] and job["kill"]["rank"] == rank else None
     moments = Moments(Path(job["out"]), notes, kill)
     code: int = train.main(job["argv"])
-    (notes / f"moments_{rank}.txt").write_text(str(moments.num))
+    (notes / f"moments_{rank}.txt").write_text("\n".join(moments.all))
     return code
 
 

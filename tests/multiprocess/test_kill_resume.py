@@ -37,10 +37,9 @@ def server():
     [
         (1, 4, 5, {}),
         (2, 2, 4, {}),
-        # Of a seed whose kill is in the midst of a later save, whatever the machine's speed.
-        (2, 1, 4, {"mixes_images": True, "seed": 404}),
-        (2, 1, 4, FORKED | {"seed": 404}),
-        (2, 1, 4, FORKED | {"mixes_images": True, "seed": 404}),
+        (2, 1, 4, {"mixes_images": True}),
+        (2, 1, 4, FORKED),
+        (2, 1, 4, FORKED | {"mixes_images": True}),
     ],
     ids=["one rank", "two ranks", "mixed images", "forked", "forked, mixed images"],
 )
@@ -52,7 +51,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert found["differences"] == []
     assert len(found["kills"]) == num_kills
     assert found["num_resumed"] > 0
-    assert found["num_partial"] > 0  # one at least was killed while it saved
+    assert found["num_partial"] > 0  # the first was killed while it saved
 
 
 def test_a_killed_run_on_a_joined_set_goes_on_though_all_of_it_has_moved(server, tmp_path):
@@ -70,7 +69,7 @@ def test_a_killed_run_on_a_joined_set_goes_on_though_all_of_it_has_moved(server,
     whole = Run(server, tmp_path / "whole", 1, settings | {"shards": joined})
     assert whole.start()
     killed = Run(server, tmp_path / "killed", 1, settings | {"shards": joined})
-    assert not killed.start({"rank": 0, "moment": whole.num_moments()[0] * 2 // 3, "seconds": 0.0})
+    assert not killed.start({"rank": 0, "moment": len(whole.moments()[0]) * 2 // 3, "seconds": 0.0})
     moved = joined.parent.rename(tmp_path / "moved") / joined.name
     killed.settings["shards"] = moved
     assert killed.start()
