@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from grpo_stream.train.cluster import launched_run, preflight, process_group
+from grpo_stream.train.cluster import launched_run, launched_training, preflight, process_group
 from grpo_stream.train.cluster.early_end import end_process
 from tests.launch.support import load_script
 
@@ -23,7 +23,7 @@ PLACES = {
     "preflight": (preflight, "_collect"),
     "silent": (launched_run, "run_preflight"),
     "loading": (train, "PersonalizedGRPOTrainer"),
-    "swallowed": (train, "load_processor"),
+    "swallowed": (launched_training, "load_processor"),
 }
 
 
