@@ -70,8 +70,9 @@ def sample(model, groups, config, chosen):
     return FORKED.sample(model, groups, config, config.pad_token_id, chosen)
 
 
-def check_equal(model, groups, config, chosen):
-    expected = sample(model, groups, config, Decoder("eager"))
+def check_equal(model, groups, config, chosen, reference="eager"):
+    beside = Decoder("compiled", "eager") if reference == "in place" else Decoder(reference)
+    expected = sample(model, groups, config, beside)
     found = sample(model, groups, config, chosen)
     assert chosen.is_compiled, chosen.fallback
     assert torch.equal(found, expected)
@@ -118,9 +119,12 @@ def test_kernels_sample_generates_tokens(policy_of, family, kind):
         accelerator = Accelerator(mixed_precision="bf16", cpu=True)
         model = accelerator.unwrap_model(accelerator.prepare_model(model, evaluation_mode=True))
     groups, chosen = ragged(processor), Decoder("compiled")
-    for sampling in ({}, SAMPLED):
-        config = generation_config(processor, **sampling)
-        check_equal(model, groups, config, chosen)
+    check_equal(model, groups, generation_config(processor), chosen)
+    # Slots that nobody sees change how attention rounds 16 bits: a draw that is close to an edge
+    # may fall on its other side. Beside the same slots, operation by operation, none does.
+    reference = "in place" if kind in {"bfloat16", "autocast"} else "eager"
+    config = generation_config(processor, **SAMPLED)
+    check_equal(model, groups, config, chosen, reference)
 
 
 class TestWhatCannotBeAGraph:
